@@ -1,0 +1,16 @@
+"""The version, as the installed distribution says it."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+DISTRIBUTION: Final = "critical-event-broadcaster"
+
+
+def _installed() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:  # run from a bare checkout
+        return "0+unknown"
+
+
+VERSION: Final = _installed()
