@@ -1,0 +1,187 @@
+"""Events over Redis Pub/Sub: publishing them, and a subscription that says when it may have missed some."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from broadcaster.errors import RedisUnavailable
+from broadcaster.redis_link import RedisLink
+from broadcaster.settings import RedisTable, redact
+
+log = logging.getLogger("broadcaster.bus")
+
+
+class Subscription:
+    """One channel, held for as long as the process lives.
+
+    Redis may go away for any length of time, be killed, or freeze: a link that says nothing for
+    `silence_timeout_s` though pinged counts as gone, and a new one is made, with full-jitter back-off.
+
+    Attributes:
+        confirmed: Whether Redis has confirmed the subscription and the link is alive.
+        reconnects: How often the subscription was restored after it had been confirmed once.
+    """
+
+    def __init__(
+        self,
+        redis: RedisTable,
+        channel: str,
+        *,
+        on_events: Callable[[list[bytes]], None],
+        on_confirmed: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """Nothing happens before `run`.
+
+        Args:
+            redis: Address and deadlines.
+            channel: The Redis channel.
+            on_events: Takes the payloads that one read brought, in Redis' order.
+            on_confirmed: From here on nothing is missed. Called in order with the events.
+            on_lost: From here on, until confirmed again, events may be missed.
+        """
+        self._redis = redis
+        self._channel = channel
+        self._on_events = on_events
+        self._on_confirmed = on_confirmed
+        self._on_lost = on_lost
+        self._ever_confirmed = False
+        self.confirmed = False
+        self.reconnects = 0
+
+    async def run(self) -> None:
+        """Keep the subscription until cancelled.
+
+        Raises:
+            RedisRefused: Redis will not have us, and trying again would not help.
+        """
+        attempts = 0
+        while True:
+            try:
+                await self._hold_one_link()
+                attempts = 0
+            except RedisUnavailable as error:
+                if attempts == 0:
+                    log.warning("redis: %s (%s); trying again", error, redact(self._redis.url))
+                attempts += 1
+            longest_s = min(self._redis.reconnect_max_s, 0.05 * 2 ** min(attempts, 10))
+            await asyncio.sleep(random.uniform(0, longest_s))
+
+    async def _hold_one_link(self) -> None:
+        """From connecting to the end of one link; returns if it had been confirmed, else raises."""
+        link = await RedisLink.open(
+            self._redis.url,
+            timeout_s=self._redis.connect_timeout_s,
+            on_messages=self._on_events,
+            on_subscribed=self._confirm,
+        )
+        try:
+            async with asyncio.timeout(self._redis.connect_timeout_s):
+                await link.execute("SUBSCRIBE", self._channel)
+            await self._watch(link)
+        except TimeoutError:
+            raise RedisUnavailable("Redis did not confirm the subscription") from None
+        finally:
+            link.abort()
+            if self.confirmed:
+                self.confirmed = False
+                self._on_lost()
+
+    def _confirm(self) -> None:
+        self.confirmed = True
+        if self._ever_confirmed:
+            self.reconnects += 1
+        log.info("redis: subscribed to %s", self._channel)
+        self._ever_confirmed = True
+        self._on_confirmed()
+
+    async def _watch(self, link: RedisLink) -> None:
+        """Ping until the link ends or falls silent: a frozen Redis keeps its connections open."""
+        loop = asyncio.get_running_loop()
+        while not link.lost.done():
+            link.send(("PING",))
+            await asyncio.wait([link.lost], timeout=self._redis.ping_interval_s)
+            if loop.time() - link.heard_at > self._redis.silence_timeout_s:
+                log.warning("redis: silent for %.1f s; dropping the link", loop.time() - link.heard_at)
+                return
+        log.warning("redis: connection lost")
+
+
+class PublishLink:
+    """Publishes payloads; one connection, made anew when it was lost. `async with PublishLink(...)`."""
+
+    def __init__(self, redis: RedisTable) -> None:
+        self._redis = redis
+        self._link: RedisLink | None = None
+
+    async def __aenter__(self) -> PublishLink:
+        """Connect.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `RedisLink.open`.
+        """
+        await self._connected()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._link is not None:
+            self._link.abort()
+
+    async def publish(self, channel: str, payloads: Sequence[bytes]) -> list[int | RedisUnavailable]:
+        """Publish in one write; return per payload how many Redis subscriptions heard it, or what failed.
+
+        An error does not say that the event was not published: Redis may have done it and died before it
+        could answer.
+        """
+        try:
+            link = await self._connected()
+            replies = link.send(*(("PUBLISH", channel, payload) for payload in payloads))
+            async with asyncio.timeout(self._redis.silence_timeout_s):
+                heard = await asyncio.gather(*replies, return_exceptions=True)
+        except TimeoutError:
+            self._drop()
+            return [RedisUnavailable("Redis did not answer the publish in time")] * len(payloads)
+        except RedisUnavailable as error:
+            return [error] * len(payloads)
+        return [self._result(reply) for reply in heard]
+
+    @staticmethod
+    def _result(reply: object) -> int | RedisUnavailable:
+        if isinstance(reply, int):
+            return reply
+        if isinstance(reply, RedisUnavailable):
+            return reply
+        if isinstance(reply, BaseException):
+            raise reply
+        return RedisUnavailable(f"Redis answered {reply!r}")
+
+    async def _connected(self) -> RedisLink:
+        if self._link is None or self._link.lost.done():
+            self._link = await RedisLink.open(self._redis.url, timeout_s=self._redis.connect_timeout_s)
+        return self._link
+
+    def _drop(self) -> None:
+        if self._link is not None:
+            self._link.abort()
+            self._link = None
+
+
+async def server_version(redis: RedisTable) -> str:
+    """The version Redis reports, such as `7.0.15`.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `RedisLink.open`.
+    """
+    link = await RedisLink.open(redis.url, timeout_s=redis.connect_timeout_s)
+    try:
+        text = str(await link.execute("INFO", "server"), "utf-8", "replace")
+    finally:
+        link.abort()
+    lines = dict(line.partition(":")[::2] for line in text.splitlines())
+    return lines.get("redis_version", "unknown")

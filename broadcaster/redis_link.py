@@ -1,0 +1,199 @@
+"""One connection to Redis: commands go in, replies come back in order, messages go to a callable.
+
+An `asyncio.Protocol` around hiredis' parser. redis-py's own listener reconnects silently (what was published
+meanwhile is lost without a sign), never notices a frozen Redis, and costs a task switch per message; here a
+link lives once, says when it ends, and hands over everything that one read brought as one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import hiredis
+from redis.connection import SSLConnection, parse_url
+
+from broadcaster.errors import RedisRefused, RedisUnavailable
+
+Command = tuple[Any, ...]
+"""Words of a command: str, bytes or int."""
+
+Reply = Any
+"""bytes, int, None, or a list of these, as RESP2 has them."""
+
+_FOR_GOOD: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
+"""What Redis says when trying again will not help."""
+
+
+class RedisLink(asyncio.Protocol):
+    """One connection, from `open` to its end. Not reused, not reconnected.
+
+    Attributes:
+        lost: Done when the link has ended, for whatever reason.
+        heard_at: Loop time of the last bytes from Redis.
+    """
+
+    def __init__(
+        self,
+        on_messages: Callable[[list[bytes]], None] | None = None,
+        on_subscribed: Callable[[], None] | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._on_messages = on_messages
+        self._on_subscribed = on_subscribed
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.heard_at = loop.time()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        timeout_s: float,
+        on_messages: Callable[[list[bytes]], None] | None = None,
+        on_subscribed: Callable[[], None] | None = None,
+    ) -> RedisLink:
+        """Connect, log in and select the database.
+
+        Args:
+            url: redis://, rediss:// or unix://, as redis-py reads it.
+            timeout_s: For all of it.
+            on_messages: Takes the payloads that one read brought, in order.
+            on_subscribed: Called at each confirmed SUBSCRIBE, in order with the messages.
+
+        Raises:
+            RedisUnavailable: No answer in time, or one that may change.
+            RedisRefused: An answer that will not change: wrong password, missing right.
+        """
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await cls._connect(options, on_messages, on_subscribed)
+                try:
+                    await link._log_in(options)
+                except BaseException:
+                    link.abort()
+                    raise
+        except TimeoutError:
+            raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+        except OSError as error:
+            raise RedisUnavailable(f"Redis cannot be reached: {error}") from None
+        return link
+
+    @classmethod
+    async def _connect(
+        cls,
+        options: dict[str, Any],
+        on_messages: Callable[[list[bytes]], None] | None,
+        on_subscribed: Callable[[], None] | None,
+    ) -> RedisLink:
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> RedisLink:
+            return cls(on_messages, on_subscribed)
+
+        if "path" in options:
+            return (await loop.create_unix_connection(protocol, options["path"]))[1]
+        tls = None
+        if options.get("connection_class") is SSLConnection:
+            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
+        return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
+
+    async def _log_in(self, options: dict[str, Any]) -> None:
+        if password := options.get("password"):
+            user = [options["username"]] if options.get("username") else []
+            await self.execute("AUTH", *user, password)
+        if (database := options.get("db")) and self._on_messages is None:
+            await self.execute("SELECT", database)
+
+    def send(self, *commands: Command) -> list[asyncio.Future[Reply]]:
+        """Send commands in one write; return their replies as futures, in order.
+
+        A future raises RedisRefused or RedisUnavailable: for an error reply, or when the link ends first.
+        """
+        replies: list[asyncio.Future[Reply]] = [self._loop.create_future() for _ in commands]
+        if self._transport is None or self.lost.done():
+            for reply in replies:
+                _fail(reply, RedisUnavailable("the link to Redis is gone"))
+            return replies
+        self._waiting.extend(replies)
+        self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
+        return replies
+
+    async def execute(self, *command: str | bytes | int) -> Reply:
+        """Send one command and wait for its reply.
+
+        Raises:
+            RedisRefused, RedisUnavailable: See `send`.
+        """
+        return await self.send(command)[0]
+
+    def abort(self) -> None:
+        """End the link at once; nothing is flushed."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
+        messages: list[bytes] = []
+        gets = self._reader.gets
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not _MORE:
+                if type(reply) is list and reply and reply[0] == b"message":
+                    messages.append(reply[2])
+                else:
+                    messages = self._hand_over(messages)
+                    self._settle(reply)
+        except hiredis.ProtocolError:
+            self.abort()  # whatever this peer is, it is not Redis, or we lost our place in its stream
+        self._hand_over(messages)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for reply in self._waiting:
+            if not reply.done():
+                _fail(reply, RedisUnavailable("Redis closed the connection"))
+        self._waiting.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def _hand_over(self, messages: list[bytes]) -> list[bytes]:
+        if messages and self._on_messages is not None:
+            self._on_messages(messages)
+        return []
+
+    def _settle(self, reply: Reply) -> None:
+        if type(reply) is list and reply and reply[0] == b"subscribe" and self._on_subscribed is not None:
+            self._on_subscribed()
+        if not self._waiting:
+            return
+        future = self._waiting.popleft()
+        if future.done():
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            refused = str(reply).startswith(_FOR_GOOD)
+            _fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
+        else:
+            future.set_result(reply)
+
+
+def _fail(reply: asyncio.Future[Reply], error: Exception) -> None:
+    reply.set_exception(error)
+    reply.exception()  # counts as seen: nobody has to await a reply
+
+
+_MORE: Final = object()
