@@ -1,0 +1,56 @@
+"""On what a run was made: the machine and the versions, so that figures can be compared honestly."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from broadcaster.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Attributes: `cpu` is the model, `cores` those this process may use, `load_1m` the load average."""
+
+    broadcaster: str
+    system: str
+    cpu: str
+    cores: int
+    load_1m: float
+    python: str
+    sanic: str
+    uvloop: str
+    websockets: str
+    redis_py: str
+    hiredis: str
+    redis_server: str
+
+
+def describe(redis_server: str) -> Machine:
+    """Describe this machine; the version of the Redis server has to be asked for elsewhere."""
+    return Machine(
+        broadcaster=VERSION,
+        system=f"{platform.system()} {platform.release()}",
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        load_1m=round(os.getloadavg()[0], 2),
+        python=platform.python_version(),
+        sanic=version("sanic"),
+        uvloop=version("uvloop"),
+        websockets=version("websockets"),
+        redis_py=version("redis"),
+        hiredis=version("hiredis"),
+        redis_server=redis_server,
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,152 @@
+"""The fleet's part in a load test, and the fleet alone against any hub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from pathlib import Path
+
+from broadcaster import hub_client
+from broadcaster.errors import ConfigurationError, HubUnavailable
+from broadcaster.loadtest import records
+from broadcaster.loadtest.fleet import Fleet
+from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.run import Run
+from broadcaster.settings import Settings
+
+log = logging.getLogger("broadcaster.fleet")
+
+_PRESENT_WITHIN_S = 10.0
+
+
+async def measure_run(settings: Settings) -> None:
+    """Connect this process' share of the clients, receive the run, write the delivery log and the result.
+
+    Raises:
+        ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says.
+        HubUnavailable: The hub was not ready in time.
+    """
+    process = process_number()
+    run = Run.current(settings.loadtest)
+    _check_number(process, settings)
+    run.present(process).touch()
+    await hub_client.wait_until_ready(
+        hub_client.base_url(settings.fleet_url), within_s=settings.loadtest.start_timeout_s
+    )
+    first, clients = share(settings.fleet.clients, settings.fleet.processes, process)
+    fleet = Fleet(settings.fleet_url, first=first, clients=clients, ramp_per_s=settings.fleet.ramp_per_s)
+    async with _background(fleet):
+        await fleet.connect()
+        log.info("%d of %d subscribers connected", fleet.connected, clients)
+        await _check_the_others(run, settings)
+        await _wait_for_the_end(fleet, run.published, clients, settings.fleet.drain_s)
+    result = fleet.result(process)
+    await fleet.close()
+    records.write(run.deliveries(process), DeliveryRecord, fleet.deliveries)
+    with records.whole_file(run.fleet(process)) as file:
+        json.dump(asdict(result), file, indent=2)
+    log.info("received %d deliveries", len(fleet.deliveries))
+
+
+async def watch(settings: Settings, stop: asyncio.Event) -> None:
+    """Connect a fleet to any hub and print totals once a second until `stop`.
+
+    Raises:
+        HubUnavailable: Nobody could be connected.
+    """
+    fleet = Fleet(
+        settings.fleet_url, first=0, clients=settings.fleet.clients, ramp_per_s=settings.fleet.ramp_per_s
+    )
+    async with _background(fleet):
+        await fleet.connect()
+        if not fleet.connected:
+            reasons = ", ".join(fleet.result(1).failures) or "all connections were lost"
+            raise HubUnavailable(f"no subscriber could connect to {settings.fleet_url}: {reasons}")
+        log.info("%d of %d subscribers connected", fleet.connected, settings.fleet.clients)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await stop.wait()
+            waiting = len(fleet.arrivals)
+            log.info("%d deliveries, %d connected, %d reads to parse",
+                     len(fleet.deliveries), fleet.connected, waiting)  # fmt: skip
+        while fleet.arrivals:
+            fleet.parse(1.0)
+    await fleet.close()
+    result = fleet.result(1)
+    log.info("total: %d deliveries to %d subscribers; disconnects: %s; failures: %s",
+             len(fleet.deliveries), result.connected, result.disconnects or 0, result.failures or 0)  # fmt: skip
+
+
+def process_number() -> int:
+    """1 for fleet.1, and outside honcho."""
+    name = os.environ.get("HONCHO_PROCESS_NAME", "")
+    kind, _, number = name.partition(".")
+    return int(number) if kind == "fleet" and number.isdigit() else 1
+
+
+def share(clients: int, processes: int, process: int) -> tuple[int, int]:
+    """First client and number of clients of one of several processes, as even as can be."""
+    first = clients * (process - 1) // processes
+    return first, clients * process // processes - first
+
+
+def _check_number(process: int, settings: Settings) -> None:
+    if process > settings.fleet.processes:
+        raise ConfigurationError(
+            f"this is fleet.{process}, but fleet.processes is {settings.fleet.processes}; "
+            f"honcho's -c fleet=N must say the same"
+        )
+
+
+async def _check_the_others(run: Run, settings: Settings) -> None:
+    """All fleet processes must be there: a missing one would be a load that nobody put on."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _PRESENT_WITHIN_S
+    wanted = range(1, settings.fleet.processes + 1)
+    while missing := [number for number in wanted if not run.present(number).exists()]:
+        if loop.time() > deadline:
+            names = ", ".join(f"fleet.{number}" for number in missing)
+            raise ConfigurationError(
+                f"fleet.processes is {settings.fleet.processes}, but there is no {names}; "
+                f"start honcho with -c fleet={settings.fleet.processes}"
+            )
+        await asyncio.sleep(0.05)
+
+
+async def _wait_for_the_end(fleet: Fleet, published: Path, clients: int, drain_s: float) -> None:
+    """Until everything published has come, or nothing has come for `drain_s` after the last publish."""
+    loop = asyncio.get_running_loop()
+    while not published.exists():
+        await asyncio.sleep(0.05)
+    expected = clients * sum(not row.error for row in records.read(published, PublishedRecord))
+    seen, changed_at = -1, loop.time()
+    while len(fleet.deliveries) < expected and fleet.connected:
+        progress = len(fleet.deliveries) + len(fleet.arrivals)
+        if progress != seen or fleet.arrivals:
+            seen, changed_at = progress, loop.time()
+        if loop.time() - changed_at > drain_s:
+            log.warning("%d of %d deliveries have come, and no more", len(fleet.deliveries), expected)
+            break
+        await asyncio.sleep(0.05)
+    while fleet.arrivals:
+        fleet.parse(0.05)
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def _background(fleet: Fleet) -> AsyncIterator[None]:
+    """The fleet's two tasks, for as long as the block lasts; if one fails, so does the block."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(fleet.keep_parsing()), group.create_task(fleet.keep_measuring_lag())]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None

@@ -1,0 +1,69 @@
+"""The publisher's part in a load test: wait for everybody, publish on schedule, record what was published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from broadcaster import hub_client
+from broadcaster.loadtest import records
+from broadcaster.loadtest.records import PublishedRecord
+from broadcaster.loadtest.run import Run
+from broadcaster.publisher import Publisher, on_schedule, padding
+from broadcaster.settings import Settings
+
+log = logging.getLogger("broadcaster.publisher")
+
+_SETTLE_S: Final = 0.3
+"""Pause between the last connect and the first event: the run measures deliveries, not start-up."""
+
+
+async def publish_run(settings: Settings) -> None:
+    """Publish the events of this run and write `published.csv`, which also says: done.
+
+    Raises:
+        HubUnavailable: The hub, or some subscribers, were not there in time.
+        RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are recorded.
+    """
+    run = Run.current(settings.loadtest)
+    await hub_client.wait_until_ready(
+        hub_client.base_url(settings.fleet_url),
+        subscribers=settings.fleet.clients,
+        within_s=settings.loadtest.start_timeout_s,
+    )
+    await asyncio.sleep(_SETTLE_S)
+    loadtest = settings.loadtest
+    rhythm = f"{loadtest.rate_hz:g} a second" if loadtest.rate_hz else "all at once"
+    log.info("publishing %d events, %s", loadtest.events, rhythm)
+    async with Publisher(settings) as publisher:
+        rows = await _publish_all(publisher, settings)
+    records.write(run.published, PublishedRecord, rows)
+    failed = sum(bool(row.error) for row in rows)
+    unheard = sum(row.heard == 0 for row in rows)
+    log.info("published %d events; %d failed, %d heard by nobody", len(rows), failed, unheard)
+
+
+async def _publish_all(publisher: Publisher, settings: Settings) -> list[PublishedRecord]:
+    rows = []
+    source, event_type = settings.publisher.source, settings.publisher.event_type
+    data = padding(settings)
+    wall_ahead_ns = time.time_ns() - time.monotonic_ns()
+    async for intended in on_schedule(settings.loadtest.events, settings.loadtest.rate_hz):
+        batch = [publisher.make(event_type, source, data=data) for _ in intended]
+        published_ns = time.monotonic_ns()
+        for intended_ns, result in zip(intended, await publisher.publish_all(batch), strict=True):
+            rows.append(
+                PublishedRecord(
+                    sequence=result.event.sequence,
+                    event_id=result.event.event_id,
+                    intended_mono_ns=intended_ns,
+                    published_mono_ns=published_ns,
+                    intended_wall_us=(intended_ns + wall_ahead_ns) // 1000,
+                    published_wall_us=(published_ns + wall_ahead_ns) // 1000,
+                    heard=result.heard,
+                    error=result.error or "",
+                )
+            )
+    return rows

@@ -1,0 +1,110 @@
+"""The rows of a run's CSV files: what was published, and what was delivered. Recorded first, read later."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+Row = TypeVar("Row", bound="Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A row; its fields are the columns, units in their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRecord(Record):
+    """One event the publisher meant to publish.
+
+    Attributes:
+        sequence: Its number at its source.
+        event_id: Its id.
+        intended_mono_ns: When the schedule wanted it; CLOCK_MONOTONIC, nanoseconds.
+        published_mono_ns: When it was given to Redis' socket; same clock.
+        intended_wall_us: As `intended_mono_ns`, in microseconds since 1970.
+        published_wall_us: As `published_mono_ns`, in microseconds since 1970.
+        heard: Redis subscriptions that heard it; empty if not known.
+        error: Why it is not known whether it was published; empty if it was.
+    """
+
+    sequence: int
+    event_id: str
+    intended_mono_ns: int
+    published_mono_ns: int
+    intended_wall_us: int
+    published_wall_us: int
+    heard: int | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRecord(Record):
+    """One event received by one client.
+
+    Attributes:
+        client: Number of the client in the whole fleet, from 0.
+        event_id: The event's id.
+        sequence: Its number at its source.
+        received_mono_ns: When the read that brought it returned; CLOCK_MONOTONIC, nanoseconds.
+        received_wall_us: The same instant in microseconds since 1970.
+    """
+
+    client: int
+    event_id: str
+    sequence: int
+    received_mono_ns: int
+    received_wall_us: int
+
+
+def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
+    """Write a CSV with a header made from the record's fields; the file appears only when it is whole."""
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in fields(kind))
+        writer.writerows(map(astuple, rows))
+
+
+def read(path: Path, kind: type[Row]) -> list[Row]:
+    """Read what `write` wrote.
+
+    Raises:
+        ValueError: Another header, or a value of another type.
+    """
+    names = [field.name for field in fields(kind)]
+    readers = [_READERS[str(field.type)] for field in fields(kind)]
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        if (header := next(rows, None)) != names:
+            raise ValueError(f"{path}: expected the columns {names}, found {header}")
+        return [kind(*(read(cell) for read, cell in zip(readers, row, strict=True))) for row in rows]
+
+
+class whole_file:  # noqa: N801 - used like a function
+    """Open a file for writing that appears under its name only when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def __enter__(self) -> Any:
+        self._file = self._draft.open("w", newline="")
+        return self._file
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._draft.replace(self._path)
+        else:
+            self._draft.unlink(missing_ok=True)
+
+
+_READERS: dict[str, Any] = {
+    "int": int,
+    "str": str,
+    "int | None": lambda cell: int(cell) if cell else None,
+}

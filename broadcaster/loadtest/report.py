@@ -1,0 +1,245 @@
+"""The report: waits for the files of a run, makes the table of them, writes the summary and the archive.
+
+Everything but the waiting is a function of the files: `broadcaster report results/<run>` prints it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tabulate import tabulate
+
+from broadcaster import bus, hub_client
+from broadcaster.errors import ChecksFailed, HubUnavailable, RunIncomplete
+from broadcaster.loadtest import archive, machine, records
+from broadcaster.loadtest.latency import Figures, figures
+from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.run import Run
+from broadcaster.settings import LoadtestTable, ReportTable, Settings, dump
+
+_MEANINGS: Final = """\
+Dropped: a delivery that was expected (every event published, to every client) and did not come.
+Latency: from the moment the schedule meant an event to be published to the moment the read that brought it
+  to a client returned; both on the same clock (CLOCK_MONOTONIC), so publisher, Redis, hub and network are in it.
+p99: 99 of 100 deliveries were as fast or faster; max is the slowest of all. Each is a measured value.
+Fleet lag: how late the subscribers' own event loop ran a timer (1 ms coarse): the error bar of the figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything a report says, read from a run's files."""
+
+    name: str
+    rate_hz: float
+    whole: Figures
+    per_process: dict[int, Figures]
+    fleet: dict[int, dict[str, Any]]
+    hub: dict[str, Any]
+    machine: dict[str, Any]
+    publish_failed: int
+    broken: list[str]
+
+    @property
+    def disconnects(self) -> int:
+        return sum(disconnects(result) for result in self.fleet.values())
+
+
+def disconnects(result: dict[str, Any]) -> int:
+    """Clients of a fleet process that lost their connection or never had one."""
+    lost: int = sum(result["disconnects"].values())
+    never: int = result["clients"] - result["connected"]
+    return lost + never
+
+
+async def report_run(settings: Settings) -> Path:
+    """Wait for this run, complete its folder, add it to the archive; return the folder.
+
+    Raises:
+        RunIncomplete: A part did not hand in its result in time.
+    """
+    run = Run.current(settings.loadtest)
+    run.config.write_text(dump(settings))
+    await _wait_for_files(run, settings)
+    run.hub.write_text(json.dumps(await _hub_says(settings), indent=2))
+    server = await bus.server_version(settings.redis)
+    run.machine.write_text(json.dumps(asdict(machine.describe(server)), indent=2))
+    rows = summary_rows(read_run(run.folder))
+    archive.write_summary(run.summary, rows)
+    archive.append(run.folder.parent / "archive.csv", rows[0])
+    return run.folder
+
+
+def read_run(folder: Path) -> Outcome:
+    """Read a run from its folder.
+
+    Raises:
+        RunIncomplete: A file is missing.
+    """
+    run = Run(folder)
+    try:
+        config = tomllib.loads(run.config.read_text())
+        published = records.read(run.published, PublishedRecord)
+        processes = range(1, config["fleet"]["processes"] + 1)
+        fleet = {number: json.loads(run.fleet(number).read_text()) for number in processes}
+        deliveries = {number: records.read(run.deliveries(number), DeliveryRecord) for number in processes}
+        hub, described = json.loads(run.hub.read_text()), json.loads(run.machine.read_text())
+    except FileNotFoundError as error:
+        raise RunIncomplete(f"{folder} is not a complete run: there is no {error.filename}") from None
+    everything = [row for rows in deliveries.values() for row in rows]
+    outcome = Outcome(
+        name=run.name,
+        rate_hz=config["loadtest"]["rate_hz"],
+        whole=figures(published, everything, config["fleet"]["clients"]),
+        per_process={n: figures(published, deliveries[n], fleet[n]["clients"]) for n in processes},
+        fleet=fleet,
+        hub=hub,
+        machine=described,
+        publish_failed=sum(bool(row.error) for row in published),
+        broken=[],
+    )
+    limits, loadtest = ReportTable(**config["report"]), LoadtestTable(**config["loadtest"])
+    outcome.broken.extend(broken_limits(outcome, limits, loadtest))
+    return outcome
+
+
+def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable) -> list[str]:
+    """One sentence per limit that does not hold."""
+    whole = outcome.whole
+    counted = {
+        "dropped deliveries": (whole.dropped, limits.max_dropped),
+        "duplicates": (whole.duplicates, limits.max_duplicates),
+        "deliveries out of order": (whole.out_of_order, limits.max_out_of_order),
+        "disconnects": (outcome.disconnects, limits.max_disconnects),
+        "events that could not be published": (loadtest.events - whole.events, 0),
+    }
+    broken = [f"{count} {what}, {limit} allowed" for what, (count, limit) in counted.items() if count > limit]
+    if limits.max_p99_ms and (whole.p99_ms is None or whole.p99_ms > limits.max_p99_ms):
+        broken.append(f"p99 is {whole.p99_ms} ms, {limits.max_p99_ms:g} ms allowed")
+    return broken
+
+
+def present(outcome: Outcome, folder: Path) -> str:
+    """The report as text."""
+    columns = {"whole run": (outcome.whole, outcome.disconnects)}
+    if len(outcome.per_process) > 1:
+        for number, part in outcome.per_process.items():
+            columns[f"fleet.{number}"] = (part, disconnects(outcome.fleet[number]))
+    lines = [
+        ("Clients", [part.clients for part, _ in columns.values()]),
+        ("Events", [part.events for part, _ in columns.values()]),
+        ("Expected deliveries", [part.expected for part, _ in columns.values()]),
+        ("Received deliveries", [part.received for part, _ in columns.values()]),
+        ("Dropped deliveries", [part.dropped for part, _ in columns.values()]),
+        ("p50 latency (ms)", [_ms(part.p50_ms) for part, _ in columns.values()]),
+        ("p95 latency (ms)", [_ms(part.p95_ms) for part, _ in columns.values()]),
+        ("p99 latency (ms)", [_ms(part.p99_ms) for part, _ in columns.values()]),
+        ("max latency (ms)", [_ms(part.max_ms) for part, _ in columns.values()]),
+        ("Duplicates", [part.duplicates for part, _ in columns.values()]),
+        ("Out of order", [part.out_of_order for part, _ in columns.values()]),
+        ("Disconnects", [lost for _, lost in columns.values()]),
+    ]
+    table = tabulate(
+        [[name, *values] for name, values in lines],
+        headers=["", *columns],
+        tablefmt="simple_outline",
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * len(columns),  # noqa: RUF005 - mypy reads no star here
+    )
+    text = [f"Run {outcome.name}", table, *_notes(outcome), "", _MEANINGS, "", _verdict(outcome, folder)]
+    return "\n".join(text)
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    host, hub = outcome.machine, outcome.hub
+    rhythm = f"{outcome.rate_hz:g} events a second" if outcome.rate_hz else "all events at once"
+    lags = [result["lag_p99_ms"] for result in outcome.fleet.values()]
+    highest = max(result["lag_max_ms"] for result in outcome.fleet.values())
+    notes = [
+        f"Schedule: {rhythm}. Fleet lag: p99 {max(lags):.1f} ms, max {highest:.1f} ms.",
+        f"Machine: {host['cpu']}, {host['cores']} cores, {host['system']}, load {host['load_1m']}.",
+        f"Versions: broadcaster {host['broadcaster']}, Python {host['python']}, Redis {host['redis_server']}, "
+        f"Sanic {host['sanic']}, uvloop {host['uvloop']}, websockets {host['websockets']}.",
+    ]
+    if "error" in hub:
+        notes.append(f"Hub: {hub['error']}.")
+    else:
+        refused = sum(hub["invalid"].values())
+        notes.append(
+            f"Hub: {hub['events_received']} events received, {refused} refused, {hub['deliveries']} deliveries, "
+            f"{hub['slow_closed']} closed as slow, {hub['redis_reconnects']} Redis reconnects."
+        )
+    if outcome.whole.negative:
+        notes.append(f"{outcome.whole.negative} latencies are negative: the clocks cannot be trusted.")
+    for number, result in outcome.fleet.items():
+        notes.extend(f"fleet.{number}: {count} x {why}" for why, count in result["failures"].items())
+    return notes
+
+
+def _verdict(outcome: Outcome, folder: Path) -> str:
+    where = f"Results: {folder}; one row added to {folder.parent / 'archive.csv'}"
+    if outcome.broken:
+        return "\n".join([*(f"FAILED: {reason}" for reason in outcome.broken), where])
+    return f"PASSED: all limits of [report] hold.\n{where}"
+
+
+def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
+    """The rows of `summary.csv`; the first is the run's row in the archive."""
+    common: dict[str, object] = {
+        "run": outcome.name,
+        "verdict": "FAILED" if outcome.broken else "PASSED",
+        "rate_hz": outcome.rate_hz,
+        "publish_failed": outcome.publish_failed,
+    }
+    common |= {key: value for key, value in outcome.machine.items() if key in archive.COLUMNS}
+    rows = [_row("run", outcome.whole, list(outcome.fleet.values()))]
+    rows += [_row(f"fleet.{n}", part, [outcome.fleet[n]]) for n, part in outcome.per_process.items()]
+    return [common | row for row in rows]
+
+
+def _row(scope: str, part: Figures, results: list[dict[str, Any]]) -> dict[str, object]:
+    return {
+        "scope": scope,
+        **asdict(part),
+        "disconnects": sum(disconnects(result) for result in results),
+        "fleet_lag_p99_ms": max(result["lag_p99_ms"] for result in results),
+        "fleet_lag_max_ms": max(result["lag_max_ms"] for result in results),
+    }
+
+
+async def _wait_for_files(run: Run, settings: Settings) -> None:
+    loadtest, fleet = settings.loadtest, settings.fleet
+    planned_s = loadtest.start_timeout_s + fleet.clients / fleet.ramp_per_s + fleet.drain_s
+    planned_s += loadtest.events / loadtest.rate_hz if loadtest.rate_hz else 0
+    within_s = planned_s + settings.report.timeout_s
+    wanted = [run.published, *(run.fleet(number) for number in range(1, fleet.processes + 1))]
+    deadline = asyncio.get_running_loop().time() + within_s
+    while missing := [path.name for path in wanted if not path.exists()]:
+        if asyncio.get_running_loop().time() > deadline:
+            raise RunIncomplete(f"waited {within_s:.0f} s for the run {run.name}: no {', '.join(missing)}")
+        await asyncio.sleep(0.05)
+
+
+async def _hub_says(settings: Settings) -> dict[str, Any]:
+    try:
+        return await hub_client.statistics(hub_client.base_url(settings.fleet_url))
+    except HubUnavailable as error:
+        return {"error": f"no statistics: {error}"}
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def check(outcome: Outcome) -> None:
+    """Raise if a limit is broken.
+
+    Raises:
+        ChecksFailed: With every broken limit.
+    """
+    if outcome.broken:
+        raise ChecksFailed(outcome.broken)

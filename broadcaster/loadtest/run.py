@@ -1,0 +1,117 @@
+"""One run of the load test: its folder, found by all its processes without being told.
+
+honcho starts each process from a helper of its own, so (with `exec` at the beginning of every Procfile line) all
+processes of a run have the same grandparent: its process id and start time name the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from broadcaster.errors import ConfigurationError
+from broadcaster.settings import LoadtestTable
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of one run and the names of the files in it."""
+
+    folder: Path
+
+    @classmethod
+    def current(cls, loadtest: LoadtestTable) -> Run:
+        """The run this process is part of; its folder is made by whoever comes first.
+
+        Raises:
+            ConfigurationError: The folder cannot be made.
+        """
+        results = Path(loadtest.results)
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            if loadtest.run:
+                folder = results / loadtest.run
+                folder.mkdir(exist_ok=True)
+                return cls(folder)
+            with locked(results / ".lock"):
+                return cls(_find_or_make(results, _starter()))
+        except OSError as error:
+            raise ConfigurationError(f"loadtest.results: {error}") from None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def published(self) -> Path:
+        return self.folder / "published.csv"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "broadcaster.toml"
+
+    @property
+    def hub(self) -> Path:
+        return self.folder / "hub.json"
+
+    @property
+    def machine(self) -> Path:
+        return self.folder / "machine.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.csv"
+
+    def deliveries(self, process: int) -> Path:
+        return self.folder / f"deliveries.{process}.csv"
+
+    def fleet(self, process: int) -> Path:
+        """What a fleet process says of itself; written last, so that it means: done."""
+        return self.folder / f"fleet.{process}.json"
+
+    def present(self, process: int) -> Path:
+        """A fleet process has started."""
+        return self.folder / f".fleet.{process}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is made if it is missing."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _find_or_make(results: Path, starter: str) -> Path:
+    for folder in results.glob(f"*-{starter}"):
+        return folder
+    folder = results / f"{time.strftime('%Y%m%d-%H%M%S')}-{starter}"
+    folder.mkdir()
+    return folder
+
+
+def _starter() -> str:
+    """Names whoever started the run, uniquely: its process id, and when it was started."""
+    starter, started = _parent_and_start(os.getppid())
+    if "HONCHO_PROCESS_NAME" in os.environ:
+        return f"{starter}-{_parent_and_start(starter)[1]}"
+    return f"{os.getppid()}-{started}"
+
+
+def _parent_and_start(pid: int) -> tuple[int, str]:
+    """The parent of a process, and when the process was started (digits, in whatever unit)."""
+    try:
+        # Counted after the command's name, which may hold spaces: field 4, and 22 in clock ticks since boot.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[1]), fields[19]
+    except OSError:
+        command = ["ps", "-o", "ppid=,lstart=", "-p", str(pid)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        parent, _, started = text.strip().partition(" ")
+        return int(parent), "".join(character for character in started if character.isdigit())
