@@ -1,0 +1,22 @@
+"""A low-latency event broadcaster: Redis Pub/Sub → hub → every WebSocket subscriber.
+
+from broadcaster import Publisher, Subscriber
+"""
+
+from broadcaster.errors import BroadcasterError, InvalidEvent, Unavailable
+from broadcaster.event import Event
+from broadcaster.publisher import Published, Publisher
+from broadcaster.settings import Settings, load
+from broadcaster.subscriber import Subscriber
+
+__all__ = [
+    "BroadcasterError",
+    "Event",
+    "InvalidEvent",
+    "Published",
+    "Publisher",
+    "Settings",
+    "Subscriber",
+    "Unavailable",
+    "load",
+]

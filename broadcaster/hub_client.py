@@ -1,0 +1,70 @@
+"""Asking a hub over HTTP how it is: is it ready, and what do its counters say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from broadcaster.errors import HubUnavailable
+
+_POLL_S: Final = 0.05
+# No proxy: the environment's would be asked even for localhost.
+_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def base_url(websocket_url: str) -> str:
+    """`http://host:port` of the hub behind a ws:// URL."""
+    parts = urlsplit(websocket_url)
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
+
+
+async def statistics(url: str, timeout_s: float = 2.0) -> dict[str, Any]:
+    """The hub's `/stats`.
+
+    Raises:
+        HubUnavailable: It did not answer.
+    """
+    return await asyncio.to_thread(_get, f"{url}/stats", timeout_s)
+
+
+async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float) -> None:
+    """Wait until the hub is ready and has at least `subscribers` connected.
+
+    Raises:
+        HubUnavailable: Not within `within_s` seconds; the message says what is missing.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while True:
+        try:
+            numbers = await statistics(url, timeout_s=min(2.0, within_s))
+            missing = _missing(numbers, subscribers)
+            if missing is None:
+                return
+        except HubUnavailable as error:
+            missing = str(error)
+        if loop.time() > deadline:
+            raise HubUnavailable(f"waited {within_s:g} s for the hub at {url}: {missing}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
+    if not numbers["ready"]:
+        return "it is not ready (no subscription in Redis)"
+    if numbers["connected"] < subscribers:
+        return f"{numbers['connected']} of {subscribers} subscribers are connected"
+    return None
+
+
+def _get(url: str, timeout_s: float) -> dict[str, Any]:
+    try:
+        with _OPENER.open(url, timeout=timeout_s) as response:
+            body: dict[str, Any] = json.load(response)
+            return body
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise HubUnavailable(f"no answer ({reason})") from None

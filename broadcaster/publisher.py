@@ -1,0 +1,163 @@
+"""Publishing events: from Python, from the command line, and on a fixed schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+from broadcaster import event as events
+from broadcaster.bus import PublishLink
+from broadcaster.errors import RedisUnavailable
+from broadcaster.event import Event
+from broadcaster.settings import Settings, load
+
+_SPIN_S: Final = 0.002
+"""Timers of the event loop are 1 ms coarse; the last stretch before an event is due is spent turning."""
+
+_BATCH: Final = 512
+"""Most events in one write to Redis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of one event.
+
+    Attributes:
+        event: The event.
+        heard: How many Redis subscriptions heard it; 0 means nobody, None that it is not known.
+        error: Why it is not known whether it was published; None if it was.
+    """
+
+    event: Event
+    heard: int | None
+    error: str | None = None
+
+
+class Publisher:
+    """Publishes events: `async with Publisher() as publisher: await publisher.publish(...)`.
+
+    One connection to Redis, made on entering; when it breaks, the next publish makes a new one.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, channel: str | None = None) -> None:
+        """Prepare a publisher.
+
+        Args:
+            settings: Where Redis is; None reads broadcaster.toml and the environment.
+            channel: None takes the configured one.
+        """
+        self._settings = settings or load().settings
+        self._channel = events.check_channel(channel or self._settings.event.channel)
+        self._link = PublishLink(self._settings.redis)
+        self._sequences: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Publisher:
+        """Connect.
+
+        Raises:
+            RedisUnavailable, RedisRefused: Redis does not answer, or will not have us.
+        """
+        await self._link.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._link.__aexit__(kind, error, trace)
+
+    async def publish(
+        self,
+        event_type: str,
+        source: str,
+        *,
+        severity: str = "critical",
+        data: Mapping[str, Any] | None = None,
+    ) -> Published:
+        """Publish one event now; its sequence is one more than the last of this source here.
+
+        Raises:
+            InvalidEvent: A field is wrong, or the event is too large.
+            RedisUnavailable: It is not known whether it was published.
+        """
+        event = self.make(event_type, source, severity=severity, data=data)
+        [published] = await self.publish_all([event])
+        if published.error is not None:
+            raise RedisUnavailable(f"event {event.event_id} may not have been published: {published.error}")
+        return published
+
+    def make(
+        self,
+        event_type: str,
+        source: str,
+        *,
+        severity: str = "critical",
+        data: Mapping[str, Any] | None = None,
+    ) -> Event:
+        """The next event of a source, as of now; for `publish_all`.
+
+        Raises:
+            InvalidEvent: A field is wrong, or the event is too large.
+        """
+        event = events.create(
+            event_type,
+            source,
+            self._sequences[source] + 1,
+            severity=severity,
+            data=data,
+            max_bytes=self._settings.event.max_bytes,
+        )
+        self._sequences[source] += 1
+        return event
+
+    async def publish_all(self, batch: list[Event]) -> list[Published]:
+        """Publish events in order, in one write. Failures are in the result, none is raised."""
+        results = await self._link.publish(self._channel, [event.payload for event in batch])
+        return [
+            Published(event, result) if isinstance(result, int) else Published(event, None, str(result))
+            for event, result in zip(batch, results, strict=True)
+        ]
+
+
+def due_times(events_: int, rate_hz: float) -> Iterator[float]:
+    """Seconds from the start at which events are due; all 0 when `rate_hz` is 0. Endless for 0 events."""
+    number = 0
+    while not events_ or number < events_:
+        yield number / rate_hz if rate_hz else 0.0
+        number += 1
+
+
+async def on_schedule(events_: int, rate_hz: float) -> AsyncIterator[list[int]]:
+    """Open loop: yield the intended times of all events that are due, as soon as they are.
+
+    Times are CLOCK_MONOTONIC in nanoseconds. Whoever is late gets several at once, each with the time it was
+    meant for, so that waiting is measured and not forgotten (no coordinated omission).
+    """
+    start_ns = time.monotonic_ns()
+    batch: list[int] = []
+    for due_s in due_times(events_, rate_hz):
+        due_ns = start_ns + round(due_s * 1e9)
+        if batch and (due_ns > time.monotonic_ns() or len(batch) >= _BATCH):
+            yield batch
+            batch = []
+        await _sleep_until(due_ns)
+        batch.append(due_ns)
+    if batch:
+        yield batch
+
+
+async def _sleep_until(due_ns: int) -> None:
+    while (left_s := (due_ns - time.monotonic_ns()) / 1e9) > 0:
+        await asyncio.sleep(left_s - _SPIN_S if left_s > _SPIN_S else 0)
+
+
+def padding(settings: Settings) -> dict[str, str] | None:
+    """`data` that brings an event of the configured source and type to `publisher.payload_bytes`."""
+    table = settings.publisher
+    bare = len(events.create(table.event_type, table.source, 10**6).payload)
+    missing = table.payload_bytes - bare - len(',"data":{"pad":""}')
+    return {"pad": "x" * missing} if missing > 0 else None

@@ -1,0 +1,128 @@
+"""The client library: events as an `async for`, reconnecting by itself, and counting what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import TracebackType
+
+from broadcaster import event as events
+from broadcaster import wire
+from broadcaster.errors import InvalidEvent
+from broadcaster.event import Event
+from broadcaster.settings import Settings, load
+
+log = logging.getLogger("broadcaster.subscriber")
+
+
+class Subscriber:
+    """A subscriber: `async with Subscriber() as subscriber: async for event in subscriber: ...`.
+
+    The iteration does not end by itself: when the connection is lost, a new one is made, with full-jitter
+    back-off. Between the two events may be missed; `missing` and `gaps` tell.
+
+    Attributes:
+        received: Events received.
+        missing: Per source: numbers of its `sequence` that were skipped.
+        gaps: Holes the hub has announced.
+        reconnects: Connections made after the first.
+        invalid: Messages that were no events.
+    """
+
+    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+        """Prepare a subscriber; nothing is connected yet.
+
+        Args:
+            url: ws:// or wss:// address of a hub, such as `ws://127.0.0.1:8765/ws`; None takes the configured.
+            settings: None reads broadcaster.toml and the environment.
+        """
+        settings = settings or load().settings
+        self._url = url or settings.subscriber_url
+        self._settings = settings.subscriber
+        self._max_bytes = settings.event.max_bytes
+        self._last_sequence: dict[str, int] = {}
+        self._events = self._receive()
+        self.received = 0
+        self.missing: Counter[str] = Counter()
+        self.gaps = 0
+        self.reconnects = 0
+        self.invalid = 0
+
+    async def __aenter__(self) -> Subscriber:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._events.aclose()
+
+    def __aiter__(self) -> Subscriber:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event."""
+        return await anext(self._events)
+
+    async def _receive(self) -> AsyncGenerator[Event, None]:
+        connections = 0
+        failures = 0
+        while True:
+            try:
+                async with wire.open_connection(
+                    self._url,
+                    timeout_s=self._settings.connect_timeout_s,
+                    max_queue=self._settings.queue_events,
+                ) as connection:
+                    self.reconnects += connections > 0
+                    connections += 1
+                    failures = 0
+                    log.info("connected to %s", self._url)
+                    async for event in self._read(connection):
+                        yield event
+            except (OSError, TimeoutError, wire.InvalidHandshake) as error:
+                if failures == 0:
+                    log.warning("%s: %s; trying again", self._url, error)
+                failures += 1
+            except wire.ConnectionClosed as error:
+                log.warning("connection closed: %s; connecting again", error)
+                failures += 1
+            longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(failures, 10))
+            await asyncio.sleep(random.uniform(0, longest_s))
+
+    async def _read(self, connection: wire.ClientConnection) -> AsyncIterator[Event]:
+        """Events of one connection until it is closed.
+
+        Raises:
+            ConnectionClosed: Also when the hub closed it in good order: a subscriber stays.
+        """
+        while True:
+            message = await connection.recv(decode=False)
+            received_us = time.time_ns() // 1000  # after the receive returned
+            if (control := wire.read_control(message)) is not None:
+                self._on_control(control)
+                continue
+            try:
+                event = events.decode(message, max_bytes=self._max_bytes, received_at_us=received_us)
+            except InvalidEvent as error:
+                self.invalid += 1
+                log.warning("not an event: %s", error.detail)
+                continue
+            self._count(event)
+            yield event
+
+    def _on_control(self, control: dict[str, object]) -> None:
+        if control["control"] == "gap":
+            self.gaps += 1
+            log.warning("gap on %s: %s; events may be missing", control["channel"], control["cause"])
+
+    def _count(self, event: Event) -> None:
+        """Count holes in the numbers of a source; a smaller number is a source that began anew."""
+        self.received += 1
+        last = self._last_sequence.get(event.source)
+        if last is not None and event.sequence > last + 1:
+            self.missing[event.source] += event.sequence - last - 1
+        self._last_sequence[event.source] = event.sequence
