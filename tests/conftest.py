@@ -1,0 +1,31 @@
+"""Fixtures: a real Redis on a free port, a real hub on another, a client to publish with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from broadcaster.redis_server import RedisServer
+from tests.support import HubProcess, RedisClient, redis_client
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """A Redis of the test's own; the test may kill, freeze and restart it."""
+    with RedisServer.start() as server:
+        yield server
+
+
+@pytest.fixture
+def publish(redis: RedisServer) -> Iterator[RedisClient]:
+    """A plain client of that Redis."""
+    with redis_client(redis) as client:
+        yield client
+
+
+@pytest.fixture
+def hub(redis: RedisServer) -> Iterator[HubProcess]:
+    """A ready hub process on that Redis, with default settings."""
+    with HubProcess(redis.url) as process:
+        yield process.until_ready()

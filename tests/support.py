@@ -1,0 +1,317 @@
+"""Real parts for the tests: a hub process, a raw client, waiting with a deadline.
+
+Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import hiredis
+
+from broadcaster.redis_server import RedisServer, free_port
+
+T = TypeVar("T")
+
+UNIT_S = float(os.environ.get("TEST_TIME_SCALE", "1"))
+"""The time unit of all deadlines in seconds."""
+
+ROOT = Path(__file__).parent.parent
+
+
+def eventually(probe: Callable[[], T], message: str, within: float = 10.0) -> T:
+    """Poll until `probe` returns something true; return it. `within` is in time units."""
+    deadline = time.monotonic() + within * UNIT_S
+    while not (result := probe()):
+        assert time.monotonic() < deadline, f"after {within} units: {message}"
+        time.sleep(0.01)
+    return result
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """The environment without this product's and honcho's variables, plus `variables`."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("BROADCASTER_", "HONCHO_"))}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | variables
+
+
+class Running:
+    """A process of the product with its output; ended when the block ends, whatever happens."""
+
+    def __init__(self, *command: str, cwd: Path | str | None = None, **variables: str) -> None:
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd or tempfile.gettempdir(),
+            env=clean_environment(**variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, within: float = 10.0) -> int:
+        """The exit code; fails after `within` time units."""
+        try:
+            code = self.process.wait(within * UNIT_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {within} units:\n{self.output}") from None
+        self._reader.join(1)
+        return code
+
+    def said(self, words: str, within: float = 10.0) -> str:
+        """Wait for a line that has `words`; return it."""
+
+        def look() -> str:
+            return next((line for line in list(self.lines) if words in line), "")
+
+        return eventually(look, f"no line with {words!r} in:\n{self.output}", within)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+        try:
+            self.process.wait(8 * UNIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(1)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def broadcaster(*arguments: str, cwd: Path | str | None = None, **variables: str) -> Running:
+    """Run `broadcaster ...` as a process of its own, by default in a folder without a broadcaster.toml."""
+    return Running(sys.executable, "-m", "broadcaster", *arguments, cwd=cwd, **variables)
+
+
+class HubProcess(Running):
+    """A real `broadcaster hub` on a free port."""
+
+    def __init__(self, redis_url: str, port: int | None = None, **variables: str) -> None:
+        self.port = port or free_port()
+        super().__init__(
+            *(sys.executable, "-m", "broadcaster", "hub"),
+            BROADCASTER_REDIS__URL=redis_url,
+            BROADCASTER_HUB__PORT=str(self.port),
+            **variables,
+        )
+
+    def __enter__(self) -> HubProcess:
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Status and JSON body of a GET; status 0 while nobody listens."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=3) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+        except OSError:
+            return 0, {}
+
+    def stats(self) -> dict[str, Any]:
+        return self.get("/stats")[1]
+
+    def until_ready(self, within: float = 10.0) -> HubProcess:
+        eventually(lambda: self.get("/health/ready")[0] == 200, f"hub not ready:\n{self.output}", within)
+        return self
+
+    def until_connected(self, count: int) -> None:
+        eventually(lambda: self.stats().get("connected") == count, f"never {count} connected: {self.stats()}")
+
+
+class RawClient:
+    """A WebSocket client down at the bytes, for what a well-behaved library would not send.
+
+    `text` and `close_code` wait for the next frame of that kind; `frames` keeps all, as (opcode, payload).
+    """
+
+    def __init__(self, port: int, *, path: str = "/ws", subprotocol: str = "", receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(10 * UNIT_S)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(upgrade_request(port, path=path, subprotocol=subprotocol))
+        self._buffer = b""
+        while b"\r\n\r\n" not in self._buffer:
+            more = self.socket.recv(65_536)
+            assert more, f"closed during the handshake: {self._buffer!r}"
+            self._buffer += more
+        self.response, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        self.frames: list[tuple[int, bytes]] = []
+
+    def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bool = True) -> None:
+        """Send one frame, right or wrong."""
+        self.socket.sendall(client_frame(opcode, payload, fin=fin, mask=mask))
+
+    def next_frame(self) -> tuple[int, bytes]:
+        """The next whole frame; raises EOFError when the hub has closed the connection."""
+        head = self._take(2)
+        length = head[1] & 0x7F
+        if length == 126:
+            length = int.from_bytes(self._take(2), "big")
+        elif length == 127:
+            length = int.from_bytes(self._take(8), "big")
+        frame = (head[0] & 0x0F, self._take(length))
+        self.frames.append(frame)
+        return frame
+
+    def text(self) -> str:
+        while True:
+            opcode, payload = self.next_frame()
+            if opcode == 1:
+                return payload.decode()
+
+    def event(self) -> dict[str, Any]:
+        """The next text frame as JSON."""
+        fields: dict[str, Any] = json.loads(self.text())
+        return fields
+
+    def close_code(self) -> int:
+        while True:
+            opcode, payload = self.next_frame()
+            if opcode == 8:
+                return int.from_bytes(payload[:2], "big")
+
+    def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            try:
+                more = self.socket.recv(1 << 20)
+            except ConnectionResetError:
+                more = b""
+            if not more:
+                raise EOFError("the hub closed the connection")
+            self._buffer += more
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        return taken
+
+    def vanish(self) -> None:
+        """Go away without a close frame (RST)."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        self.socket.close()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
+
+
+def upgrade_request(port: int, *, path: str = "/ws", subprotocol: str = "", **headers: str) -> bytes:
+    """A correct upgrade request; `headers` (with _ for -) replace or add."""
+    fields = {
+        "Host": f"127.0.0.1:{port}",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+    }
+    if subprotocol:
+        fields["Sec-WebSocket-Protocol"] = subprotocol
+    fields |= {key.replace("_", "-"): value for key, value in headers.items()}
+    lines = "".join(f"{key}: {value}\r\n" for key, value in fields.items())
+    return f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode()
+
+
+def client_frame(opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bool = True) -> bytes:
+    """A frame as a client sends it, masked with zeros unless `mask` is off (which is an error)."""
+    first = bytes([opcode | (0x80 if fin else 0)])
+    bit = 0x80 if mask else 0
+    if len(payload) < 126:
+        head = first + bytes([bit | len(payload)])
+    elif len(payload) < 65_536:
+        head = first + bytes([bit | 126]) + len(payload).to_bytes(2, "big")
+    else:
+        head = first + bytes([bit | 127]) + len(payload).to_bytes(8, "big")
+    return head + (b"\0\0\0\0" if mask else b"") + payload
+
+
+def event_payload(sequence: int = 1, **changes: Any) -> bytes:
+    """An encoded event as a foreign publisher would write it; a change to `...` (Ellipsis) leaves a field out."""
+    now_us = time.time_ns() // 1000
+    fields: dict[str, Any] = {
+        "event_id": str(uuid.uuid4()),
+        "event_type": "SERVER_DOWN",
+        "source": "server-a",
+        "sequence": sequence,
+        "published_at_ms": now_us // 1000,
+        "published_at_us": now_us,
+    } | changes
+    return json.dumps({key: value for key, value in fields.items() if value is not ...}).encode()
+
+
+class RedisClient:
+    """A plain Redis client, for what somebody else's publisher might do."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self._reader = hiredis.Reader()
+
+    def command(self, *words: str | bytes | int) -> Any:
+        self._socket.sendall(hiredis.pack_command(words))
+        while (reply := self._reader.gets()) is False:
+            self._reader.feed(self._socket.recv(65_536))
+        return reply
+
+    def publish(self, payload: bytes, channel: str = "events.critical") -> int:
+        """PUBLISH; how many subscriptions heard it."""
+        heard: int = self.command("PUBLISH", channel, payload)
+        return heard
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def redis_client(server: RedisServer) -> Iterator[RedisClient]:
+    client = RedisClient(server)
+    try:
+        yield client
+    finally:
+        client.close()
