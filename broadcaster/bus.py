@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from broadcaster.errors import RedisUnavailable
 from broadcaster.redis_link import RedisLink
@@ -124,7 +125,7 @@ class PublishLink:
         Raises:
             RedisUnavailable, RedisRefused: See `RedisLink.open`.
         """
-        await self._connected()
+        await self.connect()
         return self
 
     async def __aexit__(
@@ -133,43 +134,42 @@ class PublishLink:
         if self._link is not None:
             self._link.abort()
 
-    async def publish(self, channel: str, payloads: Sequence[bytes]) -> list[int | RedisUnavailable]:
-        """Publish in one write; return per payload how many Redis subscriptions heard it, or what failed.
+    async def connect(self) -> None:
+        """Connect unless connected.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `RedisLink.open`.
+        """
+        if self._link is None or self._link.lost.done():
+            self._link = await RedisLink.open(self._redis.url, timeout_s=self._redis.connect_timeout_s)
+
+    def send(self, channel: str, payloads: Sequence[bytes]) -> list[asyncio.Future[Any]]:
+        """Publish in one write, now; what becomes of it, `settle` says. Needs a connection."""
+        assert self._link is not None
+        return self._link.send(*(("PUBLISH", channel, payload) for payload in payloads))
+
+    async def settle(self, replies: Sequence[asyncio.Future[Any]]) -> list[int | RedisUnavailable]:
+        """Per payload: how many Redis subscriptions heard it, or what failed.
 
         An error does not say that the event was not published: Redis may have done it and died before it
         could answer.
+
+        Raises:
+            RedisRefused: Redis will not let us publish.
         """
-        try:
-            link = await self._connected()
-            replies = link.send(*(("PUBLISH", channel, payload) for payload in payloads))
-            async with asyncio.timeout(self._redis.silence_timeout_s):
-                heard = await asyncio.gather(*replies, return_exceptions=True)
-        except TimeoutError:
-            self._drop()
-            return [RedisUnavailable("Redis did not answer the publish in time")] * len(payloads)
-        except RedisUnavailable as error:
-            return [error] * len(payloads)
-        return [self._result(reply) for reply in heard]
-
-    @staticmethod
-    def _result(reply: object) -> int | RedisUnavailable:
-        if isinstance(reply, int):
-            return reply
-        if isinstance(reply, RedisUnavailable):
-            return reply
-        if isinstance(reply, BaseException):
-            raise reply
-        return RedisUnavailable(f"Redis answered {reply!r}")
-
-    async def _connected(self) -> RedisLink:
-        if self._link is None or self._link.lost.done():
-            self._link = await RedisLink.open(self._redis.url, timeout_s=self._redis.connect_timeout_s)
-        return self._link
-
-    def _drop(self) -> None:
-        if self._link is not None:
+        await asyncio.wait(replies, timeout=self._redis.silence_timeout_s)
+        if not replies[-1].done() and self._link is not None:
             self._link.abort()
-            self._link = None
+        return [_heard(reply) for reply in replies]
+
+
+def _heard(reply: asyncio.Future[Any]) -> int | RedisUnavailable:
+    if not reply.done():
+        return RedisUnavailable("Redis did not answer the publish in time")
+    if isinstance(error := reply.exception(), RedisUnavailable):
+        return error
+    heard: int = reply.result()
+    return heard
 
 
 async def server_version(redis: RedisTable) -> str:

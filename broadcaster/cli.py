@@ -174,7 +174,7 @@ def publish(
         failed = 0
         async with Publisher(settings, channel=channel) as publisher:
             async for due in on_schedule(count, rate):
-                batch = [publisher.make(event_type, source, severity=severity, data=fields) for _ in due]
+                batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
                     click.echo(_what_became_of(result.event, result.heard, result.error))

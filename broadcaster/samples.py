@@ -24,7 +24,7 @@ async def publish_samples(settings: Settings) -> None:
     data = padding(settings)
     async with Publisher(settings) as publisher:
         async for due in on_schedule(0, table.rate_hz):
-            batch = [publisher.make(table.event_type, table.source, data=data) for _ in due]
+            batch = [publisher.draft(table.event_type, table.source, data=data) for _ in due]
             for result in await publisher.publish_all(batch):
                 if result.error is not None:
                     log.warning("#%d may not have been published: %s", result.event.sequence, result.error)

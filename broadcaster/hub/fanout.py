@@ -8,7 +8,6 @@ as it reads. Nobody has a queue of his own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from broadcaster import wire
@@ -39,8 +38,8 @@ class Fanout:
         self.deliveries = 0
         self.sent_bytes = 0
         self._clock = asyncio.get_running_loop().time
-        self._live: dict[Connection, Callable[[bytes], None]] = {}
-        self._writers: list[Callable[[bytes], None]] | None = []
+        self._live: set[Connection] = set()
+        self._transports: list[asyncio.Transport] | None = []  # of the live ones; None when that has changed
         self._written = 0  # number of the next frame that live connections have not been given
         self._interrupted: set[Connection] | None = set()  # None while the subscription holds
         self._welcome = wire.control_frame("welcome", channel, position=None)
@@ -49,15 +48,16 @@ class Fanout:
 
     def join(self, connection: Connection) -> None:
         """Take a connection in, live from the next frame on."""
-        self._live[connection] = connection.transport.write
-        self._writers = None
+        self._live.add(connection)
+        self._transports = None
         if connection.wants_control and self._interrupted is None:
             connection.write(self._welcome)
 
     def leave(self, connection: Connection) -> None:
         """Forget a connection; does nothing the second time."""
-        if self._live.pop(connection, None) is not None:
-            self._writers = None
+        if connection in self._live:
+            self._live.discard(connection)
+            self._transports = None
         self.behind.discard(connection)
         if self._interrupted is not None:
             self._interrupted.discard(connection)
@@ -66,9 +66,15 @@ class Fanout:
 
     def broadcast(self, frames: list[bytes]) -> None:
         """Give frames to everybody: one write per live connection and `WRITE_BYTES`, none awaited."""
-        now = self._clock()
+        if len(frames) == 1:
+            self._write(frames[0], 1)
+        else:
+            self._write_in_pieces(frames)
+        now = self._clock()  # after the writes: nobody reads the ring before this turn of the loop ends
         for frame in frames:
             self.ring.append(frame, now)
+
+    def _write_in_pieces(self, frames: list[bytes]) -> None:
         piece: list[bytes] = []
         size = 0
         for frame in frames:
@@ -82,23 +88,24 @@ class Fanout:
     def _write(self, data: bytes, frames: int) -> None:
         """Write to all live connections. The one place where live frames leave."""
         self._written += frames  # first: a connection that pauses inside its write has been given these
-        writers = self._writers
-        if writers is None:
-            writers = self._writers = list(self._live.values())
-        for write in writers:
+        transports = self._transports
+        if transports is None:
+            transports = self._transports = [connection.transport for connection in self._live]
+        for transport in transports:
             try:
-                write(data)
+                transport.write(data)
             except RuntimeError:  # uvloop's transport is closed, and connection_lost is on its way
                 continue
-        self.deliveries += frames * len(writers)
-        self.sent_bytes += len(data) * len(writers)
+        self.deliveries += frames * len(transports)
+        self.sent_bytes += len(data) * len(transports)
 
     # Who is behind
 
     def fall_behind(self, connection: Connection) -> None:
         """A connection's socket is full: from now on it reads from the ring."""
-        if self._live.pop(connection, None) is not None:
-            self._writers = None
+        if connection in self._live:
+            self._live.discard(connection)
+            self._transports = None
             connection.cursor = self._written
             connection.behind_since = self._clock()
             self.behind.add(connection)
@@ -115,8 +122,8 @@ class Fanout:
         wanted = entries if connection.wants_control else events
         if connection.cursor == self.ring.head:
             self.behind.discard(connection)
-            self._live[connection] = connection.transport.write
-            self._writers = None
+            self._live.add(connection)
+            self._transports = None
         if data := b"".join(entry.frame for entry in wanted):
             connection.write(data)  # may fall behind again, at once and from the right place
         self.deliveries += len(events)

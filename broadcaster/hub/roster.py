@@ -42,34 +42,31 @@ class Roster:
         # pings is spread over the whole interval and never is a burst of its own.
         slots = max(1, round(settings.ping_interval_s / TICK_S))
         self._slots: list[set[Connection]] = [set() for _ in range(slots)]
-        self._slot_of: dict[Connection, set[Connection]] = {}
-        self._next_slot = itertools.cycle(self._slots)
+        self._next_slot = itertools.cycle(range(slots))
         self._next_ping = itertools.cycle(self._slots)
         self._closing: set[Connection] = set()
         self._handshakes: dict[Expiring, None] = {}
+        self.connected = 0
         self.peak = 0
         self.slow_closed = 0
         self.ping_timeouts = 0
         self.aborted = 0
 
     @property
-    def connected(self) -> int:
-        return len(self._slot_of)
-
-    @property
     def full(self) -> bool:
-        return len(self._slot_of) >= self._settings.max_connections
+        return self.connected >= self._settings.max_connections
 
     def add(self, connection: Connection) -> None:
-        slot = next(self._next_slot)
-        slot.add(connection)
-        self._slot_of[connection] = slot
-        self.peak = max(self.peak, len(self._slot_of))
+        connection.slot = next(self._next_slot)
+        self._slots[connection.slot].add(connection)
+        self.connected += 1
+        self.peak = max(self.peak, self.connected)
         self.fanout.join(connection)
 
     def remove(self, connection: Connection) -> None:
-        if slot := self._slot_of.pop(connection, None):
-            slot.discard(connection)
+        """Forget a connection that has ended; called once."""
+        self._slots[connection.slot].discard(connection)
+        self.connected -= 1
         self._closing.discard(connection)
         self.fanout.leave(connection)
 
@@ -129,10 +126,13 @@ class Roster:
 
     async def close_all(self, code: wire.CloseCode, reason: str, within_s: float) -> None:
         """Close everybody, wait until they are gone, cut whoever is left."""
-        for connection in list(self._slot_of):
+        for connection in self._everybody():
             connection.close(code, reason)
         deadline = self._clock() + within_s
-        while self._slot_of and self._clock() < deadline:
+        while self.connected and self._clock() < deadline:
             await asyncio.sleep(0.01)
-        for connection in list(self._slot_of):
+        for connection in self._everybody():
             connection.abort()
+
+    def _everybody(self) -> list[Connection]:
+        return list(itertools.chain.from_iterable(self._slots))

@@ -129,7 +129,7 @@ def present(outcome: Outcome, folder: Path) -> str:
     if len(outcome.per_process) > 1:
         for number, part in outcome.per_process.items():
             columns[f"fleet.{number}"] = (part, disconnects(outcome.fleet[number]))
-    lines = [
+    lines: list[tuple[str, list[Any]]] = [
         ("Clients", [part.clients for part, _ in columns.values()]),
         ("Events", [part.events for part, _ in columns.values()]),
         ("Expected deliveries", [part.expected for part, _ in columns.values()]),
@@ -148,7 +148,7 @@ def present(outcome: Outcome, folder: Path) -> str:
         headers=["", *columns],
         tablefmt="simple_outline",
         disable_numparse=True,
-        colalign=["left"] + ["right"] * len(columns),  # noqa: RUF005 - mypy reads no star here
+        colalign=["left"] + ["right"] * len(columns),
     )
     text = [f"Run {outcome.name}", table, *_notes(outcome), "", _MEANINGS, "", _verdict(outcome, folder)]
     return "\n".join(text)

@@ -1,0 +1,46 @@
+# make loadtest | start | test | lint | bench    Needs Python 3.11+ and make; everything else goes into .venv.
+PYTHON ?= python3
+PRESET ?=
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help loadtest start test lint bench clean
+
+help:
+	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
+	@echo "make start      the system to watch: redis, hub, publisher, subscriber"
+	@echo "make test       all tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      speed and memory against other hubs (needs gcc; about 15 minutes)"
+
+loadtest: $(VENV)/installed
+	@$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start
+
+start: $(VENV)/installed
+	@honcho start
+
+test: $(VENV)/installed-dev
+	@python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+bench: $(VENV)/installed-dev
+	@python -m tests.bench $(ROWS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[redis]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	@echo "installing what the tests need ..."
+	@python -m pip install --quiet --disable-pip-version-check --editable '.[redis,dev]'
+	@touch $@

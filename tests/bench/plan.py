@@ -1,0 +1,55 @@
+"""What a trial consists of, and the plans of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who listens to what. The first `warmup` events are delivered but not judged."""
+
+    conns: int
+    events: int
+    period_ms: float
+    burst: int = 1
+    event_bytes: int = 256
+    warmup: int = 0
+    frozen: int = 0
+    grace_s: float = 5.0
+    """Time after the last event for deliveries to come; later ones are missing."""
+
+    @property
+    def length_s(self) -> float:
+        return (self.warmup + self.events) / self.burst * self.period_ms / 1000
+
+    def shrunk(self) -> Self:
+        """A fifth of the connections and events: shows that everything works, and nothing else."""
+        return replace(self, conns=max(self.conns // 5, 10), events=max(self.events // 5, 20))
+
+
+BURST: Final = Plan(conns=50, events=1000, burst=50, period_ms=250, warmup=100)
+STEADY: Final = Plan(conns=50, events=50, period_ms=100, warmup=5)
+FANOUT: Final = Plan(conns=1000, events=100, period_ms=50, warmup=10)
+FROZEN: Final = Plan(conns=50, events=3750, period_ms=5, event_bytes=16_000, warmup=50)
+
+LADDER_CONNS: Final = 500
+LADDER_STEP_S: Final = 2.0
+LADDER_P99_MS: Final = 100.0
+LADDER: Final = tuple(round(1_000_000 * 1.4**k) for k in range(-9, 5))
+"""Deliveries per second: 48 thousand to 3.8 million, in steps of 1.4."""
+
+IDLE_CONNS: Final = 5000
+PING_ROUNDS: Final = 2
+CONNECT_RAMP_PER_S: Final = 4000
+
+PAIRS: Final = 5
+"""Least rounds of the rows that look for small differences."""
+
+
+def ladder_plan(deliveries_per_s: float) -> Plan:
+    """One step of the ladder: single events, evenly spread; the publisher batches nothing."""
+    rate_hz = deliveries_per_s / LADDER_CONNS
+    count = round(rate_hz * LADDER_STEP_S)
+    return Plan(LADDER_CONNS, count, period_ms=1000 / rate_hz, warmup=count // 5, grace_s=1.0)

@@ -1,0 +1,183 @@
+"""One trial: a fresh hub, subscribers, events, and what came of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+
+from tests.bench.hubs import running_hub
+from tests.bench.plan import Plan
+from tests.bench.processes import MemoryPeak, Process, TrialError, anonymous_bytes, cpu_s
+from tests.bench.tools import Tools
+
+_CONNECT_S: Final = 30.0
+_FIRST_CONNECTIONS: Final = 20
+"""Opened and closed before connections are counted: what a hub needs once is not theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the load tool counted; latencies in µs by percentile ("p50", "p95", "p99", "max")."""
+
+    end: str
+    deliveries: int
+    expected: int
+    missing: int
+    duplicates: int
+    out_of_order: int
+    negative: int
+    """Deliveries before their event was due: the wall clock was set meanwhile."""
+    outside: int
+    closed: int
+    close_code: int
+    latency_us: dict[str, float]
+    last_us: dict[str, float]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
+
+    @property
+    def p50_ms(self) -> float:
+        return self.latency_us["p50"] / 1000
+
+    @property
+    def p95_ms(self) -> float:
+        return self.latency_us["p95"] / 1000
+
+    @property
+    def p99_ms(self) -> float:
+        return self.latency_us["p99"] / 1000
+
+    @property
+    def last_ms(self) -> float:
+        return self.last_us["p50"] / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One trial, seen from the subscribers and from the hub's process."""
+
+    result: Result
+    late_p99_us: float
+    hub_cpu_s: float
+    hub_growth_bytes: int
+
+    @property
+    def cpu_us_per_delivery(self) -> float:
+        return self.hub_cpu_s * 1e6 / max(self.result.deliveries + self.result.outside, 1)
+
+    def check(self, hub: str) -> None:
+        """Raise TrialError unless every event reached every subscriber once and in order."""
+        result = self.result
+        if result.missing:
+            closed = f", {result.closed} connections closed ({result.close_code})" if result.closed else ""
+            raise TrialError(f"{hub}: {result.missing} of {result.expected} deliveries are missing{closed}")
+        if result.duplicates or result.out_of_order:
+            raise TrialError(f"{hub}: {result.duplicates} duplicates, {result.out_of_order} out of order")
+        if result.negative:
+            raise TrialError(f"{hub}: {result.negative} deliveries came before they were due: was the clock set?")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all trials share."""
+
+    tools: Tools
+    redis_port: int
+    hub: str
+    """The hub under test, one of HUBS."""
+    rounds: int
+    quick: bool
+
+    def trial(self, kind: str, plan: Plan) -> Outcome:
+        """Broadcast the plan's events through a fresh hub."""
+        plan = plan.shrunk() if self.quick else plan
+        with running_hub(kind, self.redis_port, self.tools) as hub:
+            return self.broadcast(hub.pid, hub.port, plan)
+
+    def broadcast(self, pid: int, port: int, plan: Plan) -> Outcome:
+        """Broadcast the plan's events through a hub that runs already."""
+        first, last = plan.warmup + 1, plan.warmup + plan.events
+        max_s = int(plan.length_s * 2 + 60)
+        with self.load(port, plan.conns, frozen=plan.frozen, first=first, last=last, max_s=max_s) as load:
+            started_s = cpu_s(pid)
+            with MemoryPeak(pid) as memory:
+                published = self.publish(plan)
+                result = _await_result(load, plan.grace_s)
+            return Outcome(result, published["late_us"]["p99"], cpu_s(pid) - started_s, memory.growth_bytes)
+
+    def load(self, port: int, conns: int, **options: int) -> Process:
+        """Subscribers, all connected; give `last` (sequence) or they stay idle until terminated."""
+        load = Process("load", _command(self.tools.load, port=port, conns=conns, **options), talks=True)
+        try:
+            failed = load.record("READY", _CONNECT_S + 5)["failed"]
+            if failed:
+                raise TrialError(f"{failed} of {conns} subscribers could not connect")
+        except BaseException:
+            load.stop()
+            raise
+        return load
+
+    def publish(self, plan: Plan) -> dict[str, Any]:
+        """Publish warm-up and events on schedule; returns how late the publisher was."""
+        command = _command(
+            self.tools.publish,
+            port=self.redis_port,
+            count=plan.warmup + plan.events,
+            burst=plan.burst,
+            period_ms=plan.period_ms,
+            bytes=plan.event_bytes,
+        )
+        with Process("publish", command, talks=True) as publisher:
+            record = publisher.record("PUBLISHED", plan.length_s * 2 + 15)
+        if record["errors"] or record["heard"] < record["published"]:
+            raise TrialError(
+                f"publish: of {record['published']} events Redis refused {record['errors']} "
+                f"and passed on {record['heard']}"
+            )
+        return record
+
+    def connect_cpu_us(self, kind: str, conns: int, ramp_per_s: int) -> float:
+        """CPU time of a hub per accepted subscriber, µs."""
+        with running_hub(kind, self.redis_port, self.tools) as hub:
+            self.load(hub.port, _FIRST_CONNECTIONS).stop()
+            before_s = cpu_s(hub.pid)
+            with self.load(hub.port, conns, ramp=ramp_per_s):
+                time.sleep(0.2)  # what a hub still does after its 101
+                return (cpu_s(hub.pid) - before_s) * 1e6 / conns
+
+    def idle_bytes(self, kind: str, conns: int, ping_rounds: int) -> float:
+        """Private memory of a hub per connected subscriber that did nothing but answer pings, bytes."""
+        env = {"BROADCASTER_HUB__PING_INTERVAL_S": "2"}
+        with running_hub(kind, self.redis_port, self.tools, env) as hub:
+            self.load(hub.port, _FIRST_CONNECTIONS).stop()
+            before = anonymous_bytes(hub.pid)
+            with self.load(hub.port, conns, pings=ping_rounds) as load:
+                load.record("PINGED", 2.0 * ping_rounds + 20)
+                time.sleep(0.3)  # the last pongs
+                return (anonymous_bytes(hub.pid) - before) / conns
+
+
+def say(text: str) -> None:
+    """Tell progress, one line per measurement."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _await_result(load: Process, grace_s: float) -> Result:
+    try:
+        return Result.from_record(load.record("RESULT", grace_s))
+    except TrialError:
+        load.terminate()  # it reports what it has
+        return Result.from_record(load.record("RESULT", 10))
+
+
+def _command(tool: str, **options: float) -> list[str]:
+    """`period_ms=5` becomes `--period-ms 5`."""
+    return [
+        tool,
+        *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))),
+    ]
