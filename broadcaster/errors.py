@@ -1,16 +1,16 @@
 """What can go wrong, as a tree; every error builds its own sentence and knows its exit code.
 
-BroadcasterError                 70  a bug, or something nobody foresaw
-├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
-├── InvalidEvent                  2  an event that is not of the schema
-├── ChecksFailed                  1  the load test ran, and a limit of [report] is broken
-└── Unavailable                  69  something this process depends on is not there
-    ├── RedisUnavailable             Redis does not answer (for now)
-    ├── RedisRefused                 Redis answers, and will not have us (for good)
-    ├── RedisNotInstalled            there is no redis-server to start
-    ├── HubUnavailable               the hub is not ready within the deadline
-    ├── PortTaken                    the address of the hub is in use
-    └── RunIncomplete                a part of the load test did not hand in its result
+    BroadcasterError                 70  a bug, or something nobody foresaw
+    ├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
+    ├── InvalidEvent                  2  an event that is not of the schema
+    └── Unavailable                  69  something this process depends on is not there
+        ├── RedisUnavailable             Redis does not answer (for now)
+        ├── RedisRefused                 Redis answers, and will not have us (for good)
+        ├── RedisNotInstalled            there is no redis-server to start
+        ├── HubUnavailable               the hub is not ready within the deadline
+        ├── HubRefused                   the hub answers, and will not have us (for good)
+        ├── PortTaken                    the address of the hub is in use
+        └── RunIncomplete                a part of the load test did not hand in its result
 """
 
 from __future__ import annotations
@@ -42,16 +42,6 @@ class InvalidEvent(BroadcasterError, ValueError):
         self.detail = detail
 
 
-class ChecksFailed(BroadcasterError):
-    """The load test ran to its end and broke at least one limit of `[report]`."""
-
-    exit_code = 1
-
-    def __init__(self, broken: list[str]) -> None:
-        super().__init__("; ".join(broken))
-        self.broken = broken
-
-
 class Unavailable(BroadcasterError):
     """Something this process depends on is not there."""
 
@@ -72,6 +62,10 @@ class RedisNotInstalled(Unavailable):
 
 class HubUnavailable(Unavailable):
     """The hub did not answer, or was not ready, within the deadline."""
+
+
+class HubRefused(Unavailable):
+    """The hub answers and will not have us (no such channel, bad request): trying again will not help."""
 
 
 class PortTaken(Unavailable):

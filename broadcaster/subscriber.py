@@ -12,7 +12,7 @@ from types import TracebackType
 
 from broadcaster import event as events
 from broadcaster import wire
-from broadcaster.errors import InvalidEvent
+from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
 from broadcaster.settings import Settings, load
 
@@ -64,7 +64,11 @@ class Subscriber:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event."""
+        """The next event.
+
+        Raises:
+            HubRefused: The hub will not have us, and trying again will not help.
+        """
         return await anext(self._events)
 
     async def _receive(self) -> AsyncGenerator[Event, None]:
@@ -84,6 +88,8 @@ class Subscriber:
                     async for event in self._read(connection):
                         yield event
             except (OSError, TimeoutError, wire.InvalidHandshake) as error:
+                if isinstance(error, wire.InvalidHandshake) and (said := wire.refused_for_good(error)):
+                    raise HubRefused(f"{self._url}: {said}") from None
                 if failures == 0:
                     log.warning("%s: %s; trying again", self._url, error)
                 failures += 1

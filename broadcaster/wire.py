@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import ClientProtocol
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN, State
@@ -317,6 +317,16 @@ def open_connection(url: str, *, timeout_s: float, max_queue: int) -> connect:
     )
 
 
+def refused_for_good(error: InvalidHandshake) -> str | None:
+    """What the hub said if its refusal will be the same next time (4xx, but for 408 and 429); else None."""
+    if not isinstance(error, InvalidStatus):
+        return None
+    response = error.response
+    if response.status_code not in range(400, 500) or response.status_code in (408, 429):
+        return None
+    return f"{response.status_code} {bytes(response.body or b'').decode(errors='replace').strip()[:200]}"
+
+
 def read_control(message: bytes) -> dict[str, Any] | None:
     """The fields of a control frame; None if the message is anything else.
 
@@ -355,5 +365,6 @@ __all__ = [
     "open_connection",
     "plain_response",
     "read_control",
+    "refused_for_good",
     "text_frame",
 ]

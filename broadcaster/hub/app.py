@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import resource
+import sys
 from dataclasses import asdict
 from math import ceil
 from types import SimpleNamespace
@@ -41,7 +42,8 @@ class Hub:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.fanout = Fanout(settings.event.channel, settings.hub.ring_bytes)
-        self.roster = Roster(settings.hub, self.fanout)
+        possible = min(settings.hub.max_connections, _open_files())
+        self.roster = Roster(settings.hub.model_copy(update={"max_connections": possible}), self.fanout)
         self.intake = Intake(self.fanout, settings.event.max_bytes)
         self.subscription = Subscription(
             settings.redis,
@@ -128,7 +130,6 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         RedisRefused: Redis will not have us, for good.
     """
     _one_hub_per_port()
-    _raise_file_limit()
     hub = Hub(settings)
     app = create_app(hub)
     front = Front.bound(hub.roster, hub.admit, settings.hub.header_max_bytes)
@@ -186,11 +187,13 @@ def _one_hub_per_port() -> None:
         raise ConfigurationError(f"one hub per port: {name} would have to share hub.1's; start one hub only")
 
 
-def _raise_file_limit() -> None:
-    """Every subscriber is an open file; the usual soft limit is 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _open_files() -> int:
+    """How many subscribers may be open files: the soft limit, raised to the hard one, less a few for the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(1, soft - 100) if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _calm_the_collector() -> None:

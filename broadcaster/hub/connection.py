@@ -118,7 +118,9 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._catch_up)
 
     def eof_received(self) -> bool:
-        return False  # the transport closes itself
+        if self.close_deadline is None:
+            self._roster.begin_close(self)
+        return False  # the transport closes itself, once it has flushed; the deadline holds it to that
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._inbound is not None:

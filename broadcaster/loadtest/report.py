@@ -15,7 +15,7 @@ from typing import Any, Final
 from tabulate import tabulate
 
 from broadcaster import bus, hub_client
-from broadcaster.errors import ChecksFailed, HubUnavailable, RunIncomplete
+from broadcaster.errors import HubUnavailable, RunIncomplete
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.latency import Figures, figures
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
@@ -233,13 +233,3 @@ async def _hub_says(settings: Settings) -> dict[str, Any]:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def check(outcome: Outcome) -> None:
-    """Raise if a limit is broken.
-
-    Raises:
-        ChecksFailed: With every broken limit.
-    """
-    if outcome.broken:
-        raise ChecksFailed(outcome.broken)
