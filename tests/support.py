@@ -5,8 +5,10 @@ Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -19,16 +21,21 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import hiredis
+import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
 
+from broadcaster.cli import main
 from broadcaster.redis_server import RedisServer, free_port
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 UNIT_S = float(os.environ.get("TEST_TIME_SCALE", "1"))
 """The time unit of all deadlines in seconds."""
@@ -315,3 +322,163 @@ def redis_client(server: RedisServer) -> Iterator[RedisClient]:
         yield client
     finally:
         client.close()
+
+
+class Finished(NamedTuple):
+    """What a process of the product that has ended leaves behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def complaint(self) -> str:
+        """Its one line on stderr, without `error: `; fails if it said more, less, or a traceback."""
+        lines = self.stderr.splitlines()
+        assert len(lines) == 1, f"expected one line on stderr, got:\n{self.stderr}"
+        assert lines[0].startswith("error: "), self.stderr
+        return lines[0].removeprefix("error: ")
+
+
+def finished(*arguments: str, cwd: Path | str | None = None, within: float = 20.0, **variables: str) -> Finished:
+    """Run `broadcaster ...` to its end, by default in a folder without a broadcaster.toml."""
+    done = subprocess.run(
+        [sys.executable, "-m", "broadcaster", *arguments],
+        cwd=cwd or tempfile.gettempdir(),
+        env=clean_environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=within * UNIT_S,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def run_async(story: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine with asyncio's debug mode on; a call in the product that blocks the loop is an error."""
+    with blockbuster_ctx("broadcaster"):
+        return asyncio.run(story, debug=True)
+
+
+async def until(probe: Callable[[], T], message: str, within: float = 10.0) -> T:
+    """`eventually` for a coroutine: the event loop turns between two looks."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within * UNIT_S
+    while not (result := probe()):
+        assert loop.time() < deadline, f"after {within} units: {message}"
+        await asyncio.sleep(0.01)
+    return result
+
+
+def next_message(client: RedisClient) -> bytes:
+    """The next payload on the channels that `client` has subscribed to."""
+    while (reply := client._reader.gets()) is False:
+        client._reader.feed(client._socket.recv(65_536))
+    message: bytes = reply[2]
+    return message
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test as the hub runs, on uvloop; a blocked loop or an error in a callback fails it."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        unhandled: list[str] = []
+
+        async def story() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(str(what)))
+            async with asyncio.timeout(30 * UNIT_S):
+                await test(*args, **kwargs)
+
+        with (
+            blockbuster_ctx("broadcaster"),
+            asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            runner.run(story())
+        assert unhandled == []
+
+    return run
+
+
+def server_frames(data: bytes) -> list[tuple[int, bytes]]:
+    """Whole frames as a hub sends them, as (opcode, payload); what is cut at the end is left out."""
+    frames = []
+    at = 0
+    while len(data) >= at + 2:
+        start, length = at + 2, data[at + 1] & 0x7F
+        if width := {126: 2, 127: 8}.get(length, 0):
+            length, start = int.from_bytes(data[start : start + width], "big"), start + width
+        if len(data) < start + length:
+            break
+        frames.append((data[at] & 0x0F, data[start : start + length]))
+        at = start + length
+    return frames
+
+
+@contextlib.contextmanager
+def frozen(server: RedisServer) -> Iterator[None]:
+    """Redis stands still: connections stay open, nothing is answered."""
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+@contextlib.contextmanager
+def crashed(server: RedisServer) -> Iterator[Callable[[], RedisServer]]:
+    """Redis dies at once; calling what is given starts another one at the same port, until the block ends."""
+    server.kill()
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(RedisServer.start(server.port))
+
+
+def assert_calm(hub: HubProcess) -> None:
+    """The hub lives, answers, and has no error in its log."""
+    assert hub.get("/health/live")[0] == 200, hub.output
+    assert not any(word in hub.output for word in ("Traceback", "Error", "exception")), hub.output
+
+
+def memory_bytes(process: Running) -> int:
+    """Memory of a process that is in RAM now."""
+    return int(Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(process: Running) -> float:
+    """Seconds of CPU that a process has used so far."""
+    fields = Path(f"/proc/{process.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class CommandLine:
+    """`broadcaster ...` inside of the test's process: the same function as the real one, 20 times as fast."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        for variable in set(os.environ) - set(clean_environment()):
+            monkeypatch.delenv(variable)
+        monkeypatch.chdir(folder)
+
+    def __call__(self, *arguments: str, **variables: str) -> Finished:
+        for name, value in variables.items():
+            self._monkeypatch.setenv(name, value)
+        self._monkeypatch.setattr(sys, "argv", ["broadcaster", *arguments])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Finished(code or 0, *self._capsys.readouterr())
+
+
+def read_to_end(client: RawClient, within: float = 5.0) -> None:
+    """Read all frames until the hub has ended the connection; fails when it has not in so many time units."""
+    client.socket.settimeout(within * UNIT_S)
+    try:
+        with contextlib.suppress(EOFError):
+            while True:
+                client.next_frame()
+    except TimeoutError:
+        raise AssertionError(f"the hub has not ended the connection after {within} units") from None
