@@ -1,6 +1,6 @@
 """A low-latency event broadcaster: Redis Pub/Sub → hub → every WebSocket subscriber.
 
-    from broadcaster import Publisher, Subscriber
+from broadcaster import Publisher, Subscriber
 """
 
 from broadcaster.errors import BroadcasterError, InvalidEvent, Unavailable

@@ -1,16 +1,16 @@
 """What can go wrong, as a tree; every error builds its own sentence and knows its exit code.
 
-    BroadcasterError                 70  a bug, or something nobody foresaw
-    ├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
-    ├── InvalidEvent                  2  an event that is not of the schema
-    └── Unavailable                  69  something this process depends on is not there
-        ├── RedisUnavailable             Redis does not answer (for now)
-        ├── RedisRefused                 Redis answers, and will not have us (for good)
-        ├── RedisNotInstalled            there is no redis-server to start
-        ├── HubUnavailable               the hub is not ready within the deadline
-        ├── HubRefused                   the hub answers, and will not have us (for good)
-        ├── PortTaken                    the address of the hub is in use
-        └── RunIncomplete                a part of the load test did not hand in its result
+BroadcasterError                 70  a bug, or something nobody foresaw
+├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
+├── InvalidEvent                  2  an event that is not of the schema
+└── Unavailable                  69  something this process depends on is not there
+    ├── RedisUnavailable             Redis does not answer (for now)
+    ├── RedisRefused                 Redis answers, and will not have us (for good)
+    ├── RedisNotInstalled            there is no redis-server to start
+    ├── HubUnavailable               the hub is not ready within the deadline
+    ├── HubRefused                   the hub answers, and will not have us (for good)
+    ├── PortTaken                    the address of the hub is in use
+    └── RunIncomplete                a part of the load test did not hand in its result
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from broadcaster import wire
 from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
 from broadcaster.settings import Settings, load
+from broadcaster.wire import client
 
 log = logging.getLogger("broadcaster.subscriber")
 
@@ -76,7 +77,7 @@ class Subscriber:
         failures = 0
         while True:
             try:
-                async with wire.open_connection(
+                async with client.open_connection(
                     self._url,
                     timeout_s=self._settings.connect_timeout_s,
                     max_queue=self._settings.queue_events,
@@ -87,19 +88,19 @@ class Subscriber:
                     log.info("connected to %s", self._url)
                     async for event in self._read(connection):
                         yield event
-            except (OSError, TimeoutError, wire.InvalidHandshake) as error:
-                if isinstance(error, wire.InvalidHandshake) and (said := wire.refused_for_good(error)):
+            except (OSError, TimeoutError, client.InvalidHandshake) as error:
+                if isinstance(error, client.InvalidHandshake) and (said := client.refused_for_good(error)):
                     raise HubRefused(f"{self._url}: {said}") from None
                 if failures == 0:
                     log.warning("%s: %s; trying again", self._url, error)
                 failures += 1
-            except wire.ConnectionClosed as error:
+            except client.ConnectionClosed as error:
                 log.warning("connection closed: %s; connecting again", error)
                 failures += 1
             longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(0, longest_s))
 
-    async def _read(self, connection: wire.ClientConnection) -> AsyncIterator[Event]:
+    async def _read(self, connection: client.ClientConnection) -> AsyncIterator[Event]:
         """Events of one connection until it is closed.
 
         Raises:

@@ -6,12 +6,30 @@ No task, no lock, no queue: an idle connection is this object, its transport, an
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from broadcaster import wire
 
-if TYPE_CHECKING:
-    from broadcaster.hub.roster import Roster
+
+class Keeper(Protocol):
+    """What a connection needs of those who keep it: the roster, and through it the fan-out."""
+
+    inbound_max_bytes: int
+
+    def begin_close(self, connection: Connection) -> None:
+        """No more events for this one, and a deadline to be gone."""
+
+    def leave(self, connection: Connection) -> None:
+        """No more events for this one."""
+
+    def remove(self, connection: Connection) -> None:
+        """It is gone."""
+
+    def fall_behind(self, connection: Connection) -> None:
+        """Its socket is full."""
+
+    def feed(self, connection: Connection) -> bool:
+        """Its socket has room: write the next piece; whether there is more."""
 
 
 class Connection(asyncio.Protocol):
@@ -29,8 +47,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_inbound",
+        "_keeper",
         "_paused",
-        "_roster",
         "alive",
         "behind_since",
         "close_deadline",
@@ -40,9 +58,9 @@ class Connection(asyncio.Protocol):
         "wants_control",
     )
 
-    def __init__(self, transport: asyncio.Transport, roster: Roster, *, wants_control: bool) -> None:
+    def __init__(self, transport: asyncio.Transport, keeper: Keeper, *, wants_control: bool) -> None:
         self.transport = transport
-        self._roster = roster
+        self._keeper = keeper
         self.wants_control = wants_control
         self._inbound: wire.Inbound | None = None
         self._paused = False
@@ -60,12 +78,12 @@ class Connection(asyncio.Protocol):
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Send a close frame, once; whoever does not answer it in time is cut by the roster."""
         if self.close_deadline is None:
-            self._roster.begin_close(self)
+            self._keeper.begin_close(self)
             self.write(wire.close_frame(code, reason))
 
     def abort(self) -> None:
         """Cut the connection at once. The only end that a peer who stopped reading cannot delay."""
-        self._roster.fanout.leave(self)
+        self._keeper.leave(self)
         self.transport.abort()
 
     # asyncio.Protocol
@@ -74,12 +92,12 @@ class Connection(asyncio.Protocol):
         self.alive = True
         if self._inbound is None and wire.is_whole_control_frame(data):
             if not wire.is_pong(data):
-                inbound = wire.Inbound(self._roster.inbound_max_bytes)
+                inbound = wire.Inbound(self._keeper.inbound_max_bytes)
                 self._converse(inbound, data)
                 inbound.let_go()
             return
         if self._inbound is None:
-            self._inbound = wire.Inbound(self._roster.inbound_max_bytes)
+            self._inbound = wire.Inbound(self._keeper.inbound_max_bytes)
         self._converse(self._inbound, data)
 
     def _converse(self, inbound: wire.Inbound, data: bytes) -> None:
@@ -88,15 +106,17 @@ class Connection(asyncio.Protocol):
         reply = inbound.feed(data)
         if self.close_deadline is None:
             if reply:
-                self.write(reply)
+                self.transport.write(reply)
             if inbound.ended:
-                self._roster.begin_close(self)
+                self._keeper.begin_close(self)
+                if not inbound.closed_by_client and self.transport.can_write_eof():
+                    self.transport.write_eof()  # closing at once could destroy our close frame on its way (RST)
         if inbound.closed_by_client:
             self.transport.close()
 
     def pause_writing(self) -> None:
         self._paused = True
-        self._roster.fanout.fall_behind(self)
+        self._keeper.fall_behind(self)
         self.transport.pause_reading()  # who does not read us is not read: his pings cannot pile up pongs
 
     def resume_writing(self) -> None:
@@ -105,25 +125,17 @@ class Connection(asyncio.Protocol):
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Feed one piece per loop turn, so that a long way back delays nobody else."""
-        fanout = self._roster.fanout
-        if self._paused or self not in fanout.behind:
-            return
-        try:
-            fanout.feed(self)
-        except LookupError:
-            self._roster.close_slow(self)
-            return
-        if self in fanout.behind:
+        """Write one piece per loop turn, so that a long way back delays nobody else."""
+        if not self._paused and self.close_deadline is None and self._keeper.feed(self):
             asyncio.get_running_loop().call_soon(self._catch_up)
 
     def eof_received(self) -> bool:
         if self.close_deadline is None:
-            self._roster.begin_close(self)
+            self._keeper.begin_close(self)
         return False  # the transport closes itself, once it has flushed; the deadline holds it to that
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._inbound is not None:
             self._inbound.let_go()
             self._inbound = None
-        self._roster.remove(self)
+        self._keeper.remove(self)

@@ -8,13 +8,11 @@ as it reads. Nobody has a queue of his own.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from broadcaster import wire
+from broadcaster.hub.connection import Connection
 from broadcaster.hub.ring import Ring
-
-if TYPE_CHECKING:
-    from broadcaster.hub.connection import Connection
 
 WRITE_BYTES: Final = 65_536
 """Largest write to one connection in bytes (one larger frame excepted)."""

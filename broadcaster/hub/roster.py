@@ -84,6 +84,24 @@ class Roster:
         reason = f"too slow: {events} events, {self.fanout.behind_ms(connection):.0f} ms behind"
         connection.close(wire.CloseCode.SLOW, reason)
 
+    def leave(self, connection: Connection) -> None:
+        """No more events for this one."""
+        self.fanout.leave(connection)
+
+    def fall_behind(self, connection: Connection) -> None:
+        """Its socket is full: from now on it is fed from the ring."""
+        self.fanout.fall_behind(connection)
+
+    def feed(self, connection: Connection) -> bool:
+        """Write the next piece to a connection that is behind; whether there is more for it."""
+        if connection not in self.fanout.behind:
+            return False
+        try:
+            self.fanout.feed(connection)
+        except LookupError:
+            self.close_slow(connection)
+        return connection in self.fanout.behind
+
     def watch_handshake(self, front: Expiring, *, watch: bool) -> None:
         """Begin or end holding an unfinished request to its deadline."""
         if watch:

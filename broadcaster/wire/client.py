@@ -1,0 +1,38 @@
+"""The client's side of a connection, with a socket: the library's own, set up for a hub on a fast link."""
+
+from __future__ import annotations
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from broadcaster.wire.frames import V1
+
+__all__ = ["ClientConnection", "ConnectionClosed", "InvalidHandshake", "open_connection", "refused_for_good"]
+
+
+def open_connection(url: str, *, timeout_s: float, max_queue: int) -> connect:
+    """A subscriber's connection to a hub: `async with open_connection(...) as connection`.
+
+    No compression (the hub offers none), no proxy (it is asked for by the environment even for localhost).
+    """
+    return connect(
+        url,
+        subprotocols=[Subprotocol(V1)],
+        compression=None,
+        proxy=None,
+        open_timeout=timeout_s,
+        close_timeout=timeout_s,
+        max_queue=max_queue,
+        max_size=None,
+    )
+
+
+def refused_for_good(error: InvalidHandshake) -> str | None:
+    """What the hub said if its refusal will be the same next time (4xx, but for 408 and 429); else None."""
+    if not isinstance(error, InvalidStatus):
+        return None
+    response = error.response
+    if response.status_code not in range(400, 500) or response.status_code in (408, 429):
+        return None
+    return f"{response.status_code} {bytes(response.body or b'').decode(errors='replace').strip()[:200]}"

@@ -1,0 +1,98 @@
+"""What travels: text frames, control frames, pings, close frames and their codes."""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any, Final
+
+from websockets.frames import Close, Frame, Opcode
+
+PLAIN: Final = "broadcaster.plain"
+"""Subprotocol of a client that wants one text frame per event and nothing else; also the default."""
+
+V1: Final = "broadcaster.v1"
+"""Subprotocol of a client that also wants the control frames."""
+
+PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
+
+
+class CloseCode(enum.IntEnum):
+    """Why a connection ended, and whether to come back (`come_back`)."""
+
+    NORMAL = 1000
+    PROTOCOL_ERROR = 1002
+    INVALID_TEXT = 1007
+    MESSAGE_TOO_BIG = 1009
+    PING_TIMEOUT = 1011
+    RESTART = 1012
+    SLOW = 4008
+    HOLE = 4009
+
+    @property
+    def come_back(self) -> str:
+        """Advice for the client's author."""
+        return _COME_BACK[self]
+
+
+_COME_BACK: Final = {
+    CloseCode.NORMAL: "as you like",
+    CloseCode.PROTOCOL_ERROR: "no: mend the client",
+    CloseCode.INVALID_TEXT: "no: mend the client",
+    CloseCode.MESSAGE_TOO_BIG: "no: send less",
+    CloseCode.PING_TIMEOUT: "yes",
+    CloseCode.RESTART: "yes, after a random delay",
+    CloseCode.SLOW: "yes; events were missed",
+    CloseCode.HOLE: "yes; events may have been missed",
+}
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One event as one unmasked text frame (RFC 6455 5.2): as `Frame.serialize`, in a tenth of the time."""
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1) + payload
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2) + payload
+    return b"\x81\x7f" + size.to_bytes(8) + payload
+
+
+def control_frame(control: str, channel: str, **fields: object) -> bytes:
+    """A small JSON frame for `broadcaster.v1`: `{"control": control, "channel": channel, ...}`."""
+    return text_frame(json.dumps({"control": control, "channel": channel, **fields}).encode())
+
+
+def close_frame(code: CloseCode, reason: str) -> bytes:
+    """A close frame; `reason` is cut to the 123 bytes the protocol allows."""
+    return Frame(Opcode.CLOSE, Close(code, reason[:120]).serialize()).serialize(mask=False)
+
+
+def read_control(message: bytes) -> dict[str, Any] | None:
+    """The fields of a control frame; None if the message is anything else.
+
+    A foreign event may have a field `control`, too; it has an `event_id`, which no control frame has.
+    """
+    if not message.startswith(_CONTROL):
+        return None
+    try:
+        fields = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return None if not isinstance(fields, dict) or "event_id" in fields else fields
+
+
+_CONTROL: Final = b'{"control": '
+
+
+def is_whole_control_frame(data: bytes) -> bool:
+    """Whether `data` is one masked control frame, no more and no less.
+
+    Such a chunk leaves no state behind, so the parser that reads it need not be kept: this is all that most
+    subscribers ever send.
+    """
+    return len(data) >= 6 and data[0] in (0x88, 0x89, 0x8A) and data[1] == 0x80 + len(data) - 6 < 0xFE
+
+
+def is_pong(data: bytes) -> bool:
+    """Whether a whole control frame is a pong."""
+    return data[0] == 0x8A

@@ -1,0 +1,62 @@
+"""What a subscriber sends to the hub."""
+
+from __future__ import annotations
+
+import codecs
+
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from broadcaster.wire.frames import CloseCode
+from broadcaster.wire.quiet import QUIET, let_go
+
+
+class Inbound:
+    """Reads what a subscriber sends, answers what the protocol demands, drops the rest.
+
+    Made only when a subscriber talks (see `is_whole_control_frame`): silent connections do not pay for it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._protocol = ServerProtocol(state=OPEN, max_size=max_bytes, logger=QUIET)
+        self._text: codecs.IncrementalDecoder | None = None
+        self.messages = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the client; return what is to be written back (pongs, a close frame)."""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        for frame in protocol.events_received():
+            assert isinstance(frame, Frame)
+            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._check_text(frame)
+        return b"".join(protocol.data_to_send())
+
+    def let_go(self) -> None:
+        """Free the memory now; nothing can be fed any more."""
+        let_go(self._protocol)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the conversation is over: the client closed, or broke the protocol."""
+        return self._protocol.state is not OPEN
+
+    @property
+    def closed_by_client(self) -> bool:
+        return self._protocol.close_rcvd is not None
+
+    def _check_text(self, frame: Frame) -> None:
+        """Text must be UTF-8, also when a character is split between two fragments (RFC 6455 8.1)."""
+        if frame.opcode is Opcode.TEXT:
+            self._text = codecs.getincrementaldecoder("utf-8")()
+        elif frame.opcode is Opcode.BINARY:
+            self._text = None
+        try:
+            if self._text is not None:
+                self._text.decode(bytes(frame.data), final=frame.fin)
+        except UnicodeDecodeError:
+            if self._protocol.state is OPEN:
+                self._protocol.fail(CloseCode.INVALID_TEXT, "text is not UTF-8")
+        if frame.fin:
+            self.messages += 1

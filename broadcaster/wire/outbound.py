@@ -1,0 +1,72 @@
+"""The client's side of a connection, without a socket."""
+
+from __future__ import annotations
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import OPEN, State
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from broadcaster.wire.frames import PLAIN, CloseCode
+from broadcaster.wire.quiet import QUIET
+
+
+class Outbound:
+    """The client's side of one connection, for those who stamp first and parse later (the fleet)."""
+
+    def __init__(self, url: str, subprotocol: str = PLAIN) -> None:
+        self._protocol = ClientProtocol(
+            parse_uri(url), subprotocols=[Subprotocol(subprotocol)], max_size=None, logger=QUIET
+        )
+        self._fragments: list[bytes] = []
+        self.connected = False
+        self.failure: str | None = None
+
+    def request(self) -> bytes:
+        """The upgrade request."""
+        self._protocol.send_request(self._protocol.connect())
+        return b"".join(self._protocol.data_to_send())
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes from the hub; return the messages that they complete."""
+        protocol = self._protocol
+        protocol.receive_data(data)
+        messages = []
+        for event in protocol.events_received():
+            if isinstance(event, Response):
+                self.connected = protocol.state is OPEN
+                if not self.connected:
+                    self.failure = f"refused: {event.status_code} {event.reason_phrase}"
+            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+                self._fragments.append(bytes(event.data))
+                if event.fin:
+                    messages.append(b"".join(self._fragments))
+                    self._fragments.clear()
+        if protocol.handshake_exc and not self.failure:
+            self.failure = str(protocol.handshake_exc)
+        return messages
+
+    def pong(self) -> bytes:
+        """An answer to an empty ping, given before the ping is parsed."""
+        if self._protocol.state not in (State.OPEN, State.CLOSING):
+            return b""
+        self._protocol.send_pong(b"")
+        return self.to_send()
+
+    def close(self) -> bytes:
+        """A close frame (1000), once."""
+        if self._protocol.state is OPEN:
+            self._protocol.send_close(CloseCode.NORMAL)
+        return self.to_send()
+
+    def to_send(self) -> bytes:
+        """What the protocol wants written: pongs, the answer to a close."""
+        return b"".join(self._protocol.data_to_send())
+
+    @property
+    def close_code(self) -> int | None:
+        """The code the hub closed with, if it did."""
+        close = self._protocol.close_rcvd
+        return close.code if close else None

@@ -1,0 +1,100 @@
+"""The opening handshake as the hub sees it: a request head comes in, an answer goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from broadcaster.wire.frames import PLAIN, V1
+from broadcaster.wire.quiet import QUIET, let_go
+
+HEAD_END: Final = b"\r\n\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer other than 101."""
+
+    status: int
+    reason: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a client asks for in its request line."""
+
+    path: str
+    query: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, path: str) -> Target:
+        parts = urlsplit(path)
+        return cls(parts.path, tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=64)))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The hub's answer to an upgrade request.
+
+    Attributes:
+        response: Bytes to write.
+        accepted: Whether the connection is a WebSocket now; otherwise write and close.
+        subprotocol: The selected one, or None.
+    """
+
+    response: bytes
+    accepted: bool
+    subprotocol: str | None = None
+
+
+def answer_upgrade(head: bytes, admit: Callable[[Target], Refusal | None]) -> Answer:
+    """Check a complete request head as RFC 6455 says, ask `admit`, and build the answer.
+
+    Args:
+        head: The request up to and including its empty line.
+        admit: Called with the target of a well-formed request; a refusal is sent instead of the 101.
+    """
+    protocol = _Handshake(logger=QUIET)
+    protocol.receive_data(head)
+    accepted = False
+    for request in protocol.events_received():  # none if malformed: the protocol has written its refusal
+        assert isinstance(request, Request)
+        response = protocol.accept(request)
+        if response.status_code == 101 and (refusal := _ask(admit, request.path)):
+            response = protocol.reject(refusal.status, refusal.reason + "\n")
+            if refusal.retry_after_s is not None:
+                response.headers["Retry-After"] = str(refusal.retry_after_s)
+        protocol.send_response(response)
+        accepted = response.status_code == 101
+    answer = Answer(b"".join(protocol.data_to_send()), accepted, protocol.subprotocol if accepted else None)
+    let_go(protocol)
+    return answer
+
+
+def plain_response(status: int, phrase: str) -> bytes:
+    """A complete HTTP response that ends the connection, for requests too broken to be parsed."""
+    body = f"{phrase}\n".encode()
+    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _ask(admit: Callable[[Target], Refusal | None], path: str) -> Refusal | None:
+    try:
+        target = Target.parse(path)
+    except ValueError as error:
+        return Refusal(400, f"bad request target: {error}")
+    return admit(target)
+
+
+class _Handshake(ServerProtocol):
+    """The library's handshake, but for the choice of a subprotocol: ours, or none, and nobody is refused."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        return next((Subprotocol(ours) for ours in (V1, PLAIN) if ours in subprotocols), None)
