@@ -64,7 +64,8 @@ def control_frame(control: str, channel: str, **fields: object) -> bytes:
 
 def close_frame(code: CloseCode, reason: str) -> bytes:
     """A close frame; `reason` is cut to the 123 bytes the protocol allows."""
-    return Frame(Opcode.CLOSE, Close(code, reason[:120]).serialize()).serialize(mask=False)
+    fitting = reason.encode()[:123].decode(errors="ignore")
+    return Frame(Opcode.CLOSE, Close(code, fitting).serialize()).serialize(mask=False)
 
 
 def read_control(message: bytes) -> dict[str, Any] | None:

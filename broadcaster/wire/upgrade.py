@@ -64,7 +64,7 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], Refusal | None]) -> An
     protocol = _Handshake(logger=QUIET)
     protocol.receive_data(head)
     accepted = False
-    for request in protocol.events_received():  # none if malformed: the protocol has written its refusal
+    for request in protocol.events_received():  # none if malformed
         assert isinstance(request, Request)
         response = protocol.accept(request)
         if response.status_code == 101 and (refusal := _ask(admit, request.path)):
@@ -73,9 +73,10 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], Refusal | None]) -> An
                 response.headers["Retry-After"] = str(refusal.retry_after_s)
         protocol.send_response(response)
         accepted = response.status_code == 101
-    answer = Answer(b"".join(protocol.data_to_send()), accepted, protocol.subprotocol if accepted else None)
+    # Some malformed requests the protocol answers itself; to others it has nothing to say.
+    response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
     let_go(protocol)
-    return answer
+    return Answer(response_bytes, accepted, protocol.subprotocol if accepted else None)
 
 
 def plain_response(status: int, phrase: str) -> bytes:
