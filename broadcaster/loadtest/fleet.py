@@ -31,6 +31,7 @@ _BACKLOG_BYTES: Final = 64 * 2**20
 """Unparsed bytes beyond which parsing does not wait for a quiet moment."""
 _LAG_EVERY_S: Final = 0.02
 _CONNECTING_AT_ONCE: Final = 200
+_CONNECT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +147,13 @@ class Fleet:
             async with gate:
                 client = Client(self._first + number, self)
                 try:
-                    await loop.create_connection(lambda: client, parts.hostname or "127.0.0.1", port, ssl=tls)
-                    await client.ready
+                    async with asyncio.timeout(_CONNECT_S):
+                        await loop.create_connection(lambda: client, parts.hostname or "127.0.0.1", port, ssl=tls)
+                        await client.ready
+                except TimeoutError:
+                    self._failures[f"no answer within {_CONNECT_S:g} s"] += 1
+                    client.abort()
+                    return
                 except OSError as error:
                     self._failures[f"cannot connect: {error.strerror or error}"] += 1
                     return
