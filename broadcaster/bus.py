@@ -63,17 +63,18 @@ class Subscription:
         attempts = 0
         while True:
             try:
-                await self._hold_one_link()
+                why = await self._hold_one_link()
                 attempts = 0
             except RedisUnavailable as error:
-                if attempts == 0:
-                    log.warning("redis: %s (%s); trying again", error, redact(self._redis.url))
+                why = str(error)
                 attempts += 1
             longest_s = min(self._redis.reconnect_max_s, 0.05 * 2 ** min(attempts, 10))
             await asyncio.sleep(random.uniform(0, longest_s))
+            if attempts <= 1:  # said after the wait: when all are told to stop, Redis gone is no news
+                log.warning("redis: %s (%s); trying again", why, redact(self._redis.url))
 
-    async def _hold_one_link(self) -> None:
-        """From connecting to the end of one link; returns if it had been confirmed, else raises."""
+    async def _hold_one_link(self) -> str:
+        """From connecting to the end of one link: why it ended if it had been confirmed, else an error."""
         link = await RedisLink.open(
             self._redis.url,
             timeout_s=self._redis.connect_timeout_s,
@@ -83,7 +84,7 @@ class Subscription:
         try:
             async with asyncio.timeout(self._redis.connect_timeout_s):
                 await link.execute("SUBSCRIBE", self._channel)
-            await self._watch(link)
+            return await self._watch(link)
         except TimeoutError:
             raise RedisUnavailable("Redis did not confirm the subscription") from None
         finally:
@@ -100,16 +101,17 @@ class Subscription:
         self._ever_confirmed = True
         self._on_confirmed()
 
-    async def _watch(self, link: RedisLink) -> None:
+    async def _watch(self, link: RedisLink) -> str:
         """Ping until the link ends or falls silent: a frozen Redis keeps its connections open."""
         loop = asyncio.get_running_loop()
         while not link.lost.done():
             link.send(("PING",))
             await asyncio.wait([link.lost], timeout=self._redis.ping_interval_s)
             if loop.time() - link.heard_at > self._redis.silence_timeout_s:
-                log.warning("redis: silent for %.1f s; dropping the link", loop.time() - link.heard_at)
-                return
-        log.warning("redis: connection lost")
+                await asyncio.sleep(0.01)  # if it was this loop that stood still, the answer is read by now
+            if loop.time() - link.heard_at > self._redis.silence_timeout_s:
+                return f"Redis was silent for {loop.time() - link.heard_at:.1f} s"
+        return "connection lost"
 
 
 class PublishLink:

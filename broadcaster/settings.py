@@ -83,6 +83,7 @@ class HubTable(Table):
     header_max_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16_384
     handshake_timeout_s: Seconds = 5.0
     inbound_max_bytes: Annotated[int, Field(ge=128, le=2**20)] = 4096
+    inbound_max_per_s: Annotated[float, Field(gt=0)] = 100.0
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20
     behind_max_ms: Positive = 5000
     ping_interval_s: Seconds = 20.0

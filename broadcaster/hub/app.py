@@ -87,6 +87,7 @@ class Hub:
             deliveries=self.fanout.deliveries,
             sent_bytes=self.fanout.sent_bytes,
             slow_closed=self.roster.slow_closed,
+            talkers_closed=self.roster.talkers_closed,
             ping_timeouts=self.roster.ping_timeouts,
             aborted=self.roster.aborted,
             redis_reconnects=self.subscription.reconnects,

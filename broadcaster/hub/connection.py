@@ -6,15 +6,25 @@ No task, no lock, no queue: an idle connection is this object, its transport, an
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Final, Protocol
 
 from broadcaster import wire
+
+LISTEN_BYTES: Final = 512
+"""Bytes of one subscriber that are read between two looks at whether he says too much.
+
+A frame may be as short as 6 bytes and costs some 15 µs: a flood of pings must not hold the events up.
+"""
 
 
 class Keeper(Protocol):
     """What a connection needs of those who keep it: the roster, and through it the fan-out."""
 
     inbound_max_bytes: int
+    inbound_max_per_s: float
+
+    def close_talker(self, connection: Connection) -> None:
+        """It says too much."""
 
     def begin_close(self, connection: Connection) -> None:
         """No more events for this one, and a deadline to be gone."""
@@ -98,7 +108,12 @@ class Connection(asyncio.Protocol):
             return
         if self._inbound is None:
             self._inbound = wire.Inbound(self._keeper.inbound_max_bytes)
-        self._converse(self._inbound, data)
+        for start in range(0, len(data), LISTEN_BYTES):
+            self._converse(self._inbound, data[start : start + LISTEN_BYTES])
+            if self._inbound.says_more_than(self._keeper.inbound_max_per_s):
+                self._inbound.ignore()
+                self._keeper.close_talker(self)
+                return
 
     def _converse(self, inbound: wire.Inbound, data: bytes) -> None:
         if self.transport.is_closing():

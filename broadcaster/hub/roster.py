@@ -29,6 +29,7 @@ class Roster:
         fanout: The channel they all get.
         connected, peak: How many are connected, and were at most at one time.
         slow_closed: Closed because they were too far behind (4008).
+        talkers_closed: Closed because they said too much (1008).
         ping_timeouts: Cut because they gave no sign of life.
         aborted: Cut because they did not answer the close in time.
     """
@@ -36,6 +37,7 @@ class Roster:
     def __init__(self, settings: HubTable, fanout: Fanout) -> None:
         self.fanout = fanout
         self.inbound_max_bytes = settings.inbound_max_bytes
+        self.inbound_max_per_s = settings.inbound_max_per_s
         self._settings = settings
         self._clock = asyncio.get_running_loop().time
         # Each connection belongs to one of the slots; one slot is pinged per tick, so that a round of
@@ -49,6 +51,7 @@ class Roster:
         self.connected = 0
         self.peak = 0
         self.slow_closed = 0
+        self.talkers_closed = 0
         self.ping_timeouts = 0
         self.aborted = 0
 
@@ -101,6 +104,12 @@ class Roster:
         except LookupError:
             self.close_slow(connection)
         return connection in self.fanout.behind
+
+    def close_talker(self, connection: Connection) -> None:
+        """Close with 1008: a subscriber has next to nothing to say."""
+        if connection.close_deadline is None:
+            self.talkers_closed += 1
+            connection.close(wire.CloseCode.POLICY, f"more than {self.inbound_max_per_s:g} frames a second")
 
     def watch_handshake(self, front: Expiring, *, watch: bool) -> None:
         """Begin or end holding an unfinished request to its deadline."""

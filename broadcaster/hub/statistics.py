@@ -23,6 +23,7 @@ class HubStatistics:
         deliveries: Events written to subscribers, once per subscriber.
         sent_bytes: Bytes of these deliveries.
         slow_closed: Subscribers closed as too slow (4008).
+        talkers_closed: Subscribers closed because they said too much (1008).
         ping_timeouts: Subscribers cut without a sign of life.
         aborted: Subscribers cut because they did not answer a close.
         redis_reconnects: How often the subscription was restored.
@@ -42,6 +43,7 @@ class HubStatistics:
     deliveries: int
     sent_bytes: int
     slow_closed: int
+    talkers_closed: int
     ping_timeouts: int
     aborted: int
     redis_reconnects: int

@@ -23,6 +23,7 @@ class CloseCode(enum.IntEnum):
     NORMAL = 1000
     PROTOCOL_ERROR = 1002
     INVALID_TEXT = 1007
+    POLICY = 1008
     MESSAGE_TOO_BIG = 1009
     PING_TIMEOUT = 1011
     RESTART = 1012
@@ -39,6 +40,7 @@ _COME_BACK: Final = {
     CloseCode.NORMAL: "as you like",
     CloseCode.PROTOCOL_ERROR: "no: mend the client",
     CloseCode.INVALID_TEXT: "no: mend the client",
+    CloseCode.POLICY: "no: send less",
     CloseCode.MESSAGE_TOO_BIG: "no: send less",
     CloseCode.PING_TIMEOUT: "yes",
     CloseCode.RESTART: "yes, after a random delay",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import time
 
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
@@ -21,14 +22,19 @@ class Inbound:
     def __init__(self, max_bytes: int) -> None:
         self._protocol = ServerProtocol(state=OPEN, max_size=max_bytes, logger=QUIET)
         self._text: codecs.IncrementalDecoder | None = None
-        self.messages = 0
+        self._ignoring = False
+        self._began = time.monotonic()
+        self.frames = 0
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client; return what is to be written back (pongs, a close frame)."""
         protocol = self._protocol
+        if self._ignoring:
+            return b""
         protocol.receive_data(data)
         for frame in protocol.events_received():
             assert isinstance(frame, Frame)
+            self.frames += 1
             if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 self._check_text(frame)
         return b"".join(protocol.data_to_send())
@@ -36,6 +42,14 @@ class Inbound:
     def let_go(self) -> None:
         """Free the memory now; nothing can be fed any more."""
         let_go(self._protocol)
+
+    def says_more_than(self, max_per_s: float) -> bool:
+        """Whether it has sent more frames than that, counted from its first; one second's worth is free."""
+        return self.frames > max_per_s and self.frames > max_per_s * (1 + time.monotonic() - self._began)
+
+    def ignore(self) -> None:
+        """From here on drop what comes unread."""
+        self._ignoring = True
 
     @property
     def ended(self) -> bool:
@@ -58,5 +72,3 @@ class Inbound:
         except UnicodeDecodeError:
             if self._protocol.state is OPEN:
                 self._protocol.fail(CloseCode.INVALID_TEXT, "text is not UTF-8")
-        if frame.fin:
-            self.messages += 1
