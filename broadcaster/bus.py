@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -102,15 +103,21 @@ class Subscription:
         self._on_confirmed()
 
     async def _watch(self, link: RedisLink) -> str:
-        """Ping until the link ends or falls silent: a frozen Redis keeps its connections open."""
-        loop = asyncio.get_running_loop()
+        """Ping until the link ends or falls silent: a frozen Redis keeps its connections open.
+
+        Silence is counted from a question: if it was this process that stood still, nobody has been silent.
+        """
+        clock = asyncio.get_running_loop().time
         while not link.lost.done():
-            link.send(("PING",))
+            asked_at, [answer] = clock(), link.send(("PING",))
             await asyncio.wait([link.lost], timeout=self._redis.ping_interval_s)
-            if loop.time() - link.heard_at > self._redis.silence_timeout_s:
-                await asyncio.sleep(0.01)  # if it was this loop that stood still, the answer is read by now
-            if loop.time() - link.heard_at > self._redis.silence_timeout_s:
-                return f"Redis was silent for {loop.time() - link.heard_at:.1f} s"
+            overdue = False
+            while not answer.done():
+                left_s = max(asked_at, link.heard_at) + self._redis.silence_timeout_s - clock()
+                if left_s <= 0 and overdue:
+                    return f"Redis was silent for {clock() - asked_at:.1f} s"
+                overdue = left_s <= 0  # if it was this loop that stood still, the answer is read a moment later
+                await asyncio.wait([link.lost, answer], timeout=max(left_s, 0.01), return_when=FIRST_COMPLETED)
         return "connection lost"
 
 

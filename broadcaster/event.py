@@ -170,6 +170,7 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         raise InvalidEvent("not_utf8", f"not UTF-8 at byte {error.start}") from None
     try:
         fields = _DECODE(payload)
+        keys = _count_keys(fields) if type(fields) is dict else 0
     except RecursionError:
         raise InvalidEvent("too_deep", "nested too deeply") from None
     except msgspec.MsgspecError as error:
@@ -178,7 +179,6 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
     # As many keys as colons, or a key came twice (the last one won). Most events have no colon in a string;
     # only for the others the strings have to be taken out first.
-    keys = _count_keys(fields)
     if keys != payload.count(b":") and keys != _STRING.sub(b"", payload).count(b":"):
         raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     _check_fields(fields)
@@ -214,7 +214,7 @@ def _wrong(name: str, expected: str, fields: dict[str, Any]) -> InvalidEvent:
 
 
 def _count_keys(value: dict[str, Any] | list[Any]) -> int:
-    """Keys of all objects in a JSON value. Not deeper than the decoder went, so it cannot recurse too far."""
+    """Keys of all objects in a JSON value."""
     count, items = (len(value), value.values()) if type(value) is dict else (0, value)
     for item in items:
         if type(item) is dict or type(item) is list:

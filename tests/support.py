@@ -483,3 +483,10 @@ def read_to_end(client: RawClient, within: float = 5.0) -> None:
                 client.next_frame()
     except TimeoutError:
         raise AssertionError(f"the hub has not ended the connection after {within} units") from None
+
+
+def next_but_ping(client: RawClient) -> tuple[int, bytes]:
+    """The next frame that is no ping of the hub's own: those may come at any time."""
+    while (frame := client.next_frame())[0] == 9:
+        pass
+    return frame

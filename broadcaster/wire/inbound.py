@@ -23,8 +23,10 @@ class Inbound:
         self._protocol = ServerProtocol(state=OPEN, max_size=max_bytes, logger=QUIET)
         self._text: codecs.IncrementalDecoder | None = None
         self._ignoring = False
-        self._began = time.monotonic()
         self.frames = 0
+        self._counted = 0
+        self._said = 0.0
+        self._asked_at = time.monotonic()
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client; return what is to be written back (pongs, a close frame)."""
@@ -44,8 +46,14 @@ class Inbound:
         let_go(self._protocol)
 
     def says_more_than(self, max_per_s: float) -> bool:
-        """Whether it has sent more frames than that, counted from its first; one second's worth is free."""
-        return self.frames > max_per_s and self.frames > max_per_s * (1 + time.monotonic() - self._began)
+        """Whether it has sent more frames than that; asked after every `feed`.
+
+        A second's worth may come at once, and silence is not saved up for later (a token bucket).
+        """
+        now = time.monotonic()
+        self._said = max(0.0, self._said - (now - self._asked_at) * max_per_s) + self.frames - self._counted
+        self._asked_at, self._counted = now, self.frames
+        return self._said > max_per_s
 
     def ignore(self) -> None:
         """From here on drop what comes unread."""
