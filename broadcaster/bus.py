@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from broadcaster.errors import RedisUnavailable
-from broadcaster.redis_link import RedisLink
+from broadcaster.redis_link import RedisLink, fail
 from broadcaster.settings import RedisTable, redact
 
 log = logging.getLogger("broadcaster.bus")
@@ -153,8 +153,12 @@ class PublishLink:
             self._link = await RedisLink.open(self._redis.url, timeout_s=self._redis.connect_timeout_s)
 
     def send(self, channel: str, payloads: Sequence[bytes]) -> list[asyncio.Future[Any]]:
-        """Publish in one write, now; what becomes of it, `settle` says. Needs a connection."""
-        assert self._link is not None
+        """Publish in one write, now; what becomes of it, `settle` says. Without a connection: that it failed."""
+        if self._link is None:
+            failed: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in payloads]
+            for reply in failed:
+                fail(reply, RedisUnavailable("there is no connection to Redis"))
+            return failed
         return self._link.send(*(("PUBLISH", channel, payload) for payload in payloads))
 
     async def settle(self, replies: Sequence[asyncio.Future[Any]]) -> list[int | RedisUnavailable]:
@@ -169,6 +173,7 @@ class PublishLink:
         await asyncio.wait(replies, timeout=self._redis.silence_timeout_s)
         if not replies[-1].done() and self._link is not None:
             self._link.abort()
+            self._link = None
         return [_heard(reply) for reply in replies]
 
 

@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("broadcaster")
 
 
+class _Rate(click.FloatRange):
+    """Events per second; click's own range lets NaN in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        rate: float = super().convert(value, param, ctx)
+        if rate != rate:
+            self.fail("NaN is no rate", param, ctx)
+        return rate
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--config", type=click.Path(path_type=Path), help=f"TOML file; default: {CONFIG_FILE} if there.")
 @click.option("--preset", metavar="NAME", help="config/NAME.toml over it, such as burst.")
@@ -63,8 +73,13 @@ def redis(context: click.Context) -> None:
     from broadcaster.redis_server import start_or_attach
 
     settings = _load(context).settings
-    log.info("%s", start_or_attach(settings.redis.url))
-    sys.exit(process.run(_linger))
+    found = start_or_attach(settings.redis.url)
+
+    async def main(stop: asyncio.Event) -> int:
+        log.info("%s", found)
+        return await _linger(stop)
+
+    sys.exit(process.run(main))
 
 
 @cli.command()
@@ -149,7 +164,7 @@ def report(context: click.Context, loadtest: bool, folder: Path | None) -> None:
 @click.option("--type", "event_type", required=True, help="What happened, such as SERVER_DOWN.")
 @click.option("--source", required=True, help="To whom, such as server-a.")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many events.")
-@click.option("--rate", default=0.0, show_default=True, type=click.FloatRange(0), metavar="HZ", help="0: at once.")
+@click.option("--rate", default=0.0, show_default=True, type=_Rate(0, 100_000), metavar="HZ", help="0: at once.")
 @click.option("--severity", default="critical", show_default=True, help="critical, warning or info.")
 @click.option("--data", metavar="JSON", help="A JSON object of your own.")
 @click.option("--channel", help="Redis channel; default: the configured one.")
@@ -199,6 +214,8 @@ def subscribe(
     from broadcaster.watching import watch
 
     settings = _load(context, subscriber__url=url).settings
+    if as_json:
+        process.talk_in_lines(logs=sys.stderr)
 
     async def main(stop: asyncio.Event) -> int:
         await watch(settings, stop, channel=channel, as_json=as_json, log_file=log_file)
@@ -226,7 +243,10 @@ def config_init(file: Path) -> None:
     """Write all settings with their defaults to FILE; an existing file is left alone."""
     if file.exists():
         raise ConfigurationError(f"{file} exists already; it is left as it is")
-    file.write_text(dump(Settings.model_construct()))
+    try:
+        file.write_text(dump(Settings.model_construct()))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {file}: {error.strerror}") from None
     click.echo(f"wrote {file}")
 
 

@@ -123,6 +123,7 @@ def draft(
     }
     if data is not None:
         fields["data"] = data
+    _check_fields({**fields, "published_at_ms": 0})  # names the field; encoding it would only fail
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         head = text.removesuffix("}").encode()
@@ -225,7 +226,7 @@ def _count_keys(value: dict[str, Any] | list[Any]) -> int:
 _A_NAME: Final = "1 to 256 characters without control characters"
 _A_NUMBER: Final = "an integer from 0 to 2^53 - 1"
 _MAX_NUMBER: Final = 2**53  # the last integer that JavaScript reads exactly
-_NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,256}").fullmatch
+_NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}").fullmatch
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
 _CHANNEL: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')

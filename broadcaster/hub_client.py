@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -63,8 +64,10 @@ def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
 def _get(url: str, timeout_s: float) -> dict[str, Any]:
     try:
         with _OPENER.open(url, timeout=timeout_s) as response:
-            body: dict[str, Any] = json.load(response)
-            return body
-    except (urllib.error.URLError, OSError, ValueError) as error:
+            body = json.load(response)
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise HubUnavailable(f"no answer ({reason})") from None
+    if not isinstance(body, dict) or not {"ready", "connected"} <= body.keys():
+        raise HubUnavailable("what answers there is no hub")
+    return body

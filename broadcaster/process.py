@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
 import uvloop
 
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
 T = TypeVar("T")
 Main = Callable[[asyncio.Event], Awaitable[int]]
+
+
+class _Printable(logging.Formatter):
+    """What a peer has said may be in a message: its control characters must not reach a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().format(record))
 
 
 def run(main: Main) -> int:
@@ -45,12 +55,14 @@ def run(main: Main) -> int:
     return 130 if interrupted else code
 
 
-def talk_in_lines() -> None:
-    """Flush every line: under honcho stdout is a pipe. Log to stdout, the message and nothing else."""
+def talk_in_lines(logs: TextIO | None = None) -> None:
+    """Flush every line: under honcho stdout is a pipe. Log to stdout (or `logs`), the message and nothing else."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler(logs or sys.stdout)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("sanic", "websockets", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -66,7 +66,7 @@ class Publisher:
             channel: None takes the configured one.
         """
         self._settings = settings or load().settings
-        self._channel = events.check_channel(channel or self._settings.event.channel)
+        self._channel = events.check_channel(self._settings.event.channel if channel is None else channel)
         self._link = PublishLink(self._settings.redis)
         self._sequences: Counter[str] = Counter()
 

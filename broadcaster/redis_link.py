@@ -122,7 +122,7 @@ class RedisLink(asyncio.Protocol):
         replies: list[asyncio.Future[Reply]] = [self._loop.create_future() for _ in commands]
         if self._transport is None or self.lost.done():
             for reply in replies:
-                _fail(reply, RedisUnavailable("the link to Redis is gone"))
+                fail(reply, RedisUnavailable("the link to Redis is gone"))
             return replies
         self._waiting.extend(replies)
         self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
@@ -166,7 +166,7 @@ class RedisLink(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         for reply in self._waiting:
             if not reply.done():
-                _fail(reply, RedisUnavailable("Redis closed the connection"))
+                fail(reply, RedisUnavailable("Redis closed the connection"))
         self._waiting.clear()
         if not self.lost.done():
             self.lost.set_result(None)
@@ -186,14 +186,15 @@ class RedisLink(asyncio.Protocol):
             return
         if isinstance(reply, hiredis.ReplyError):
             refused = str(reply).startswith(_FOR_GOOD)
-            _fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
+            fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
         else:
             future.set_result(reply)
 
 
-def _fail(reply: asyncio.Future[Reply], error: Exception) -> None:
+def fail(reply: asyncio.Future[Reply], error: Exception) -> None:
+    """Let a reply fail without asking that somebody looks."""
     reply.set_exception(error)
-    reply.exception()  # counts as seen: nobody has to await a reply
+    reply.exception()  # counts as seen
 
 
 _MORE: Final = object()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import shutil
@@ -53,14 +52,14 @@ def find_binary() -> str:
     raise RedisNotInstalled(HOW_TO_GET_ONE)
 
 
-def arguments(port: int) -> list[str]:
+def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
     """Command-line arguments: loopback only, nothing on disk, room for a subscriber that lags.
 
     Redis cuts a Pub/Sub reader whose unread output exceeds its limit (32 MB, or 8 MB for a minute, by
     default) and all of it is lost: raised, because a burst is what this is for.
     """
     return [
-        *("--bind", "127.0.0.1"),
+        *("--bind", host),
         *("--port", str(port)),
         *("--save", ""),
         *("--appendonly", "no"),
@@ -72,12 +71,7 @@ def arguments(port: int) -> list[str]:
 
 def answers(url: str, timeout_s: float = 1.0) -> bool:
     """Whether a Redis answers at `url` now. One that asks for a password answers, too."""
-    with contextlib.suppress(OSError), _connect(url, timeout_s) as connection:
-        connection.settimeout(timeout_s)
-        connection.sendall(b"*1\r\n$4\r\nPING\r\n")
-        reply = connection.recv(64)
-        return reply.startswith((b"+PONG", b"-NOAUTH", b"-LOADING", b"-DENIED"))
-    return False
+    return _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).startswith(("+PONG", "-NOAUTH", "-LOADING", "-DENIED"))
 
 
 def address(url: str) -> tuple[str, int]:
@@ -104,9 +98,10 @@ def start_or_attach(url: str) -> str:
     if urlsplit(url).scheme != "redis" or host not in _LOOPBACK:
         raise RedisUnavailable(f"nothing answers at {redact(url)}, and only redis://127.0.0.1 is started here")
     binary = find_binary()
-    print(f"starting {Path(binary).name} on 127.0.0.1:{port}, nothing is kept on disk", flush=True)
+    host = "::1" if host == "::1" else "127.0.0.1"
+    print(f"starting {Path(binary).name} on {host}:{port}, nothing is kept on disk", flush=True)
     os.chdir(tempfile.gettempdir())
-    return os.execv(binary, [binary, *arguments(port)])
+    return os.execv(binary, [binary, *arguments(port, host)])
 
 
 class RedisServer:
@@ -148,12 +143,17 @@ class RedisServer:
         threading.Thread(target=words.extend, args=(process.stdout,), daemon=True).start()
         server = cls(port, process, words)
         deadline = time.monotonic() + timeout_s
-        while not answers(server.url):
+        while not server._is_mine():
             if process.poll() is not None or time.monotonic() > deadline:
                 server.stop()
                 raise RedisUnavailable("redis-server did not start: " + "".join(words).strip())
             time.sleep(0.01)
         return server
+
+    def _is_mine(self) -> bool:
+        """Whether the one that answers is this one, and not somebody who had the port before."""
+        said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+        return f"process_id:{self.pid}\r" in said or said.startswith("-NOAUTH")
 
     @property
     def pid(self) -> int:
@@ -200,10 +200,21 @@ def free_port() -> int:
         return port
 
 
-def _connect(url: str, timeout_s: float) -> socket.socket:
-    if urlsplit(url).scheme == "unix":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout_s)
-        connection.connect(urlsplit(url).path)
-        return connection
-    return socket.create_connection(address(url), timeout=timeout_s)
+def _ask(url: str, command: bytes, timeout_s: float = 1.0) -> str:
+    """The first 64 KiB of what is said to a command; empty if nobody is there."""
+    try:
+        if urlsplit(url).scheme == "unix":
+            connection, where = socket.socket(socket.AF_UNIX), urlsplit(url).path
+            with connection:
+                connection.settimeout(timeout_s)
+                connection.connect(where)
+                return _exchange(connection, command)
+        with socket.create_connection(address(url), timeout=timeout_s) as connection:
+            return _exchange(connection, command)
+    except OSError:
+        return ""
+
+
+def _exchange(connection: socket.socket, command: bytes) -> str:
+    connection.sendall(command)
+    return connection.recv(65_536).decode(errors="replace")

@@ -7,15 +7,13 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
 
 from broadcaster import event as events
-from broadcaster import wire
 from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
 from broadcaster.settings import Settings, load
-from broadcaster.wire import client
+from broadcaster.wire import client, read_control
 
 log = logging.getLogger("broadcaster.subscriber")
 
@@ -46,7 +44,11 @@ class Subscriber:
         self._settings = settings.subscriber
         self._max_bytes = settings.event.max_bytes
         self._last_sequence: dict[str, int] = {}
-        self._events = self._receive()
+        self._connection: client.ClientConnection | None = None
+        self._connected_before = False
+        self._failures = 0
+        self._complained = False
+        self._left = False
         self.received = 0
         self.missing: Counter[str] = Counter()
         self.gaps = 0
@@ -59,72 +61,75 @@ class Subscriber:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._events.aclose()
+        self._left = True
+        if self._connection is not None:
+            await self._connection.close()
 
     def __aiter__(self) -> Subscriber:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event.
+        """The next event; a wait that is cancelled loses none.
 
         Raises:
             HubRefused: The hub will not have us, and trying again will not help.
         """
-        return await anext(self._events)
-
-    async def _receive(self) -> AsyncGenerator[Event, None]:
-        connections = 0
-        failures = 0
-        while True:
+        while not self._left:
+            connection = self._connection or await self._connect()
             try:
-                async with client.open_connection(
+                message = await connection.recv(decode=False)
+            except client.ConnectionClosed as error:
+                log.warning("connection closed: %s; connecting again", error)
+                self._connection = None
+                self._complained = True
+                self._failures = 1  # also the first attempt waits a little: everybody else comes back, too
+                continue
+            if (event := self._read(message, received_us=time.time_ns() // 1000)) is not None:
+                return event
+        raise StopAsyncIteration
+
+    async def _connect(self) -> client.ClientConnection:
+        while True:
+            longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(self._failures, 10))
+            await asyncio.sleep(random.uniform(0, longest_s) if self._failures else 0)
+            try:
+                self._connection = await client.open_connection(
                     self._url,
                     timeout_s=self._settings.connect_timeout_s,
                     max_queue=self._settings.queue_events,
-                ) as connection:
-                    self.reconnects += connections > 0
-                    connections += 1
-                    failures = 0
-                    log.info("connected to %s", self._url)
-                    async for event in self._read(connection):
-                        yield event
+                )
             except (OSError, TimeoutError, client.InvalidHandshake) as error:
                 if isinstance(error, client.InvalidHandshake) and (said := client.refused_for_good(error)):
                     raise HubRefused(f"{self._url}: {said}") from None
-                if failures == 0:
+                if not self._complained:
                     log.warning("%s: %s; trying again", self._url, error)
-                failures += 1
-            except client.ConnectionClosed as error:
-                log.warning("connection closed: %s; connecting again", error)
-                failures += 1
-            longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(failures, 10))
-            await asyncio.sleep(random.uniform(0, longest_s))
+                self._complained = True
+                self._failures += 1
+            else:
+                log.info("connected to %s", self._url)
+                self.reconnects += self._connected_before
+                self._connected_before = True
+                self._failures = 0
+                self._complained = False
+                return self._connection
 
-    async def _read(self, connection: client.ClientConnection) -> AsyncIterator[Event]:
-        """Events of one connection until it is closed.
-
-        Raises:
-            ConnectionClosed: Also when the hub closed it in good order: a subscriber stays.
-        """
-        while True:
-            message = await connection.recv(decode=False)
-            received_us = time.time_ns() // 1000  # after the receive returned
-            if (control := wire.read_control(message)) is not None:
-                self._on_control(control)
-                continue
-            try:
-                event = events.decode(message, max_bytes=self._max_bytes, received_at_us=received_us)
-            except InvalidEvent as error:
-                self.invalid += 1
-                log.warning("not an event: %s", error.detail)
-                continue
-            self._count(event)
-            yield event
+    def _read(self, message: bytes, received_us: int) -> Event | None:
+        if (control := read_control(message)) is not None:
+            self._on_control(control)
+            return None
+        try:
+            event = events.decode(message, max_bytes=self._max_bytes, received_at_us=received_us)
+        except InvalidEvent as error:
+            self.invalid += 1
+            log.warning("not an event: %s", error.detail)
+            return None
+        self._count(event)
+        return event
 
     def _on_control(self, control: dict[str, object]) -> None:
         if control["control"] == "gap":
             self.gaps += 1
-            log.warning("gap on %s: %s; events may be missing", control["channel"], control["cause"])
+            log.warning("gap on %s: %s; events may be missing", control.get("channel"), control.get("cause"))
 
     def _count(self, event: Event) -> None:
         """Count holes in the numbers of a source; a smaller number is a source that began anew."""

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import click
 
 from broadcaster import process
+from broadcaster.errors import ConfigurationError
 from broadcaster.event import Event, check_channel
 from broadcaster.settings import Settings
 from broadcaster.subscriber import Subscriber
@@ -24,18 +25,25 @@ async def watch(
 
     Raises:
         InvalidEvent: `channel` is no channel name.
-        OSError: `log_file` cannot be written.
+        ConfigurationError: `log_file` cannot be written.
     """
     url = settings.subscriber_url
     if channel is not None:
         url += "?" + urlencode({"channel": check_channel(channel)})
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log_file.open("a", buffering=1)) if log_file else None
+        file = stack.enter_context(_open(log_file)) if log_file else None
         async with Subscriber(url, settings=settings) as subscriber:
             await process.unless_stopped(stop, _print_all(subscriber, as_json, file))
         lost = sum(subscriber.missing.values())
         totals = f"received {subscriber.received} events, {lost} missing, {subscriber.gaps} gaps announced"
         click.echo(totals, err=as_json)
+
+
+def _open(log_file: Path) -> IO[str]:
+    try:
+        return log_file.open("a", buffering=1)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {log_file}: {error.strerror}") from None
 
 
 async def _print_all(subscriber: Subscriber, as_json: bool, file: IO[str] | None) -> None:

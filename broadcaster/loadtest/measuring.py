@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 
-from broadcaster import hub_client
+from broadcaster import hub_client, process
 from broadcaster.errors import ConfigurationError, HubUnavailable
 from broadcaster.loadtest import records
 from broadcaster.loadtest.fleet import Fleet
@@ -31,24 +31,25 @@ async def measure_run(settings: Settings) -> None:
         ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says.
         HubUnavailable: The hub was not ready in time.
     """
-    process = process_number()
+    number = process_number()
     run = Run.current(settings.loadtest)
-    _check_number(process, settings)
-    run.present(process).touch()
+    _check_number(number, settings)
+    run.refuse_if_there(run.fleet(number))
+    run.present(number).touch()
     await hub_client.wait_until_ready(
         hub_client.base_url(settings.fleet_url), within_s=settings.loadtest.start_timeout_s
     )
-    first, clients = share(settings.fleet.clients, settings.fleet.processes, process)
+    first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
     fleet = Fleet(settings.fleet_url, first=first, clients=clients, ramp_per_s=settings.fleet.ramp_per_s)
     async with _background(fleet):
         await fleet.connect()
         log.info("%d of %d subscribers connected", fleet.connected, clients)
         await _check_the_others(run, settings)
         await _wait_for_the_end(fleet, run.published, clients, settings.fleet.drain_s)
-    result = fleet.result(process)
+    result = fleet.result(number)
     await fleet.close()
-    records.write(run.deliveries(process), DeliveryRecord, fleet.deliveries)
-    with records.whole_file(run.fleet(process)) as file:
+    records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
+    with records.whole_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
 
@@ -63,8 +64,8 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
         settings.fleet_url, first=0, clients=settings.fleet.clients, ramp_per_s=settings.fleet.ramp_per_s
     )
     async with _background(fleet):
-        await fleet.connect()
-        if not fleet.connected:
+        await process.unless_stopped(stop, fleet.connect())
+        if not fleet.connected and not stop.is_set():
             reasons = ", ".join(fleet.result(1).failures) or "all connections were lost"
             raise HubUnavailable(f"no subscriber could connect to {settings.fleet_url}: {reasons}")
         log.info("%d of %d subscribers connected", fleet.connected, settings.fleet.clients)
@@ -77,8 +78,8 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
                      len(fleet.deliveries), fleet.connected, waiting)  # fmt: skip
         while fleet.arrivals:
             fleet.parse(1.0)
-    await fleet.close()
     result = fleet.result(1)
+    await fleet.close()
     log.info("total: %d deliveries to %d subscribers; disconnects: %s; failures: %s",
              len(fleet.deliveries), result.connected, result.disconnects or 0, result.failures or 0)  # fmt: skip
 

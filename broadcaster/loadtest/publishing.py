@@ -34,6 +34,7 @@ async def publish_run(settings: Settings) -> None:
         RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are recorded.
     """
     run = Run.current(settings.loadtest)
+    run.refuse_if_there(run.published)
     await hub_client.wait_until_ready(
         hub_client.base_url(settings.fleet_url),
         subscribers=settings.fleet.clients,

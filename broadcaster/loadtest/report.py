@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +64,7 @@ async def report_run(settings: Settings) -> Path:
         RunIncomplete: A part did not hand in its result in time.
     """
     run = Run.current(settings.loadtest)
+    run.refuse_if_there(run.config)
     run.config.write_text(dump(settings))
     await _wait_for_files(run, settings)
     run.hub.write_text(json.dumps(await _hub_says(settings), indent=2))
@@ -78,18 +80,23 @@ def read_run(folder: Path) -> Outcome:
     """Read a run from its folder.
 
     Raises:
-        RunIncomplete: A file is missing.
+        RunIncomplete: A file is missing or damaged.
     """
-    run = Run(folder)
     try:
-        config = tomllib.loads(run.config.read_text())
-        published = records.read(run.published, PublishedRecord)
-        processes = range(1, config["fleet"]["processes"] + 1)
-        fleet = {number: json.loads(run.fleet(number).read_text()) for number in processes}
-        deliveries = {number: records.read(run.deliveries(number), DeliveryRecord) for number in processes}
-        hub, described = json.loads(run.hub.read_text()), json.loads(run.machine.read_text())
+        return _read_run(Run(folder))
     except FileNotFoundError as error:
         raise RunIncomplete(f"{folder} is not a complete run: there is no {error.filename}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunIncomplete(f"{folder} is damaged: {error}") from None
+
+
+def _read_run(run: Run) -> Outcome:
+    config = _parsed(run.config, tomllib.loads)
+    published = records.read(run.published, PublishedRecord)
+    processes = range(1, config["fleet"]["processes"] + 1)
+    fleet = {number: _parsed(run.fleet(number), json.loads) for number in processes}
+    deliveries = {number: records.read(run.deliveries(number), DeliveryRecord) for number in processes}
+    hub, described = _parsed(run.hub, json.loads), _parsed(run.machine, json.loads)
     everything = [row for rows in deliveries.values() for row in rows]
     outcome = Outcome(
         name=run.name,
@@ -105,6 +112,13 @@ def read_run(folder: Path) -> Outcome:
     limits, loadtest = ReportTable(**config["report"]), LoadtestTable(**config["loadtest"])
     outcome.broken.extend(broken_limits(outcome, limits, loadtest))
     return outcome
+
+
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable) -> list[str]:

@@ -44,6 +44,15 @@ class Run:
         except OSError as error:
             raise ConfigurationError(f"loadtest.results: {error}") from None
 
+    def refuse_if_there(self, result: Path) -> None:
+        """A part that would write `result` begins: what is there already is of another run.
+
+        Raises:
+            ConfigurationError: `result` exists.
+        """
+        if result.exists():
+            raise ConfigurationError(f"{result} is there already; give another loadtest.run, or none")
+
     @property
     def name(self) -> str:
         return self.folder.name

@@ -1,0 +1,40 @@
+"""Typed, frozen settings and where each of them came from.
+
+Five layers, the later one wins:
+
+    defaults < broadcaster.toml < config/<preset>.toml < BROADCASTER_* environment < command line
+
+`broadcaster.toml` explains every key; the defaults here and there are held together by a test.
+*Config* always means files, *settings* the typed object.
+"""
+
+from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load, redact
+from broadcaster.settings.tables import (
+    EventTable,
+    FleetTable,
+    HubTable,
+    LoadtestTable,
+    PublisherTable,
+    RedisTable,
+    ReportTable,
+    Settings,
+    SubscriberTable,
+)
+
+__all__ = [
+    "CONFIG_FILE",
+    "EventTable",
+    "FleetTable",
+    "HubTable",
+    "Loaded",
+    "LoadtestTable",
+    "PublisherTable",
+    "RedisTable",
+    "ReportTable",
+    "Settings",
+    "SubscriberTable",
+    "assignment",
+    "dump",
+    "load",
+    "redact",
+]
