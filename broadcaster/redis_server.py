@@ -112,11 +112,14 @@ class RedisServer:
         url: The same as redis:// URL.
     """
 
-    def __init__(self, port: int, process: subprocess.Popen[str], words: deque[str]) -> None:
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
         self.port = port
         self.url = f"redis://127.0.0.1:{port}/0"
         self._process = process
-        self._words = words
+        self._words: deque[str] = deque(maxlen=20)
+        # Its pipe is drained all the time, or it would stop when the pipe is full.
+        self._drain = threading.Thread(target=self._words.extend, args=(process.stdout,), daemon=True)
+        self._drain.start()
 
     @classmethod
     def start(cls, port: int | None = None, *extra: str, timeout_s: float = 10.0) -> RedisServer:
@@ -138,15 +141,12 @@ class RedisServer:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        words: deque[str] = deque(maxlen=20)
-        assert process.stdout is not None
-        threading.Thread(target=words.extend, args=(process.stdout,), daemon=True).start()
-        server = cls(port, process, words)
+        server = cls(port, process)
         deadline = time.monotonic() + timeout_s
         while not server._is_mine():
             if process.poll() is not None or time.monotonic() > deadline:
                 server.stop()
-                raise RedisUnavailable("redis-server did not start: " + "".join(words).strip())
+                raise RedisUnavailable("redis-server did not start: " + "".join(server._words).strip())
             time.sleep(0.01)
         return server
 
@@ -180,7 +180,8 @@ class RedisServer:
                 self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
                 self.kill()
-        if self._process.stdout is not None and not self._process.stdout.closed:
+        self._drain.join()
+        if self._process.stdout is not None:
             self._process.stdout.close()
 
     def __enter__(self) -> RedisServer:
