@@ -296,11 +296,11 @@ def event_payload(sequence: int = 1, **changes: Any) -> bytes:
 class RedisClient:
     """A plain Redis client, for what somebody else's publisher might do."""
 
-    def __init__(self, server: RedisServer) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._reader = hiredis.Reader()
 
-    def command(self, *words: str | bytes | int) -> Any:
+    def command(self, *words: Any) -> Any:
         self._socket.sendall(hiredis.pack_command(words))
         while (reply := self._reader.gets()) is False:
             self._reader.feed(self._socket.recv(65_536))
@@ -316,8 +316,9 @@ class RedisClient:
 
 
 @contextlib.contextmanager
-def redis_client(server: RedisServer) -> Iterator[RedisClient]:
-    client = RedisClient(server)
+def redis_client(server: RedisServer | int) -> Iterator[RedisClient]:
+    """A client of a Redis of ours, or of whatever listens on a port."""
+    client = RedisClient(server if isinstance(server, int) else server.port)
     try:
         yield client
     finally:

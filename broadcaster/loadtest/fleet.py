@@ -110,13 +110,18 @@ class Fleet:
 
     Attributes:
         url: The hub's ws:// address.
-        deliveries: What has been parsed so far.
+        deliveries: What has been parsed so far; empty if it is only counted.
+        received: How many deliveries have been parsed.
         arrivals: What has arrived and is not parsed: time in ns (CLOCK_MONOTONIC), client, bytes.
         lost: Clients that lost their connection, in order.
     """
 
-    def __init__(self, url: str, *, first: int, clients: int, ramp_per_s: float) -> None:
+    def __init__(
+        self, url: str, *, first: int = 0, clients: int, ramp_per_s: float, only_count: bool = False
+    ) -> None:
         self.url = url
+        self._only_count = only_count
+        self.received = 0
         self.deliveries: list[DeliveryRecord] = []
         self.arrivals: deque[tuple[int, Client, bytes]] = deque()
         self.arrived_bytes = 0
@@ -204,6 +209,9 @@ class Fleet:
                 if len(self._known) >= 1024:
                     self._known.clear()
                 known = self._known[message] = (fields["event_id"], fields["sequence"])
+            self.received += 1
+            if self._only_count:
+                continue
             wall_us = (stamp_ns + self._wall_ahead_ns) // 1000
             self.deliveries.append(DeliveryRecord(client.number, *known, stamp_ns, wall_us))
 

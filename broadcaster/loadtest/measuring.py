@@ -61,7 +61,10 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
         HubUnavailable: Nobody could be connected.
     """
     fleet = Fleet(
-        settings.fleet_url, first=0, clients=settings.fleet.clients, ramp_per_s=settings.fleet.ramp_per_s
+        settings.fleet_url,
+        clients=settings.fleet.clients,
+        ramp_per_s=settings.fleet.ramp_per_s,
+        only_count=True,  # it may run for days
     )
     async with _background(fleet):
         await process.unless_stopped(stop, fleet.connect())
@@ -75,13 +78,13 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
                     await stop.wait()
             waiting = len(fleet.arrivals)
             log.info("%d deliveries, %d connected, %d reads to parse",
-                     len(fleet.deliveries), fleet.connected, waiting)  # fmt: skip
+                     fleet.received, fleet.connected, waiting)  # fmt: skip
         while fleet.arrivals:
             fleet.parse(1.0)
     result = fleet.result(1)
     await fleet.close()
     log.info("total: %d deliveries to %d subscribers; disconnects: %s; failures: %s",
-             len(fleet.deliveries), result.connected, result.disconnects or 0, result.failures or 0)  # fmt: skip
+             fleet.received, result.connected, result.disconnects or 0, result.failures or 0)  # fmt: skip
 
 
 def process_number() -> int:
