@@ -1,0 +1,349 @@
+"""The hub as a process: when it is ready, what it counts, how it starts, refuses to, and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from broadcaster.event import CAUSES
+from broadcaster.hub.statistics import HubStatistics
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.version import VERSION
+from tests.support import (
+    UNIT_S,
+    HubProcess,
+    RawClient,
+    RedisClient,
+    assert_calm,
+    client_frame,
+    crashed,
+    event_payload,
+    eventually,
+    next_but_ping,
+    upgrade_request,
+)
+
+# Health
+
+
+def test_ready_follows_redis_and_live_does_not() -> None:
+    """503 before Redis is there, 200 while the subscription holds, 503 after it is gone; live is always 200."""
+    port = free_port()
+
+    def readiness(hub: HubProcess) -> tuple[int, bool]:
+        code, body = hub.get("/health/ready")
+        assert hub.get("/health")[0] == code
+        assert hub.get("/health/live") == (200, {"live": True})
+        assert hub.stats()["ready"] == body["ready"] == body["redis"]
+        return code, body["ready"]
+
+    with HubProcess(f"redis://127.0.0.1:{port}/0") as hub:
+        eventually(lambda: hub.get("/health/live")[0] == 200, "the hub did not start without Redis")
+        assert readiness(hub) == (503, False)
+        with RedisServer.start(port) as server:
+            hub.until_ready()
+            assert readiness(hub) == (200, True)
+            with crashed(server) as revive:
+                eventually(lambda: hub.get("/health/ready")[0] == 503, "still ready without Redis")
+                assert readiness(hub) == (503, False)
+                revive()
+                hub.until_ready()
+                assert readiness(hub) == (200, True)
+                assert_calm(hub)
+
+
+# Statistics
+
+
+def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> None:
+    """Events, deliveries, bytes, refusals and subscribers are counted one by one."""
+    with HubProcess(redis.url) as hub, contextlib.ExitStack() as stack:
+        hub.until_ready()
+        clients = [stack.enter_context(RawClient(hub.port)) for _ in range(2)]
+        clients.append(stack.enter_context(RawClient(hub.port, subprotocol="broadcaster.v1")))
+        hub.until_connected(3)
+        payloads = [event_payload(number) for number in range(4)] + [event_payload(4, data={"text": "x" * 70})]
+        for payload in payloads:
+            assert publish.publish(payload) == 1
+        for payload in (
+            b"nonsense",
+            b"[]",
+            b"\xff",
+            event_payload(severity="bad"),
+            event_payload(source=""),
+            b"{}",
+        ):
+            publish.publish(payload)
+        for client in clients:
+            while client.event().get("sequence") != 4:
+                pass
+        clients[0].vanish()
+        hub.until_connected(2)
+        frames = sum(len(payload) + (2 if len(payload) < 126 else 4) for payload in payloads)
+
+        stats = eventually(
+            lambda: (s := hub.stats())["invalid"]["field"] == 3 and s, f"not counted: {hub.stats()}"
+        )
+        uptime = stats.pop("uptime_s")
+        assert 0 < uptime < 60 * UNIT_S
+        ring = stats.pop("ring_bytes")
+        assert frames <= ring < frames + 300  # it also holds the mark of the first confirmation
+        assert stats == {
+            "version": VERSION,
+            "pid": hub.process.pid,
+            "ready": True,
+            "channel": "events.critical",
+            "connected": 2,
+            "peak": 3,
+            "behind": 0,
+            "events_received": 5,
+            "invalid": dict.fromkeys(CAUSES, 0) | {"not_json": 1, "not_object": 1, "not_utf8": 1, "field": 3},
+            "deliveries": 15,
+            "sent_bytes": 3 * frames,
+            "slow_closed": 0,
+            "talkers_closed": 0,
+            "ping_timeouts": 0,
+            "aborted": 0,
+            "redis_reconnects": 0,
+        }
+
+
+def test_stats_show_every_counter_there_is(hub: HubProcess) -> None:
+    """`/stats` is the statistics of the hub, field by field, and time passes in it."""
+    stats = hub.stats()
+    assert set(stats) == set(HubStatistics.__dataclass_fields__)
+    eventually(lambda: hub.stats()["uptime_s"] > stats["uptime_s"], "the uptime stands still")
+
+
+def test_events_pass_as_they_are(hub: HubProcess, publish: RedisClient) -> None:
+    """A subscriber gets the very bytes that were published, in their order, one text frame per event."""
+    payloads = [
+        event_payload(1, note="unknown field"),
+        b" \n" + event_payload(2) + b"\n",
+        json.dumps(json.loads(event_payload(3)), indent=2).encode(),
+        json.dumps(json.loads(event_payload(4, source="Süd 🔥")), ensure_ascii=False).encode(),
+        event_payload(5, data={"text": "x" * 65_000}),
+    ]
+    with RawClient(hub.port) as client, connect(hub.url, compression=None, proxy=None) as stock:
+        hub.until_connected(2)
+        for payload in payloads:
+            publish.publish(payload)
+        assert [client.text().encode() for _ in payloads] == payloads
+        assert [stock.recv(timeout=5 * UNIT_S) for _ in payloads] == [payload.decode() for payload in payloads]
+
+
+# The limit of connections
+
+
+def rest_of(client: RawClient) -> bytes:
+    """What follows the head of a refusal, until the hub closes."""
+    body = client._buffer
+    while more := client.socket.recv(65_536):
+        body += more
+    return body
+
+
+def test_connections_beyond_the_limit_are_told_to_come_later(redis: RedisServer) -> None:
+    """The limit answers 503 with Retry-After, keeps whom it has, and lets in the next one when one leaves."""
+    with HubProcess(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="2") as hub:
+        hub.until_ready()
+        with RawClient(hub.port) as first, RawClient(hub.port) as second:
+            hub.until_connected(2)
+            for _ in range(3):
+                with RawClient(hub.port) as third:
+                    assert third.response.startswith(b"HTTP/1.1 503 ")
+                    assert b"\r\nRetry-After: 5" in third.response
+                    assert b"too many subscribers" in rest_of(third)
+            assert hub.get("/health/ready")[0] == 200
+            for client in (first, second):
+                client.send(9)
+                assert next_but_ping(client) == (10, b"")
+            first.send(8, b"\x03\xe8")
+            hub.until_connected(1)
+            with RawClient(hub.port) as fourth:
+                assert fourth.response.startswith(b"HTTP/1.1 101 ")
+                hub.until_connected(2)
+        assert_calm(hub)
+
+
+# The end
+
+
+def stops_within(hub: HubProcess, seconds: float, number: signal.Signals = signal.SIGTERM) -> int:
+    """The exit code after a signal; fails when it took longer."""
+    started = time.monotonic()
+    hub.signal(number)
+    code = hub.wait(seconds + 5)
+    assert time.monotonic() - started < seconds * UNIT_S
+    assert "Traceback" not in hub.output, hub.output
+    assert "Error" not in hub.output, hub.output
+    return code
+
+
+ENDS = [("SIGTERM", signal.SIGTERM, 0), ("Ctrl-C", signal.SIGINT, 130)]
+
+
+@pytest.mark.parametrize(("number", "code"), [case[1:] for case in ENDS], ids=[case[0] for case in ENDS])
+def test_everybody_is_told_of_the_restart(hub: HubProcess, number: signal.Signals, code: int) -> None:
+    """The end is a close 1012 for every subscriber, whatever it speaks, and an orderly exit."""
+    with (
+        RawClient(hub.port) as plain,
+        RawClient(hub.port, subprotocol="broadcaster.v1") as v1,
+        connect(hub.url, compression=None, proxy=None) as stock,
+        ThreadPoolExecutor() as threads,
+    ):
+        hub.until_connected(3)
+        waiting = threads.submit(stock.recv, timeout=10 * UNIT_S)
+        hub.signal(number)
+        for client in (plain, v1):
+            assert client.close_code() == 1012
+            client.send(8, b"\x03\xf4")
+        closed = waiting.exception()
+        assert isinstance(closed, ConnectionClosed)
+        assert closed.rcvd is not None
+        assert closed.rcvd.code == 1012
+        assert hub.wait(4) == code
+    assert "Traceback" not in hub.output
+
+
+def test_a_hub_without_redis_ends_as_well() -> None:
+    """Between two attempts, or in the middle of one."""
+    with HubProcess(f"redis://127.0.0.1:{free_port()}/0") as hub:
+        eventually(lambda: hub.get("/health/live")[0] == 200, "the hub did not start")
+        with RawClient(hub.port) as client:
+            hub.signal(signal.SIGTERM)
+            assert client.close_code() == 1012
+        assert hub.wait(2) == 0
+
+
+@contextlib.contextmanager
+def stuck(hub: HubProcess, publish: RedisClient) -> Iterator[None]:
+    """Somebody of every kind who will not leave: silent, with a full socket, half a head, half a body."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(RawClient(hub.port))
+        full = stack.enter_context(RawClient(hub.port, receive_buffer=4096))
+        full.socket.settimeout(None)
+        hub.until_connected(2)
+        while not hub.stats()["behind"]:
+            for number in range(20):
+                publish.publish(event_payload(number, data={"text": "x" * 60_000}))
+        for words in (b"", b"GET /ws HTTP/1.1\r\n", b"POST /stats HTTP/1.1\r\nContent-Length: 9\r\n\r\n"):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", hub.port)))
+            connection.sendall(words)
+        broken = stack.enter_context(RawClient(hub.port))
+        broken.socket.sendall(client_frame(1, b"\xff"))
+        yield
+
+
+def test_nobody_can_keep_the_hub_from_ending(hub: HubProcess, publish: RedisClient) -> None:
+    """SIGTERM ends the hub within 4 s, exit code 0, whoever does not read, answer or finish."""
+    with stuck(hub, publish):
+        assert stops_within(hub, 4.0) == 0
+
+
+def test_two_signals_are_one(hub: HubProcess) -> None:
+    """A second SIGTERM, as a shell and honcho may both send one, changes nothing."""
+    with RawClient(hub.port) as client:
+        hub.until_connected(1)
+        hub.signal(signal.SIGTERM)
+        assert client.close_code() == 1012
+        hub.signal(signal.SIGTERM)
+        client.send(8, b"\x03\xf4")
+        assert hub.wait(4) == 0
+    assert "Traceback" not in hub.output
+
+
+def test_while_it_ends_nobody_is_let_in(redis: RedisServer) -> None:
+    """From SIGTERM on no new subscriber is admitted, also on a connection that was open before."""
+    with HubProcess(redis.url) as hub:
+        hub.until_ready()
+        with RawClient(hub.port) as client, socket.create_connection(("127.0.0.1", hub.port), 5 * UNIT_S) as early:
+            hub.until_connected(1)
+            head = upgrade_request(hub.port)
+            early.sendall(head[:20])
+            time.sleep(0.1)
+            hub.signal(signal.SIGTERM)
+            assert client.close_code() == 1012
+            early.sendall(head[20:])
+            answer = early.recv(65_536)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After" in answer
+            assert hub.get("/health/ready")[0] in (0, 503)
+            client.send(8, b"\x03\xf4")
+        assert hub.wait(4) == 0
+
+
+# Refusing to start
+
+
+def assert_one_line(hub: HubProcess, code: int, *words: str) -> None:
+    """The process ended with this code and said one line, which has these words."""
+    assert hub.wait() == code
+    assert len(hub.lines) == 1, hub.output
+    assert hub.lines[0].startswith("error: ")
+    for word in words:
+        assert word in hub.lines[0]
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_69(hub: HubProcess, redis: RedisServer) -> None:
+    """The second hub says which address is taken; the first one does not notice."""
+    with HubProcess(redis.url, hub.port) as second:
+        assert_one_line(second, 69, f"127.0.0.1:{hub.port}", "in use")
+    assert_calm(hub)
+
+
+def test_an_address_of_another_machine_is_one_line_and_exit_69(redis: RedisServer) -> None:
+    """An address that is not ours cannot be listened on."""
+    with HubProcess(redis.url, BROADCASTER_HUB__HOST="192.0.2.1") as hub:
+        assert_one_line(hub, 69, "192.0.2.1")
+
+
+def test_there_is_one_hub_per_port(redis: RedisServer) -> None:
+    """`honcho start -c hub=2`: the second one says so and exits 78, before it touches anything."""
+    with HubProcess(redis.url, HONCHO_PROCESS_NAME="hub.2") as hub:
+        assert_one_line(hub, 78, "one hub per port", "hub.2")
+
+
+def test_the_first_hub_starts_and_ends_at_once_when_nobody_is_there(redis: RedisServer) -> None:
+    """honcho's hub.1 is a hub like any other; nobody to wait for, no wait."""
+    with HubProcess(redis.url, HONCHO_PROCESS_NAME="hub.1") as hub:
+        hub.until_ready()
+        assert stops_within(hub, 1.0) == 0
+
+
+def test_a_wrong_password_is_one_clear_line_and_the_end() -> None:
+    """Redis will not have us, for good: the hub says so without telling the password, and exits 69."""
+    with (
+        RedisServer.start(None, "--requirepass", "right") as server,
+        HubProcess(server.url.replace("redis://", "redis://:s3cret@")) as hub,
+    ):
+        assert hub.wait() == 69
+        errors = [line for line in hub.lines if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "Redis says: " in errors[0]
+        assert "s3cret" not in hub.output
+        assert "Traceback" not in hub.output
+
+
+def test_a_password_that_is_changed_ends_the_hub_when_it_comes_back(
+    redis: RedisServer, hub: HubProcess, publish: RedisClient
+) -> None:
+    """When Redis will have us no more, subscribers are closed 1012 and the hub exits non-zero."""
+    with RawClient(hub.port) as client:
+        hub.until_connected(1)
+        publish.command("CONFIG", "SET", "requirepass", "new")
+        publish.command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert client.close_code() == 1012
+        client.send(8, b"\x03\xf4")
+        assert hub.wait(4) == 69
+    assert hub.lines[-1].startswith("error: Redis says: NOAUTH")
+    assert "Traceback" not in hub.output
