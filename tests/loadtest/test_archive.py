@@ -1,0 +1,120 @@
+"""The archive: stable columns, one row per run, never torn, never mixed with something else."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from broadcaster.errors import ConfigurationError
+from broadcaster.loadtest import archive
+from tests.support import ROOT, clean_environment
+
+RELEASED = [
+    *("run", "scope", "verdict", "clients", "events", "rate_hz", "expected", "received", "dropped"),
+    *("p50_ms", "p95_ms", "p99_ms", "max_ms", "duplicates", "out_of_order", "negative", "disconnects"),
+    *("publish_failed", "fleet_lag_p99_ms", "fleet_lag_max_ms", "broadcaster", "python", "redis_server"),
+    *("sanic", "uvloop", "system", "cpu", "cores"),
+]
+"""The columns of version 0.1.0: they never change; others may follow them."""
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_columns_are_stable() -> None:
+    """Columns that were released stay, with their names and places; no name comes twice."""
+    assert list(archive.COLUMNS[: len(RELEASED)]) == RELEASED
+    assert len(set(archive.COLUMNS)) == len(archive.COLUMNS)
+    units = [name for name in archive.COLUMNS if "p50" in name or "p99" in name or "lag" in name or "max" in name]
+    assert all(name.endswith("_ms") for name in units)
+
+
+def test_the_first_run_makes_the_file(tmp_path: Path) -> None:
+    """A new archive gets a header; what a run does not say stays empty."""
+    path = tmp_path / "archive.csv"
+    archive.append(path, {"run": "first", "p50_ms": 0.61, "max_ms": None, "cpu": 'A "CPU", 2 GHz'})
+    archive.append(path, {"run": "second", "dropped": 0})
+    first, second = rows_of(path)
+    assert list(first) == list(archive.COLUMNS)
+    assert (first["run"], first["p50_ms"], first["max_ms"], first["cpu"]) == (
+        "first",
+        "0.61",
+        "",
+        'A "CPU", 2 GHz',
+    )
+    assert (second["run"], second["dropped"], second["p50_ms"]) == ("second", "0", "")
+    assert path.read_text().count("run,scope") == 1
+
+
+def test_an_empty_file_is_a_new_archive(tmp_path: Path) -> None:
+    """A file of that name without content gets its header."""
+    path = tmp_path / "archive.csv"
+    path.touch()
+    archive.append(path, {"run": "first"})
+    assert [row["run"] for row in rows_of(path)] == ["first"]
+
+
+APPEND_MANY = """
+import sys
+from pathlib import Path
+from broadcaster.loadtest import archive
+path, name = Path(sys.argv[1]), sys.argv[2]
+for number in range(150):
+    archive.append(path, {"run": name, "cpu": name * 20_000, "cores": number})
+"""
+
+
+def test_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
+    """Two processes add 150 long rows each: one header, every row whole, every writer's rows in order."""
+    path = tmp_path / "archive.csv"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", APPEND_MANY, str(path), name], cwd=ROOT, env=clean_environment())
+        for name in ("a", "b")
+    ]
+    assert [writer.wait(30) for writer in writers] == [0, 0]
+    rows = rows_of(path)
+    assert Counter(row["cpu"] for row in rows) == {"a" * 20_000: 150, "b" * 20_000: 150}
+    for name in ("a", "b"):
+        assert [row["cores"] for row in rows if row["run"] == name] == [str(n) for n in range(150)]
+
+
+OTHERS = {
+    "other_columns": "a,b,c\n1,2,3\n",
+    "fewer_columns": ",".join(RELEASED[:-1]) + "\n",
+    "another_order": ",".join(reversed(RELEASED)) + "\n",
+    "no_header": "x" * 100 + "\n",
+    "blank_line": "\n",
+}
+
+
+@pytest.mark.parametrize("text", OTHERS.values(), ids=OTHERS.keys())
+def test_another_file_is_left_alone(text: str, tmp_path: Path) -> None:
+    """An archive with other columns is refused with a hint, and stays as it is."""
+    path = tmp_path / "archive.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"archive\.csv has other columns; move it away"):
+        archive.append(path, {"run": "mine"})
+    assert path.read_text() == text
+
+
+def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
+    """A row with a name that is no column is an error: nothing is dropped silently."""
+    with pytest.raises(ValueError, match="p75_ms"):
+        archive.append(tmp_path / "archive.csv", {"run": "first", "p75_ms": 1.0})
+
+
+def test_a_summary_has_the_same_columns(tmp_path: Path) -> None:
+    """A run's summary.csv is one header, the whole run, and a row per fleet process; written again, replaced."""
+    path = tmp_path / "summary.csv"
+    for _ in range(2):
+        archive.write_summary(path, [{"scope": "run", "clients": 5}, {"scope": "fleet.1", "clients": 5}])
+    rows = rows_of(path)
+    assert list(rows[0]) == list(archive.COLUMNS)
+    assert [row["scope"] for row in rows] == ["run", "fleet.1"]

@@ -1,0 +1,312 @@
+"""The report: a pure function of a run's files, printed the same each time, and red when a limit is broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broadcaster.errors import RunIncomplete
+from broadcaster.loadtest import archive, records
+from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.report import present, read_run, summary_rows
+from broadcaster.loadtest.run import Run
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.settings import dump, load
+from tests.support import CommandLine, finished
+
+MS = 1_000_000
+MACHINE = {
+    "broadcaster": "0.1.0", "system": "Linux 6", "cpu": "Test CPU", "cores": 2, "load_1m": 0.5, "python": "3.11.7",
+    "sanic": "25.12.1", "uvloop": "0.23.0", "websockets": "17.4", "redis_py": "8.1.0", "hiredis": "3.5.0",
+    "redis_server": "6.2.14",
+}  # fmt: skip
+HUB = {
+    "events_received": 4, "invalid": {"field": 1, "not_json": 2}, "deliveries": 16, "slow_closed": 0,
+    "redis_reconnects": 0,
+}  # fmt: skip
+
+
+def fleet_result(process: int, clients: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "process": process, "clients": clients, "connected": clients, "disconnects": {}, "failures": {},
+        "foreign": 0, "lag_p50_ms": 0.5, "lag_p99_ms": 1.5 * process, "lag_max_ms": 2.0 * process,
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A perfect run: 4 events to 3 + 1 clients in two processes; client c gets event n after c + n ms."""
+    folder = tmp_path / "results" / "20260101-120000-1-2"
+    folder.mkdir(parents=True)
+    run = Run(folder)
+    write_config(run)
+    numbers = range(1, 5)
+    published = [PublishedRecord(n, f"e{n}", n * 100 * MS, n * 100 * MS, 0, 0, 1, "") for n in numbers]
+    records.write(run.published, PublishedRecord, published)
+    for process, clients in ((1, [0, 1, 2]), (2, [3])):
+        rows = [DeliveryRecord(c, f"e{n}", n, (n * 100 + c + n) * MS, 0) for n in numbers for c in clients]
+        records.write(run.deliveries(process), DeliveryRecord, rows)
+        run.fleet(process).write_text(json.dumps(fleet_result(process, len(clients))))
+    run.hub.write_text(json.dumps(HUB))
+    run.machine.write_text(json.dumps(MACHINE))
+    return run
+
+
+def write_config(run: Run, **report: Any) -> None:
+    """The settings of the run, with other limits if given."""
+    overrides = {"fleet": {"clients": 4, "processes": 2}, "loadtest": {"events": 4}, "report": report}
+    run.config.write_text(dump(load(overrides=overrides).settings))
+
+
+def change(run: Run, process: int, change_rows: Callable[[list[DeliveryRecord]], list[DeliveryRecord]]) -> None:
+    """Write another delivery log for one fleet process."""
+    path = run.deliveries(process)
+    records.write(path, DeliveryRecord, change_rows(records.read(path, DeliveryRecord)))
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """The cells of the printed table by the name of their line."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
+def printed(run: Run) -> str:
+    return present(read_run(run.folder), run.folder)
+
+
+# The table
+
+
+def test_the_table_has_the_users_lines(run: Run) -> None:
+    """All lines, in their order, for the run and for each fleet process, with the figures of the files."""
+    table = table_of(printed(run))
+    assert table.pop("") == ["whole run", "fleet.1", "fleet.2"]
+    assert list(table.items()) == [
+        ("Clients", ["4", "3", "1"]),
+        ("Events", ["4", "4", "4"]),
+        ("Expected deliveries", ["16", "12", "4"]),
+        ("Received deliveries", ["16", "12", "4"]),
+        ("Dropped deliveries", ["0", "0", "0"]),
+        ("p50 latency (ms)", ["4.00", "3.00", "5.00"]),
+        ("p95 latency (ms)", ["7.00", "6.00", "7.00"]),
+        ("p99 latency (ms)", ["7.00", "6.00", "7.00"]),
+        ("max latency (ms)", ["7.00", "6.00", "7.00"]),
+        ("Duplicates", ["0", "0", "0"]),
+        ("Out of order", ["0", "0", "0"]),
+        ("Disconnects", ["0", "0", "0"]),
+    ]
+
+
+def test_what_stands_around_the_table(run: Run) -> None:
+    """The run's name, the schedule, the fleet's own lag, the machine, the versions, the hub, and what it means."""
+    text = printed(run)
+    assert text.startswith("Run 20260101-120000-1-2\n")
+    assert "Schedule: 10 events a second. Fleet lag: p99 3.0 ms, max 4.0 ms." in text
+    assert "Machine: Test CPU, 2 cores, Linux 6, load 0.5." in text
+    assert "broadcaster 0.1.0, Python 3.11.7, Redis 6.2.14, Sanic 25.12.1, uvloop 0.23.0, websockets 17.4" in text
+    assert "Hub: 4 events received, 3 refused, 16 deliveries, 0 closed as slow, 0 Redis reconnects." in text
+    for word in ("Dropped:", "Latency:", "p99:", "Fleet lag:"):
+        assert re.search(rf"^{word} \w+", text, re.MULTILINE), f"{word} is not explained"
+    assert f"PASSED: all limits of [report] hold.\nResults: {run.folder}" in text
+
+
+def test_one_process_needs_no_columns_of_its_own(run: Run) -> None:
+    """With one fleet process the run is the only column."""
+    run.config.write_text(dump(load(overrides={"fleet": {"clients": 3}, "loadtest": {"events": 4}}).settings))
+    table = table_of(printed(run))
+    assert table[""] == ["whole run"]
+    assert table["Received deliveries"] == ["12"]
+
+
+def test_a_run_without_deliveries_has_no_latency(run: Run) -> None:
+    """Nothing came: a dash and not a number stands where the latency would, and the run has failed."""
+    for process in (1, 2):
+        change(run, process, lambda rows: [])
+    text = printed(run)
+    assert table_of(text)["p99 latency (ms)"] == ["-", "-", "-"]
+    assert table_of(text)["Dropped deliveries"] == ["16", "12", "4"]
+    assert "FAILED: 16 dropped deliveries, 0 allowed" in text
+
+
+def test_what_went_wrong_is_noted(run: Run) -> None:
+    """Negative latencies, a hub that gave no statistics, and clients that could not connect are said in words."""
+    change(run, 2, lambda rows: [DeliveryRecord(3, "e1", 1, 99 * MS, 0), *rows[1:]])
+    run.hub.write_text(json.dumps({"error": "no statistics: no answer (timed out)"}))
+    failures = {"refused: 503 Service Unavailable": 2}
+    run.fleet(1).write_text(json.dumps(fleet_result(1, 3, connected=1, failures=failures)))
+    text = printed(run)
+    assert "1 latencies are negative: the clocks cannot be trusted." in text
+    assert "Hub: no statistics: no answer (timed out)." in text
+    assert "fleet.1: 2 x refused: 503 Service Unavailable" in text
+    assert table_of(text)["Disconnects"] == ["2", "2", "0"]
+
+
+# The limits
+
+
+def write_fleet(run: Run, **changes: Any) -> None:
+    run.fleet(2).write_text(json.dumps(fleet_result(2, 1, **changes)))
+
+
+def publish_with_errors(run: Run) -> None:
+    rows = records.read(run.published, PublishedRecord)
+    failed = PublishedRecord(4, "e4", 0, 0, 0, 0, None, "Redis closed the connection")
+    records.write(run.published, PublishedRecord, [*rows[:3], failed])
+
+
+def lose_everything(run: Run) -> None:
+    write_config(run, max_p99_ms=1.0, max_dropped=1000)
+    for process in (1, 2):
+        change(run, process, lambda rows: [])
+
+
+BROKEN: dict[str, tuple[Callable[[Run], None], str]] = {
+    "dropped": (lambda run: change(run, 1, lambda rows: rows[2:]), "2 dropped deliveries, 0 allowed"),
+    "duplicates": (lambda run: change(run, 1, lambda rows: [*rows, rows[-1]]), "1 duplicates, 0 allowed"),
+    "out_of_order": (
+        lambda run: change(run, 2, lambda rows: [rows[1], rows[0], *rows[2:]]),
+        "1 deliveries out of order, 0 allowed",
+    ),
+    "disconnected": (
+        lambda run: write_fleet(run, disconnects={"1006": 1, "4008": 2}),
+        "3 disconnects, 0 allowed",
+    ),
+    "never_connected": (lambda run: write_fleet(run, connected=0), "1 disconnects, 0 allowed"),
+    "not_published": (
+        publish_with_errors,
+        "1 events that could not be published, 0 allowed",
+    ),
+    "slow": (lambda run: write_config(run, max_p99_ms=6.9), "p99 is 7.0 ms, 6.9 ms allowed"),
+    "slow_without_deliveries": (lose_everything, "p99 is None ms"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_limit_fails_the_run(spoil: Callable[[Run], None], reason: str, run: Run) -> None:
+    """One thing is wrong: the verdict says which, and nothing else."""
+    spoil(run)
+    outcome = read_run(run.folder)
+    assert len(outcome.broken) == 1
+    assert reason in outcome.broken[0]
+    text = present(outcome, run.folder)
+    assert f"FAILED: {outcome.broken[0]}" in text
+    assert "PASSED" not in text
+
+
+ALLOWED: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
+    "dropped": (BROKEN["dropped"][0], {"max_dropped": 2}),
+    "duplicates": (BROKEN["duplicates"][0], {"max_duplicates": 1}),
+    "out_of_order": (BROKEN["out_of_order"][0], {"max_out_of_order": 1}),
+    "disconnected": (BROKEN["disconnected"][0], {"max_disconnects": 3}),
+    "slow": (lambda run: None, {"max_p99_ms": 7.0}),
+    "no_limit": (lambda run: None, {"max_p99_ms": 0.0}),
+}
+
+
+@pytest.mark.parametrize(("spoil", "limits"), ALLOWED.values(), ids=ALLOWED.keys())
+def test_a_limit_that_is_just_met_holds(spoil: Callable[[Run], None], limits: dict[str, Any], run: Run) -> None:
+    """Exactly as many as allowed is allowed."""
+    spoil(run)
+    write_config(run, **limits)
+    assert read_run(run.folder).broken == []
+
+
+# The rows
+
+
+def test_the_rows_of_the_summary(run: Run) -> None:
+    """First the run, then each process; every column of the archive is filled, and none is unknown."""
+    rows = summary_rows(read_run(run.folder))
+    assert [row["scope"] for row in rows] == ["run", "fleet.1", "fleet.2"]
+    for row in rows:
+        assert set(row) == set(archive.COLUMNS)
+        assert (row["run"], row["verdict"], row["cpu"]) == ("20260101-120000-1-2", "PASSED", "Test CPU")
+    assert [row["received"] for row in rows] == [16, 12, 4]
+    assert [row["fleet_lag_max_ms"] for row in rows] == [4.0, 2.0, 4.0]
+    BROKEN["dropped"][0](run)
+    assert {row["verdict"] for row in summary_rows(read_run(run.folder))} == {"FAILED"}
+
+
+# `broadcaster report FOLDER`
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+def test_the_command_prints_a_run_again(run: Run, command: CommandLine) -> None:
+    """It prints what the run printed, exit code 0, and changes nothing."""
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    for _ in range(2):
+        ended = command("report", str(run.folder))
+        assert (ended.code, ended.stdout, ended.stderr) == (0, printed(run) + "\n", "")
+    assert {path.name: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert list(run.folder.parent.iterdir()) == [run.folder]
+
+
+def test_the_command_fails_as_the_run_did(run: Run) -> None:
+    """A broken limit is exit code 1, with the reason."""
+    BROKEN["dropped"][0](run)
+    ended = finished("report", str(run.folder))
+    assert (ended.code, ended.stderr) == (1, "")
+    assert "FAILED: 2 dropped deliveries, 0 allowed" in ended.stdout
+
+
+def test_the_limits_are_those_of_the_run(run: Run, command: CommandLine) -> None:
+    """What holds here and now does not change the verdict of then."""
+    ended = command("report", str(run.folder), BROADCASTER_REPORT__MAX_P99_MS="0.001")
+    assert ended.code == 0
+
+
+FILES = ["broadcaster.toml", "published.csv", "deliveries.1.csv", "deliveries.2.csv", "fleet.2.json", "hub.json",
+         "machine.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_incomplete_run_is_told(name: str, run: Run, command: CommandLine) -> None:
+    """A run without one of its files is one line that names it, exit code 69: no figures are made up."""
+    (run.folder / name).unlink()
+    with pytest.raises(RunIncomplete, match=re.escape(name)):
+        read_run(run.folder)
+    ended = command("report", str(run.folder))
+    assert (ended.code, ended.stdout) == (69, "")
+    assert name in ended.complaint
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_run_is_told(name: str, run: Run, command: CommandLine) -> None:
+    """A file that is something else is one line that names it, and no traceback."""
+    (run.folder / name).write_text("{ damaged")
+    ended = command("report", str(run.folder))
+    assert ended.stdout == ""
+    assert ended.code not in (0, 1)
+    assert name in ended.complaint
+
+
+def test_the_files_of_an_earlier_run_are_no_result(run: Run, redis: RedisServer, tmp_path: Path) -> None:
+    """A report that waits for its run does not take what lies in a folder of that name for it."""
+    shutil.copytree(run.folder, tmp_path / "results" / "nightly")
+    ended = finished(
+        *("report", "--loadtest"),
+        cwd=tmp_path,
+        BROADCASTER_REDIS__URL=redis.url,
+        BROADCASTER_HUB__PORT=str(free_port()),
+        BROADCASTER_LOADTEST__RUN="nightly",
+        BROADCASTER_LOADTEST__START_TIMEOUT_S="0.2",
+        BROADCASTER_LOADTEST__EVENTS="4",
+        BROADCASTER_LOADTEST__RATE_HZ="0",
+        BROADCASTER_FLEET__DRAIN_S="0.2",
+        BROADCASTER_FLEET__CLIENTS="4",
+        BROADCASTER_FLEET__PROCESSES="2",
+        BROADCASTER_REPORT__TIMEOUT_S="0.2",
+    )
+    assert ended.code in (69, 78), f"nobody has run anything, but:\n{ended.stdout}"
+    assert "nightly" in ended.complaint
+    assert not (tmp_path / "results" / "archive.csv").exists()

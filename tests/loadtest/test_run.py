@@ -1,0 +1,110 @@
+"""A run: one folder, found by all its processes without being told, and by nobody else."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from pathlib import Path
+
+import pytest
+
+from broadcaster.errors import ConfigurationError
+from broadcaster.loadtest.run import Run, locked
+from broadcaster.redis_server import free_port
+from broadcaster.settings import LoadtestTable
+from tests.support import ROOT, Running, eventually, finished
+
+PRINT_FOLDER = """
+from broadcaster.loadtest.run import Run
+from broadcaster.settings import load
+print("FOLDER", Run.current(load().settings.loadtest).folder, flush=True)
+import time
+time.sleep(60)
+"""
+
+
+def honcho(folder: Path, *arguments: str, **variables: str) -> Running:
+    """`honcho start` of a Procfile with one kind of process, which prints the folder of its run."""
+    (folder / "print_folder.py").write_text(PRINT_FOLDER)
+    (folder / "Procfile").write_text(f"part: exec {sys.executable} print_folder.py\n")
+    command = (sys.executable, "-m", "honcho", "start", *arguments)
+    return Running(*command, cwd=folder, PYTHONPATH=str(ROOT), **variables)
+
+
+def folders_of(running: Running, count: int) -> set[str]:
+    """The folders that the processes name, once all have."""
+
+    def look() -> list[str]:
+        return [line.partition("FOLDER ")[2] for line in list(running.lines) if "FOLDER " in line]
+
+    eventually(lambda: len(look()) == count, f"not all have spoken:\n{running.output}")
+    return set(look())
+
+
+def test_all_processes_of_one_honcho_find_one_folder(tmp_path: Path) -> None:
+    """Processes that start at the same moment agree; a second honcho beside them has a folder of its own."""
+    with honcho(tmp_path, "-c", "part=4") as first, honcho(tmp_path, "-c", "part=2") as second:
+        folders = folders_of(first, 4), folders_of(second, 2)
+    assert [len(found) for found in folders] == [1, 1]
+    assert folders[0] != folders[1]
+    made = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
+    assert {str(path.relative_to(tmp_path)) for path in made} == folders[0] | folders[1]
+
+
+def test_folders_sort_by_time(tmp_path: Path) -> None:
+    """The name begins with date and time, so that a listing is in the order of the runs."""
+    run = Run.current(LoadtestTable(results=str(tmp_path)))
+    date, time, *starter = run.name.split("-")
+    assert (len(date), len(time)) == (8, 6)
+    assert (date + time + "".join(starter)).isdigit()
+    assert len(starter) == 2
+
+
+def test_the_same_process_finds_its_folder_again(tmp_path: Path) -> None:
+    """Asked twice, it is the same folder; the parents of the folder are made."""
+    table = LoadtestTable(results=str(tmp_path / "a" / "b"))
+    first = Run.current(table)
+    assert Run.current(table) == first
+    assert first.folder.is_dir()
+    assert first.folder.parent == tmp_path / "a" / "b"
+
+
+def test_an_explicit_name_is_the_name_of_the_folder(tmp_path: Path) -> None:
+    """`loadtest.run` names the folder, whoever asks."""
+    run = Run.current(LoadtestTable(results=str(tmp_path), run="nightly-1.2"))
+    assert (run.folder, run.name) == (tmp_path / "nightly-1.2", "nightly-1.2")
+    with honcho(tmp_path, "-c", "part=2", BROADCASTER_LOADTEST__RUN="named") as running:
+        assert folders_of(running, 2) == {"results/named"}
+
+
+def test_the_files_of_a_run_stand_in_its_folder(tmp_path: Path) -> None:
+    """Every file has its own name inside of the folder."""
+    run = Run(tmp_path)
+    files = [run.published, run.config, run.hub, run.machine, run.summary]
+    files += [
+        path for number in (1, 2) for path in (run.deliveries(number), run.fleet(number), run.present(number))
+    ]
+    assert {path.parent for path in files} == {tmp_path}
+    assert len({path.name for path in files}) == len(files)
+    assert run.deliveries(2).name == "deliveries.2.csv"
+
+
+def test_results_that_cannot_be_made_are_told(tmp_path: Path) -> None:
+    """A file where the folder should be is a ConfigurationError that names the key; one line, exit code 78."""
+    (tmp_path / "results").write_text("")
+    with pytest.raises(ConfigurationError, match=r"loadtest\.results"):
+        Run.current(LoadtestTable(results=str(tmp_path / "results")))
+    ended = finished("fleet", "--loadtest", cwd=tmp_path, BROADCASTER_HUB__PORT=str(free_port()))
+    assert ended.code == 78
+    assert "loadtest.results" in ended.complaint
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    """Inside of the block nobody else gets the lock; afterwards everybody may."""
+    path = tmp_path / "lock"
+    with locked(path), path.open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(path):
+        assert path.exists()

@@ -1,0 +1,557 @@
+"""The command line, as a person uses it: real processes, exit codes, and what stands on which stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.server import ServerConnection, serve
+
+from broadcaster import process
+from broadcaster.cli import cli
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.version import VERSION
+from tests.support import (
+    CommandLine,
+    Finished,
+    HubProcess,
+    RedisClient,
+    Running,
+    broadcaster,
+    clean_environment,
+    event_payload,
+    eventually,
+    finished,
+    next_message,
+    redis_client,
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """A Redis and a hub that all tests of this file share; each leaves them as they are."""
+
+    redis: RedisServer
+    hub: HubProcess
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {"BROADCASTER_REDIS__URL": self.redis.url, "BROADCASTER_HUB__PORT": str(self.hub.port)}
+
+    def run(self, *arguments: str) -> Finished:
+        variables = self.variables
+        return finished(*arguments, cwd=None, within=20, **variables)
+
+    @contextlib.contextmanager
+    def subscribe(self, *arguments: str) -> Iterator[Running]:
+        """`broadcaster subscribe ...`, connected."""
+        before = self.hub.stats()["connected"]
+        with broadcaster("subscribe", *arguments, **self.variables) as running:
+            eventually(lambda: self.hub.stats()["connected"] > before, f"not connected:\n{running.output}")
+            yield running
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    with RedisServer.start() as redis, HubProcess(redis.url) as hub:
+        yield System(redis, hub.until_ready())
+
+
+@pytest.fixture
+def client(system: System) -> Iterator[RedisClient]:
+    with redis_client(system.redis) as connected:
+        yield connected
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`run("publish", "--help")` in this process, in an empty folder."""
+    return CommandLine(tmp_path, monkeypatch, capsys)
+
+
+# Help
+
+HELP: dict[str, tuple[str, ...]] = {
+    "": ("--config", "--preset", "--set", "--version", "--help"),
+    "redis": ("--help",),
+    "hub": ("--host", "--port", "--redis-url"),
+    "publisher": ("--loadtest",),
+    "fleet": ("--loadtest", "--clients", "--url"),
+    "report": ("--loadtest", "FOLDER"),
+    "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
+    "subscribe": ("--channel", "--url", "--json", "--log"),
+    "config": ("show", "init"),
+    "config show": ("--help",),
+    "config init": ("FILE",),
+}
+
+
+@pytest.mark.parametrize(("command", "words"), HELP.items(), ids=lambda value: value or "broadcaster")
+def test_every_subcommand_has_help(command: str, words: tuple[str, ...], run: CommandLine) -> None:
+    """`--help` says what the subcommand is for and names its options."""
+    ended = run(*command.split(), "--help")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"Usage: broadcaster {command}".rstrip())
+    assert not [word for word in words if word not in ended.stdout]
+
+
+def test_the_help_lists_every_subcommand() -> None:
+    """No subcommand is without a test of its help, and `broadcaster --help` names them all."""
+    assert {name for name in HELP if name and " " not in name} == set(cli.commands)
+    listed = finished("--help").stdout
+    assert all(re.search(rf"^  {name} +\w", listed, re.MULTILINE) for name in cli.commands)
+
+
+def test_the_installed_command_is_the_same() -> None:
+    """`broadcaster` and `python -m broadcaster` are one program, with the version of the distribution."""
+    path = shutil.which("broadcaster", path=clean_environment()["PATH"])
+    assert path is not None
+    with Running(path, "--version") as installed:
+        assert installed.wait() == 0
+    assert installed.output == finished("--version").stdout.strip() == f"broadcaster, version {VERSION}"
+
+
+# Usage errors
+
+PUBLISH = ("publish", "--type", "SERVER_DOWN", "--source", "server-a")
+USAGE_ERRORS = {
+    "no_command": (),
+    "unknown_command": ("publsh",),
+    "unknown_option": ("hub", "--prot", "1"),
+    "port_no_number": ("hub", "--port", "abc"),
+    "publish_without_type": ("publish", "--source", "a"),
+    "publish_without_source": ("publish", "--type", "T"),
+    "count_0": (*PUBLISH, "--count", "0"),
+    "count_no_number": (*PUBLISH, "--count", "ten"),
+    "rate_negative": (*PUBLISH, "--rate", "-1"),
+    "rate_not_a_number": (*PUBLISH, "--rate", "nan"),
+    "report_of_nothing": ("report",),
+    "report_of_a_missing_folder": ("report", "nowhere"),
+    "report_of_both": ("report", "--loadtest", "."),
+    "unknown_config_command": ("config", "set"),
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE_ERRORS.values(), ids=USAGE_ERRORS.keys())
+def test_a_usage_error_is_exit_code_2(arguments: tuple[str, ...], system: System, run: CommandLine) -> None:
+    """What was typed wrong is said on stderr, with the usage, and exit code 2."""
+    ended = run(*arguments, **system.variables)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "Usage: broadcaster" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# publish
+
+
+def test_publish_says_how_many_heard_each(system: System, client: RedisClient) -> None:
+    """One line per event with its type, source, number and id, and how many Redis subscriptions heard it."""
+    client.command("SUBSCRIBE", "events.critical")
+    ended = system.run("publish", "--type", "DISK_FULL", "--source", "db-7", "--count", "3")
+    assert (ended.code, ended.stderr) == (0, "")
+    published = [json.loads(next_message(client)) for _ in range(3)]
+    assert ended.stdout.splitlines() == [
+        f"DISK_FULL db-7 #{number} {event['event_id']}: heard by 2 Redis subscriptions"
+        for number, event in enumerate(published, 1)
+    ]
+    assert [event["sequence"] for event in published] == [1, 2, 3]
+    assert {event["severity"] for event in published} == {"critical"}
+
+
+def test_publish_warns_when_nobody_hears(system: System) -> None:
+    """On a channel without listeners it warns, and still ends well: the event was published."""
+    ended = system.run(*PUBLISH, "--channel", "nobody.listens")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "WARNING: heard by nobody" in ended.stdout
+
+
+def test_publish_takes_channel_severity_and_data(system: System, client: RedisClient) -> None:
+    """All options are in the event, and it goes to the channel that was named."""
+    client.command("SUBSCRIBE", "other.channel")
+    data = '{"host": "dömäne", "tries": [1, 2.5, null]}'
+    ended = system.run(*PUBLISH, "--channel", "other.channel", "--severity", "info", "--data", data)
+    assert (ended.code, "heard by 1 Redis subscription\n" in ended.stdout) == (0, True)
+    event = json.loads(next_message(client))
+    assert (event["severity"], event["data"]) == ("info", json.loads(data))
+
+
+def test_publish_keeps_its_rate(system: System, client: RedisClient) -> None:
+    """`--rate 20` publishes no event before it is due: number n at n / 20 seconds after the first."""
+    client.command("SUBSCRIBE", "paced")
+    ended = system.run(*PUBLISH, "--channel", "paced", "--count", "5", "--rate", "20")
+    assert ended.code == 0
+    times_us = [json.loads(next_message(client))["published_at_us"] for _ in range(5)]
+    for number, at_us in enumerate(times_us):
+        assert at_us - times_us[0] > number * 50_000 - 45_000  # the first may have been late itself
+    assert times_us[4] - times_us[0] > 150_000
+
+
+def test_publish_can_be_interrupted(system: System) -> None:
+    """Ctrl-C in the middle of a slow series ends it with 130, without a traceback."""
+    with broadcaster(*PUBLISH, "--count", "1000", "--rate", "5", **system.variables) as running:
+        running.said("#1 ")
+        running.signal(signal.SIGINT)
+        assert running.wait() == 130
+    assert "Traceback" not in running.output
+
+
+DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "data_no_json": (("--data", "{host"), "data is not JSON"),
+    "data_empty": (("--data", ""), "data is not JSON"),
+    "data_a_list": (("--data", "[1]"), "data must be a JSON object"),
+    "data_a_number": (("--data", "1"), "data must be a JSON object"),
+    "data_null": (("--data", "null"), "data must be a JSON object"),
+    "data_with_nan": (("--data", '{"x": NaN}'), "data"),
+    "data_nested_without_end": (("--data", DEEP), "data"),
+    "data_with_half_a_character": (("--data", '{"x": "\\ud800"}'), "data"),
+    "unknown_severity": (("--severity", "fatal"), "severity must be one of critical, warning, info"),
+    "bad_channel": (("--channel", "a b"), "channel must"),
+    "empty_channel": (("--channel", ""), "channel must"),
+    "control_characters_in_type": (("--type", "\x1b[31mRED"), "event_type must be"),
+    "newline_in_source": (("--source", "a\nb"), "source must be"),
+    "empty_source": (("--source", ""), "source must be"),
+    "too_large": (("--data", json.dumps({"pad": "x" * 70_000})), "at most 65536 allowed"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_publish_refuses_what_is_no_event(
+    arguments: tuple[str, ...], words: str, system: System, run: CommandLine
+) -> None:
+    """A wrong field is one line that names it, exit code 2; nothing raw of it reaches the terminal."""
+    ended = run(*PUBLISH, *arguments, **system.variables)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert words in ended.complaint
+    assert "\x1b" not in ended.stderr
+
+
+@pytest.mark.parametrize("command", [PUBLISH, ("publisher", "--loadtest")], ids=["publish", "publisher"])
+def test_without_redis_it_is_unavailable(command: tuple[str, ...], system: System, tmp_path: Path) -> None:
+    """A Redis that is not there is one line that says so, exit code 69."""
+    variables = system.variables | {
+        "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
+        "BROADCASTER_FLEET__CLIENTS": "1",
+    }
+    with system.subscribe():
+        ended = finished(*command, cwd=tmp_path, within=20, **variables)
+    assert ended.code == 69
+    assert "Redis cannot be reached" in ended.complaint
+
+
+def test_a_redis_that_refuses_us_is_told() -> None:
+    """A wrong password is one line, exit code 69; the password is not in it."""
+    with RedisServer.start(None, "--requirepass", "secret") as redis:
+        for password in (":hunter2@", ""):
+            url = redis.url.replace("//", f"//{password}")
+            ended = finished(*PUBLISH, BROADCASTER_REDIS__URL=url)
+            assert ended.code == 69
+            assert "WRONGPASS" in ended.complaint or "NOAUTH" in ended.complaint
+            assert "hunter2" not in ended.stderr
+
+
+def test_options_of_the_hub_are_the_highest_layer(system: System) -> None:
+    """`broadcaster hub --host --port --redis-url` go over the environment."""
+    port = free_port()
+    arguments = ("hub", "--host", "localhost", "--port", str(port), "--redis-url", system.redis.url)
+    with broadcaster(*arguments, BROADCASTER_HUB__PORT="1", BROADCASTER_REDIS__URL="redis://127.0.0.1:1/0") as hub:
+        hub.said(f"listening on ws://localhost:{port}/ws")
+        hub.said("subscribed to events.critical")
+        hub.signal(signal.SIGTERM)
+        assert hub.wait() == 0
+
+
+# subscribe
+
+
+def test_subscribe_prints_one_line_per_event(system: System, client: RedisClient) -> None:
+    """A line has the time, the severity, the type, the source, the number and the latency of an event."""
+    with system.subscribe() as subscriber:
+        client.publish(event_payload(41, severity="warning"))
+        client.publish(event_payload(42, event_type="BACK_UP", source="dömäne"))
+        time, latency = r"\d\d:\d\d:\d\d\.\d{3}", r"-?\d+\.\d\d ms"
+        assert re.fullmatch(rf"{time} warning  SERVER_DOWN server-a #41 {latency}", subscriber.said("#41"))
+        assert re.fullmatch(rf"{time} critical BACK_UP dömäne #42 {latency}", subscriber.said("#42"))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where a process wrote to, apart."""
+
+    running: Running
+    stdout: Path
+    stderr: Path
+
+
+@contextlib.contextmanager
+def subscribe_apart(system: System, folder: Path, *arguments: str) -> Iterator[Streams]:
+    """`broadcaster subscribe ...`, connected, its two streams in files."""
+    streams = folder / "stdout", folder / "stderr"
+    before = system.hub.stats()["connected"]
+    script = 'out=$1 err=$2; shift 2; exec "$@" >"$out" 2>"$err"'
+    command = (sys.executable, "-m", "broadcaster", "subscribe", *arguments)
+    with Running("/bin/sh", "-c", script, "sh", *map(str, streams), *command, **system.variables) as running:
+        eventually(lambda: system.hub.stats()["connected"] > before, "not connected")
+        yield Streams(running, *streams)
+
+
+ODD_PAYLOADS = [
+    event_payload(1, data={"a": "\x1b[31m", "b": "ü"}),
+    event_payload(2).replace(b", ", b" ,\t ").replace(b'"sequence": 2', b'"sequence":2'),
+    b'{"unknown":[1.50,1e2,"\\u00e9\xc3\xa9\xe2\x80\xa8"],' + event_payload(3)[1:],
+]
+
+
+def test_subscribe_json_prints_the_bytes_as_they_came(system: System, client: RedisClient, tmp_path: Path) -> None:
+    """With `--json` stdout has each payload byte for byte, one per line, and nothing else: it can be piped."""
+    wanted = b"".join(payload + b"\n" for payload in ODD_PAYLOADS)
+    with subscribe_apart(system, tmp_path, "--json") as streams:
+        for payload in ODD_PAYLOADS:
+            client.publish(payload)
+        eventually(lambda: b'"sequence": 3' in streams.stdout.read_bytes(), "the last event did not come")
+        streams.running.signal(signal.SIGTERM)
+        assert streams.running.wait() == 0
+    assert "received 3 events" in streams.stderr.read_text()
+    assert streams.stdout.read_bytes() == wanted
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["lines", "json"])
+def test_subscribe_log_appends(as_json: bool, system: System, client: RedisClient, tmp_path: Path) -> None:
+    """`--log` adds what is printed to a file, behind what was there, as it comes."""
+    log = tmp_path / "events.log"
+    log.write_text("before\n")
+    arguments = ["--log", str(log)] + ["--json"] * as_json
+    for number in (1, 2):
+        with system.subscribe(*arguments):
+            client.publish(event_payload(number))
+            eventually(lambda: log.read_text().count("\n") > number, "the log was not written")  # noqa: B023
+    first, *lines = log.read_text().splitlines()
+    assert first == "before"
+    if as_json:
+        assert [json.loads(line)["sequence"] for line in lines] == [1, 2]
+    else:
+        assert [re.search(r"#(\d) .* ms$", line)[1] for line in lines] == ["1", "2"]  # type: ignore[index]
+
+
+def test_subscribe_shows_what_is_missing(system: System, client: RedisClient) -> None:
+    """Holes in the numbers of a source are shown at the event behind them, and in the totals."""
+    with system.subscribe() as subscriber:
+        for number in (1, 2, 5, 6, 9):
+            client.publish(event_payload(number))
+        client.publish(event_payload(100, source="server-b"))
+        assert "missing" not in subscriber.said("#2 ")
+        assert subscriber.said("#5 ").endswith("(2 before it missing)")
+        assert "missing" not in subscriber.said("#6 ")
+        assert subscriber.said("#9 ").endswith("(2 before it missing)")
+        assert "missing" not in subscriber.said("server-b")
+        subscriber.signal(signal.SIGTERM)
+        assert subscriber.wait() == 0
+    assert subscriber.lines[-1] == "received 6 events, 4 missing, 0 gaps announced"
+
+
+ENDINGS = {"SIGINT": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 0)}
+endings = pytest.mark.parametrize(("number", "code"), ENDINGS.values(), ids=ENDINGS.keys())
+
+
+@endings
+def test_subscribe_ends_with_totals(
+    number: signal.Signals, code: int, system: System, client: RedisClient
+) -> None:
+    """Ctrl-C is exit code 130, SIGTERM is 0; both with a line of totals and no traceback."""
+    with system.subscribe() as subscriber:
+        client.publish(event_payload(1))
+        subscriber.said("#1 ")
+        subscriber.signal(number)
+        assert subscriber.wait(within=5) == code
+    assert subscriber.lines[-1] == "received 1 events, 0 missing, 0 gaps announced"
+    assert "Traceback" not in subscriber.output
+
+
+@endings
+def test_subscribe_ends_though_there_is_no_hub(number: signal.Signals, code: int) -> None:
+    """While it waits for a hub it can be ended just as well."""
+    with broadcaster("subscribe", "--url", f"ws://127.0.0.1:{free_port()}/ws") as subscriber:
+        subscriber.said("trying again")
+        subscriber.signal(number)
+        assert subscriber.wait(within=5) == code
+    assert subscriber.lines[-1] == "received 0 events, 0 missing, 0 gaps announced"
+    assert "Traceback" not in subscriber.output
+
+
+def test_subscribe_into_a_pipe_that_closes(system: System, client: RedisClient) -> None:
+    """`broadcaster subscribe | head` ends without a traceback once the reader has gone."""
+    script = f"{sys.executable} -m broadcaster subscribe | head -n 2; echo over"
+    before = system.hub.stats()["connected"]
+    with Running("/bin/sh", "-c", script, **system.variables) as pipe:
+        eventually(lambda: system.hub.stats()["connected"] > before, "not connected")
+
+        def publish_and_look() -> bool:
+            client.publish(event_payload(1))
+            return "over" in pipe.output
+
+        eventually(publish_and_look, f"it does not end:\n{pipe.output}")
+        assert pipe.wait() == 0
+    assert "Traceback" not in pipe.output
+    assert "Exception" not in pipe.output
+
+
+def test_subscribe_takes_a_channel_and_a_url(system: System, client: RedisClient) -> None:
+    """`--url` and `--channel` say what to receive; a channel the hub does not serve is its refusal, rc 69."""
+    with broadcaster("subscribe", "--url", system.hub.url, "--channel", "events.critical") as subscriber:
+        subscriber.said("connected to")
+        eventually(lambda: client.publish(event_payload(7)) and "#7 " in subscriber.output, "no event")
+    refused = finished("subscribe", "--url", system.hub.url, "--channel", "other")
+    assert refused.code == 69
+    assert "no such channel" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+REFUSED_SUBSCRIPTIONS = {
+    "bad_channel": (("--channel", "a b"), 2, "channel must"),
+    "empty_channel": (("--channel", ""), 2, "channel must"),
+    "no_websocket_url": (("--url", "http://127.0.0.1/ws"), 78, "subscriber.url"),
+    "url_without_host": (("--url", "ws://"), 78, "subscriber.url"),
+    "log_in_a_missing_folder": (("--log", "nowhere/events.log"), None, "nowhere/events.log"),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"), REFUSED_SUBSCRIPTIONS.values(), ids=REFUSED_SUBSCRIPTIONS.keys()
+)
+def test_subscribe_refuses_what_cannot_be(
+    arguments: tuple[str, ...], code: int | None, words: str, system: System
+) -> None:
+    """A bad channel, address or log file is one line, before anything is connected."""
+    ended = system.run("subscribe", *arguments)
+    assert ended.code == code if code is not None else ended.code not in (0, 130, 143)
+    assert words in ended.complaint
+
+
+CONTROL = "\x1b[31m\x07\r\x7f\x9b"
+"""What could drive a terminal: escape, bell, carriage return, delete, and the one-byte form of escape-[."""
+
+
+@contextlib.contextmanager
+def hostile_hub(messages: list[bytes], reason: str) -> Iterator[str]:
+    """A hub that sends anything, and closes with any reason."""
+
+    def talk(connection: ServerConnection) -> None:
+        for message in messages:
+            connection.send(message.decode())
+        connection.close(4000, reason)
+
+    with serve(talk, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}/ws"
+        server.shutdown()
+        thread.join()
+
+
+def printed_by_subscribe(messages: list[bytes], reason: str, log: Path) -> str:
+    """All that `broadcaster subscribe` prints and logs of these messages, which end with event 99."""
+    with (
+        hostile_hub(messages, reason) as url,
+        broadcaster("subscribe", "--url", url, "--log", str(log)) as subscriber,
+    ):
+        subscriber.said("#99 ")
+        subscriber.said("connection closed")
+    return subscriber.output + log.read_text()
+
+
+DRIVES_A_TERMINAL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def test_no_event_drives_the_terminal(tmp_path: Path) -> None:
+    """Control characters in any field of an event are never printed as they are."""
+    fields: list[dict[str, Any]] = [
+        {"event_type": f"T{CONTROL}"},
+        {"source": f"s{CONTROL}"},
+        {"severity": f"info{CONTROL}"},
+        {"data": {f"k{CONTROL}": f"v{CONTROL}"}},
+        {f"unknown{CONTROL}": CONTROL},
+        {"event_id": CONTROL},
+    ]
+    messages = [event_payload(number, **change) for number, change in enumerate(fields)]
+    # The same once more as raw characters, where JSON allows them: delete and the range 80 to 9f.
+    raw = [json.dumps(json.loads(message), ensure_ascii=False).encode() for message in messages]
+    printed = printed_by_subscribe([*messages, *raw, event_payload(99)], "", tmp_path / "events.log")
+    assert printed.count("#3 ") == 4
+    assert not DRIVES_A_TERMINAL.search(printed), repr(printed)
+
+
+def test_no_hub_drives_the_terminal(tmp_path: Path) -> None:
+    """Control characters in a control frame or a close reason are never printed as they are."""
+    gap = {"control": "gap", "channel": f"c{CONTROL}", "cause": f"because{CONTROL}"}
+    messages = [json.dumps(gap).encode(), event_payload(99)]
+    printed = printed_by_subscribe(messages, f"bye{CONTROL[:5]}", tmp_path / "events.log")
+    assert "because" in printed
+    assert not DRIVES_A_TERMINAL.search(printed), repr(printed)
+
+
+# What all processes share
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("a bug")], ids=["returns", "raises"])
+def test_a_role_leaves_its_code_or_its_error(error: Exception | None) -> None:
+    """`process.run` returns what the role returned; an error passes through."""
+
+    async def main(stop: object) -> int:
+        if error is not None:
+            raise error
+        return 7
+
+    if error is None:
+        assert process.run(main) == 7
+    else:
+        with pytest.raises(RuntimeError, match="a bug"):
+            process.run(main)
+
+
+WAITING = {
+    "publisher_SIGINT": ("publisher", *ENDINGS["SIGINT"]),
+    "publisher_SIGTERM": ("publisher", *ENDINGS["SIGTERM"]),
+    "loadtest_publisher": ("publisher --loadtest", *ENDINGS["SIGTERM"]),
+    "loadtest_fleet": ("fleet --loadtest", *ENDINGS["SIGTERM"]),
+    "loadtest_report": ("report --loadtest", signal.SIGTERM, 143),
+    "loadtest_report_SIGINT": ("report --loadtest", *ENDINGS["SIGINT"]),
+}
+
+
+@pytest.mark.parametrize(("role", "number", "code"), WAITING.values(), ids=WAITING.keys())
+def test_a_role_that_waits_can_be_ended(role: str, number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """While it waits for the others, a signal ends a role in time; only the report calls that a failure."""
+    variables = {
+        "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
+        "BROADCASTER_HUB__PORT": str(free_port()),
+    }
+    script = f"echo started; exec {sys.executable} -m broadcaster {role}"
+    with Running("/bin/sh", "-c", script, cwd=tmp_path, **variables) as running:
+        if "--loadtest" in role:
+            eventually(lambda: list(tmp_path.glob("results/*-*")), f"it did not start:\n{running.output}")
+        else:
+            running.said("started")
+            eventually(lambda: signals_caught(running.process.pid), "it did not start")
+        running.signal(number)
+        assert running.wait(within=5) == code
+    assert "Traceback" not in running.output
+
+
+def signals_caught(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM (Linux; elsewhere after a second)."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+    threading.Event().wait(1)
+    return True

@@ -1,0 +1,491 @@
+"""Publishing: from Python, on an open-loop schedule, and as a process of `honcho start`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from broadcaster import InvalidEvent, Publisher, Settings, hub_client
+from broadcaster.errors import HubUnavailable, RedisRefused, RedisUnavailable, Unavailable
+from broadcaster.event import RESERVED, draft
+from broadcaster.publisher import due_times, on_schedule, padding
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.settings import PublisherTable, RedisTable
+from tests.support import (
+    HubProcess,
+    RawClient,
+    RedisClient,
+    Running,
+    broadcaster,
+    eventually,
+    finished,
+    next_message,
+    redis_client,
+    run_async,
+)
+
+
+def settings_for(redis_url: str) -> Settings:
+    """The defaults with another Redis; made without reading a file, which would block the loop."""
+    return Settings.model_construct(redis=RedisTable(url=redis_url, silence_timeout_s=0.6))
+
+
+@pytest.fixture(scope="module")
+def steady_redis() -> Iterator[RedisServer]:
+    """A Redis for tests that leave it as it is."""
+    with RedisServer.start() as server:
+        yield server
+
+
+# From Python
+
+
+def test_publish_says_how_many_heard_it(redis: RedisServer) -> None:
+    """`heard` is the number of Redis subscriptions that heard the event; 0 is nobody."""
+
+    async def story() -> list[int | None]:
+        heard = []
+        async with Publisher(settings_for(redis.url)) as publisher:
+            for listeners in range(3):
+                if listeners:
+                    clients[listeners - 1].command("SUBSCRIBE", "events.critical")
+                heard.append((await publisher.publish("SERVER_DOWN", "server-a")).heard)
+        return heard
+
+    with redis_client(redis) as first, redis_client(redis) as second:
+        clients = (first, second)
+        assert run_async(story()) == [0, 1, 2]
+
+
+def test_what_is_published_is_what_travels(redis: RedisServer, publish: RedisClient) -> None:
+    """The payload of the event that `publish` returns is on the channel byte for byte, with all its fields."""
+
+    async def story() -> bytes:
+        async with Publisher(settings_for(redis.url), channel="other.channel") as publisher:
+            data = {"host": "dömäne", "tries": 3}
+            published = await publisher.publish("DISK_FULL", "db-1", severity="warning", data=data)
+        assert published.error is None
+        return published.event.payload
+
+    publish.command("SUBSCRIBE", "other.channel")
+    before_ms = time.time_ns() // 1_000_000
+    payload = run_async(story())
+    assert next_message(publish) == payload
+    fields = json.loads(payload)
+    assert (fields["event_type"], fields["source"], fields["sequence"]) == ("DISK_FULL", "db-1", 1)
+    assert (fields["severity"], fields["data"]) == ("warning", {"host": "dömäne", "tries": 3})
+    assert before_ms <= fields["published_at_ms"] <= time.time_ns() // 1_000_000
+    assert fields["published_at_us"] // 1000 == fields["published_at_ms"]
+
+
+def test_each_source_counts_for_itself(steady_redis: RedisServer) -> None:
+    """The sequence of a source rises by one with each event, whatever other sources do."""
+
+    async def story() -> list[tuple[str, int]]:
+        async with Publisher(settings_for(steady_redis.url)) as publisher:
+            results = [await publisher.publish("T", source) for source in "abaab"]
+        return [(result.event.source, result.event.sequence) for result in results]
+
+    assert run_async(story()) == [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2)]
+
+
+def test_a_batch_arrives_in_its_order(redis: RedisServer, publish: RedisClient) -> None:
+    """`publish_all` publishes in order and answers for each event."""
+
+    async def story() -> list[bytes]:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            results = await publisher.publish_all([publisher.draft("T", "s", data={"n": n}) for n in range(200)])
+        assert [result.heard for result in results] == [1] * 200
+        assert [result.event.data["n"] for result in results] == list(range(200))
+        return [result.event.payload for result in results]
+
+    publish.command("SUBSCRIBE", "events.critical")
+    payloads = run_async(story())
+    assert [next_message(publish) for _ in payloads] == payloads
+
+
+INVALID: dict[str, tuple[dict[str, Any], str]] = {
+    "empty_type": ({"event_type": ""}, "event_type"),
+    "type_with_newline": ({"event_type": "A\nB"}, "event_type"),
+    "type_too_long": ({"event_type": "x" * 257}, "event_type"),
+    "type_with_half_a_character": ({"event_type": "\ud800"}, "event_type"),
+    "type_no_text": ({"event_type": 7}, "event_type"),
+    "empty_source": ({"source": ""}, "source"),
+    "source_with_escape": ({"source": "\x1b[31mred"}, "source"),
+    "source_with_half_a_character": ({"source": "a\udfff"}, "source"),
+    "unknown_severity": ({"severity": "fatal"}, "severity"),
+    "data_is_a_list": ({"data": [1]}, "data"),
+    "data_is_text": ({"data": "text"}, "data"),
+    "data_holds_nan": ({"data": {"x": float("nan")}}, "data"),
+    "data_holds_an_object": ({"data": {"x": object()}}, "data"),
+    "data_with_half_a_character": ({"data": {"x": "\ud800"}}, "data"),
+    "too_large": ({"data": {"x": "y" * 70_000}}, "bytes"),
+}
+
+
+@pytest.mark.parametrize(("change", "name"), INVALID.values(), ids=INVALID.keys())
+def test_an_invalid_event_is_refused_by_name(change: dict[str, Any], name: str, steady_redis: RedisServer) -> None:
+    """InvalidEvent names the field, nothing is published, and no number of the sequence is used up."""
+    fields: dict[str, Any] = {"event_type": "T", "source": "s"} | change
+
+    async def story() -> None:
+        async with Publisher(settings_for(steady_redis.url)) as publisher:
+            with pytest.raises(InvalidEvent) as caught:
+                await publisher.publish(fields.pop("event_type"), fields.pop("source"), **fields)
+            assert caught.value.detail.startswith(name) or name == "bytes" in caught.value.detail
+            assert (await publisher.publish("T", "s")).event.sequence == 1
+
+    run_async(story())
+
+
+def test_nesting_without_end_is_refused(steady_redis: RedisServer) -> None:
+    """Data nested deeper than an encoder goes is an InvalidEvent, too."""
+    data: dict[str, Any] = {}
+    for _ in range(100_000):
+        data = {"d": data}
+
+    async def story() -> str:
+        async with Publisher(settings_for(steady_redis.url)) as publisher:
+            with pytest.raises(InvalidEvent) as caught:
+                await publisher.publish("T", "s", data=data)
+        return caught.value.cause
+
+    try:
+        assert run_async(story()) == "too_deep"
+    finally:
+        while data:  # taken apart by hand: the interpreter would do it recursively
+            data = data.pop("d")
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "event_id", "sequence", "published_at_ms", "published_at_us"])
+def test_reserved_fields_cannot_be_set(name: str, steady_redis: RedisServer) -> None:
+    """The store's fields and the publisher's own are no arguments, and the store's are in no payload."""
+
+    async def story() -> dict[str, Any]:
+        async with Publisher(settings_for(steady_redis.url)) as publisher:
+            wrong: dict[str, Any] = {name: 1}
+            with pytest.raises(TypeError, match=name):
+                await publisher.publish("T", "s", **wrong)
+            fields: dict[str, Any] = json.loads((await publisher.publish("T", "s", data=wrong)).event.payload)
+        return fields
+
+    fields = run_async(story())
+    assert not fields.keys() & set(RESERVED)
+    assert fields["data"] == {name: 1}
+
+
+@pytest.mark.parametrize("channel", ["a b", "ä", "x" * 129, "a/b", "a\n", "*"])
+def test_a_bad_channel_is_refused_before_connecting(channel: str) -> None:
+    """A name that may not be a channel is an InvalidEvent when the publisher is made."""
+    with pytest.raises(InvalidEvent, match="channel must"):
+        Publisher(settings_for("redis://127.0.0.1:1/0"), channel=channel)
+
+
+def test_without_redis_nothing_is_entered() -> None:
+    """Entering raises RedisUnavailable when nobody answers."""
+
+    async def story() -> None:
+        with pytest.raises(RedisUnavailable, match="cannot be reached"):
+            async with Publisher(settings_for(f"redis://127.0.0.1:{free_port()}/0")):
+                pytest.fail("entered without Redis")
+        assert len(asyncio.all_tasks()) == 1
+
+    run_async(story())
+
+
+def test_a_publisher_outlives_its_redis(redis: RedisServer) -> None:
+    """While Redis is dead each publish raises RedisUnavailable; after its restart the next one works."""
+
+    async def story() -> None:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            assert (await publisher.publish("T", "s")).event.sequence == 1
+            redis.kill()
+            for _ in range(3):
+                with pytest.raises(RedisUnavailable, match="may not have been published"):
+                    await publisher.publish("T", "s")
+            again = await asyncio.to_thread(RedisServer.start, redis.port)
+            try:
+                published = await publisher.publish("T", "s")
+            finally:
+                await asyncio.to_thread(again.stop)
+        assert (published.heard, published.event.sequence) == (0, 5)
+
+    run_async(story())
+
+
+def test_a_frozen_redis_is_noticed(redis: RedisServer) -> None:
+    """A Redis that does not answer in time is RedisUnavailable; when it thaws, publishing works again."""
+
+    async def story() -> None:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            redis.freeze()
+            try:
+                async with asyncio.timeout(10):
+                    with pytest.raises(RedisUnavailable, match="in time"):
+                        await publisher.publish("T", "s")
+            finally:
+                redis.thaw()
+            assert (await publisher.publish("T", "s")).heard == 0
+
+    run_async(story())
+
+
+def test_failures_of_a_batch_are_told_one_by_one(redis: RedisServer) -> None:
+    """`publish_all` raises nothing: each event comes back with what is known about it."""
+
+    async def story() -> None:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            batch = [publisher.draft("T", "s") for _ in range(3)]
+            redis.kill()
+            results = await publisher.publish_all(batch)
+        assert [result.event.sequence for result in results] == [1, 2, 3]
+        assert all(result.heard is None and result.error for result in results)
+
+    run_async(story())
+
+
+def test_a_publisher_without_the_right_is_refused(redis: RedisServer, publish: RedisClient) -> None:
+    """A user that may not publish, or gives a wrong password, is told so, without the password."""
+    publish.command("ACL", "SETUSER", "reader", "on", ">secret", "+@connection", "+info")
+
+    async def story() -> None:
+        address = redis.url.removeprefix("redis://")
+        with pytest.raises(RedisRefused, match="WRONGPASS") as caught:
+            async with Publisher(settings_for(f"redis://reader:guessed@{address}")):
+                pytest.fail("entered with a wrong password")
+        assert "guessed" not in str(caught.value)
+        async with Publisher(settings_for(f"redis://reader:secret@{address}")) as publisher:
+            with pytest.raises(Unavailable, match="NOPERM"):
+                await publisher.publish("T", "s")
+
+    run_async(story())
+
+
+def test_leaving_leaves_nothing(redis: RedisServer, publish: RedisClient) -> None:
+    """After the block there is no task and no connection, also when it ended with an error."""
+
+    async def story() -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            async with Publisher(settings_for(redis.url)) as publisher:
+                await publisher.publish("T", "s")
+                raise ZeroDivisionError
+        assert len(asyncio.all_tasks()) == 1
+
+    run_async(story())
+    eventually(lambda: len(publish.command("CLIENT", "LIST").splitlines()) == 1, "a connection was left")
+
+
+# The schedule (which blocks its loop for the last 2 ms before an event is due, on purpose: no `run_async` here)
+
+DUE: dict[str, tuple[int, float, list[float]]] = {
+    "one_at_once": (1, 0.0, [0.0]),
+    "all_at_once": (3, 0.0, [0.0, 0.0, 0.0]),
+    "one": (1, 10.0, [0.0]),
+    "ten_a_second": (4, 10.0, [0.0, 0.1, 0.2, 0.3]),
+    "four_a_second": (3, 4.0, [0.0, 0.25, 0.5]),
+    "one_in_two_seconds": (3, 0.5, [0.0, 2.0, 4.0]),
+}
+
+
+@pytest.mark.parametrize(("events", "rate_hz", "expected"), DUE.values(), ids=DUE.keys())
+def test_due_times(events: int, rate_hz: float, expected: list[float]) -> None:
+    """Event n is due n / rate seconds after the start; without a rate all are due at once."""
+    assert list(due_times(events, rate_hz)) == pytest.approx(expected)
+
+
+def test_due_times_do_not_drift() -> None:
+    """The millionth event is due exactly when the rate says: errors do not add up. 0 events is no end."""
+    due_s = next(itertools.islice(due_times(0, 1000.0), 1_000_000, None))
+    assert due_s == 1000.0
+
+
+def test_a_late_schedule_keeps_its_times() -> None:
+    """Whoever is late gets what is due at once, each event with the time it was meant for."""
+
+    async def story() -> list[list[int]]:
+        batches = []
+        async for due in on_schedule(50, 200.0):
+            assert time.monotonic_ns() >= due[-1], "given out before it was due"
+            batches.append(due)
+            if len(batches) == 3:
+                await asyncio.sleep(0.1)  # a slow consumer: 20 events become due meanwhile
+        return batches
+
+    batches = asyncio.run(story(), debug=True)
+    assert len(batches[3]) >= 20
+    times = [due for batch in batches for due in batch]
+    assert [due - times[0] for due in times] == [number * 5_000_000 for number in range(50)]
+
+
+def test_an_event_does_not_wait_for_the_next() -> None:
+    """An event is given out when it is due, not when the one after it is."""
+
+    async def story() -> list[tuple[int, int]]:
+        return [(due[0], time.monotonic_ns()) async for due in on_schedule(3, 4.0)]
+
+    seen = asyncio.run(story(), debug=True)
+    assert len(seen) == 3
+    for (_, given_ns), (next_due_ns, _) in itertools.pairwise(seen):
+        assert given_ns < next_due_ns
+
+
+@pytest.mark.parametrize("events", [1, 50, 2000])
+def test_rate_0_is_one_moment(events: int) -> None:
+    """Without a rate all events are due at one and the same time; 50 of them are one batch."""
+
+    async def story() -> list[list[int]]:
+        return [due async for due in on_schedule(events, 0.0)]
+
+    batches = asyncio.run(story(), debug=True)
+    times = [due for batch in batches for due in batch]
+    assert len(times) == events
+    assert len(set(times)) == 1
+    assert len(batches) == 1 or events > 50
+
+
+# Padding
+
+PADDED = {"none": (0, 0), "less_than_bare": (200, 0), "a_little": (300, 300), "kilobyte": (1024, 1024)}
+
+
+@pytest.mark.parametrize(("payload_bytes", "expected"), PADDED.values(), ids=PADDED.keys())
+def test_padding_brings_events_to_their_size(payload_bytes: int, expected: int) -> None:
+    """Shorter events are as long as publisher.payload_bytes, up to the digits of their number; never longer."""
+    settings = Settings.model_construct(publisher=PublisherTable(payload_bytes=payload_bytes))
+    data = padding(settings)
+    assert (data is None) == (expected == 0)
+    if data is not None:
+        now_us = time.time_ns() // 1000
+        sizes = [len(draft("SERVER_DOWN", "server-a", n, data=data).stamp(now_us)) for n in (1, 10**6)]
+        assert sizes == [expected - 6, expected]
+
+
+# The process of `honcho start`
+
+
+def next_sequence(client: RawClient) -> int:
+    """The number of the next event; control frames are passed over."""
+    while "sequence" not in (fields := client.event()):
+        pass
+    sequence: int = fields["sequence"]
+    return sequence
+
+
+def role(redis_url: str, hub_port: int, **variables: str) -> Running:
+    return broadcaster(
+        "publisher", BROADCASTER_REDIS__URL=redis_url, BROADCASTER_HUB__PORT=str(hub_port), **variables
+    )
+
+
+def test_the_role_waits_for_a_subscriber(redis: RedisServer) -> None:
+    """It starts before the hub, waits for hub and one subscriber, and then publishes at its rate from #1 on."""
+    port = free_port()
+    with role(redis.url, port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher:
+        with HubProcess(redis.url, port) as hub:
+            hub.until_ready()
+            assert hub.stats()["events_received"] == 0
+            with RawClient(port) as client:
+                numbers = [client.event()["sequence"] for _ in range(5)]
+        assert numbers == [1, 2, 3, 4, 5]
+        publisher.said("publishing 20 events a second to events.critical")
+        publisher.said("was heard by nobody")
+    assert (publisher.wait(), "Traceback" in publisher.output) == (0, False)
+
+
+def test_the_role_outlives_its_redis(redis: RedisServer) -> None:
+    """A Redis that is killed and comes back is a line in the log; the numbers show what was lost."""
+    with (
+        HubProcess(redis.url) as hub,
+        RawClient(hub.until_ready().port, subprotocol="broadcaster.v1") as client,
+        role(redis.url, hub.port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher,
+    ):
+        assert next_sequence(client) == 1
+        redis.kill()
+        publisher.said("may not have been published")
+        lost = 2
+        with RedisServer.start(redis.port):
+            while (sequence := next_sequence(client)) == lost:  # what had arrived before the end
+                lost += 1
+            assert sequence > lost
+            assert [next_sequence(client) for _ in range(3)] == [sequence + 1, sequence + 2, sequence + 3]
+
+
+@contextlib.contextmanager
+def other_server(body: bytes | None) -> Iterator[int]:
+    """Something on a port that is no hub: an HTTP server that answers `body`, or with None no HTTP at all."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            if body is not None:
+                return super().handle()
+            self.request.recv(1000)
+            self.request.sendall(b"-ERR unknown command 'GET'\r\n")
+            self.request.shutdown(socket.SHUT_WR)
+            return None
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *arguments: Any) -> None:
+            """Be quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+NO_HUBS = {
+    "no_http": None,
+    "no_json": b"<html>",
+    "no_object": b"[]",
+    "other_json": b"{}",
+}
+
+
+@pytest.mark.parametrize("body", NO_HUBS.values(), ids=NO_HUBS.keys())
+def test_something_else_on_the_port_of_the_hub(body: bytes | None) -> None:
+    """Whatever answers there: it is not a ready hub, and waiting for one ends with HubUnavailable."""
+    with other_server(body) as port, pytest.raises(HubUnavailable, match=r"waited 0\.2 s for the hub"):
+        asyncio.run(hub_client.wait_until_ready(f"http://127.0.0.1:{port}", within_s=0.2))
+
+
+def test_the_role_gives_up_without_a_hub(redis: RedisServer) -> None:
+    """No ready hub within publisher.start_timeout_s is one line that says what was missing, exit code 69."""
+    port = free_port()
+    ended = finished(
+        "publisher",
+        BROADCASTER_REDIS__URL=redis.url,
+        BROADCASTER_HUB__PORT=str(port),
+        BROADCASTER_PUBLISHER__START_TIMEOUT_S="0.3",
+    )
+    assert ended.code == 69
+    assert f"waited 0.3 s for the hub at http://127.0.0.1:{port}" in ended.complaint
+
+
+def test_the_role_gives_up_without_a_subscriber(hub: HubProcess, redis: RedisServer) -> None:
+    """A hub that nobody subscribes to is told as such."""
+    ended = finished(
+        "publisher",
+        BROADCASTER_REDIS__URL=redis.url,
+        BROADCASTER_HUB__PORT=str(hub.port),
+        BROADCASTER_PUBLISHER__START_TIMEOUT_S="0.3",
+    )
+    assert ended.code == 69
+    assert "0 of 1 subscribers are connected" in ended.complaint

