@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from types import TracebackType
+from typing import Final
 
 from broadcaster import event as events
 from broadcaster.errors import HubRefused, InvalidEvent
@@ -16,6 +17,9 @@ from broadcaster.settings import Settings, load
 from broadcaster.wire import client, read_control
 
 log = logging.getLogger("broadcaster.subscriber")
+
+_SOURCES: Final = 10_000
+"""Sources whose last number is remembered; the one heard of longest ago is forgotten first."""
 
 
 class Subscriber:
@@ -137,4 +141,7 @@ class Subscriber:
         last = self._last_sequence.get(event.source)
         if last is not None and event.sequence > last + 1:
             self.missing[event.source] += event.sequence - last - 1
+        self._last_sequence.pop(event.source, None)  # to the end: the one heard of longest ago is first
         self._last_sequence[event.source] = event.sequence
+        if len(self._last_sequence) > _SOURCES:
+            del self._last_sequence[next(iter(self._last_sequence))]

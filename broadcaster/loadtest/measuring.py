@@ -21,8 +21,6 @@ from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.fleet")
 
-_PRESENT_WITHIN_S = 10.0
-
 
 async def measure_run(settings: Settings) -> None:
     """Connect this process' share of the clients, receive the run, write the delivery log and the result.
@@ -111,7 +109,8 @@ def _check_number(process: int, settings: Settings) -> None:
 async def _check_the_others(run: Run, settings: Settings) -> None:
     """All fleet processes must be there: a missing one would be a load that nobody put on."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + _PRESENT_WITHIN_S
+    within_s = settings.loadtest.start_timeout_s / 3  # before the publisher gives up: it cannot say who is missing
+    deadline = loop.time() + within_s
     wanted = range(1, settings.fleet.processes + 1)
     while missing := [number for number in wanted if not run.present(number).exists()]:
         if loop.time() > deadline:

@@ -68,7 +68,7 @@ class RedisTable(Table):
 
 
 class HubTable(Table):
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
     max_connections: Positive = 15_000
     backlog: Positive = 4096
