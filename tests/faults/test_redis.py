@@ -216,19 +216,6 @@ def test_every_cut_of_the_link_is_a_gap_of_its_own(
         assert_calm(hub)
 
 
-def test_a_short_standstill_is_nobodys_business(redis: RedisServer, hub: HubProcess, publish: RedisClient) -> None:
-    """A Redis that stands still for a moment loses nothing, so nobody is told anything."""
-    with Diary(hub, "broadcaster.v1") as v1, Diary(hub) as plain:
-        hub.until_connected(2)
-        with frozen(redis):
-            time.sleep(0.6)
-        publish.publish(event_payload(1))
-        v1.reads_until(lambda told: told == 1)
-        assert v1.told == ["welcome", 1]
-        assert plain.reads_event() == 1
-        assert hub.stats()["redis_reconnects"] == 0
-
-
 # Redis is not there
 
 
@@ -289,7 +276,7 @@ def test_a_long_absence_costs_next_to_nothing(redis: RedisServer) -> None:
             with crashed(redis) as revive:
                 eventually(lambda: hub.get("/health/ready")[0] == 503, "the hub has not noticed")
                 lines, used = len(hub.lines), cpu_s(hub)
-                time.sleep(2.5)
+                time.sleep(2.2)
                 assert cpu_s(hub) - used < 1.0
                 assert len(hub.lines) - lines < 10
                 assert hub.stats()["redis_reconnects"] == 0

@@ -301,12 +301,6 @@ def test_a_port_that_is_taken_is_one_line_and_exit_69(hub: HubProcess, redis: Re
     assert_calm(hub)
 
 
-def test_an_address_of_another_machine_is_one_line_and_exit_69(redis: RedisServer) -> None:
-    """An address that is not ours cannot be listened on."""
-    with HubProcess(redis.url, BROADCASTER_HUB__HOST="192.0.2.1") as hub:
-        assert_one_line(hub, 69, "192.0.2.1")
-
-
 def test_there_is_one_hub_per_port(redis: RedisServer) -> None:
     """`honcho start -c hub=2`: the second one says so and exits 78, before it touches anything."""
     with HubProcess(redis.url, HONCHO_PROCESS_NAME="hub.2") as hub:

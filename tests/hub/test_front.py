@@ -245,11 +245,9 @@ def test_a_head_over_16_kib_is_answered_431(patient: HubProcess, parts: list[byt
 
 HALVES: dict[str, bytes] = {
     "nothing": b"",
-    "one byte": b"G",
     "the request line": b"GET /ws HTTP/1.1\r\n",
     "all but the last byte": upgrade_request(1)[:-1],
     "half a request for Sanic": get("/health")[:-2],
-    "half of some garbage": b"\x16\x03\x01\x00",
 }
 
 
