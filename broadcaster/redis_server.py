@@ -140,6 +140,7 @@ class RedisServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # Ctrl-C is for whoever started it, who then ends it
         )
         server = cls(port, process)
         deadline = time.monotonic() + timeout_s

@@ -51,6 +51,9 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if talks else self._log,
             stderr=self._log,
+            # Each in a session of its own, as honcho starts them: Linux shares the cores out between
+            # sessions first, and wakes a process of another session up later.
+            start_new_session=True,
         )
 
     def __enter__(self) -> Self:
