@@ -194,7 +194,10 @@ async def server_version(redis: RedisTable) -> str:
     """
     link = await RedisLink.open(redis.url, timeout_s=redis.connect_timeout_s)
     try:
-        text = str(await link.execute("INFO", "server"), "utf-8", "replace")
+        async with asyncio.timeout(redis.silence_timeout_s):  # a frozen Redis can be connected to
+            text = str(await link.execute("INFO", "server"), "utf-8", "replace")
+    except TimeoutError:
+        raise RedisUnavailable(f"Redis did not answer within {redis.silence_timeout_s} s") from None
     finally:
         link.abort()
     lines = dict(line.partition(":")[::2] for line in text.splitlines())

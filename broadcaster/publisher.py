@@ -135,6 +135,8 @@ class Publisher:
         Raises:
             RedisRefused: Redis will not let us publish.
         """
+        if not drafts:
+            return []
         with contextlib.suppress(RedisUnavailable):  # the replies will say so
             await self.connect()
         return await self.settle(self.send(drafts))

@@ -29,3 +29,24 @@ def hub(redis: RedisServer) -> Iterator[HubProcess]:
     """A ready hub process on that Redis, with default settings."""
     with HubProcess(redis.url) as process:
         yield process.until_ready()
+
+
+@pytest.fixture(scope="module")
+def steady_redis() -> Iterator[RedisServer]:
+    """A Redis for tests that leave it as it is."""
+    with RedisServer.start() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def steady_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
+    """A hub for tests that leave it as it is."""
+    with HubProcess(steady_redis.url) as hub:
+        yield hub.until_ready()
+
+
+@pytest.fixture
+def client(steady_redis: RedisServer) -> Iterator[RedisClient]:
+    """A plain client of the steady Redis."""
+    with redis_client(steady_redis) as connected:
+        yield connected

@@ -383,3 +383,7 @@ async def test_the_version_of_redis_is_told(redis: RedisServer) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", await server_version(hasty(redis.url)))
     with pytest.raises(RedisUnavailable):
         await server_version(hasty(f"redis://127.0.0.1:{free_port()}/0"))
+    with frozen(redis):  # it can be connected to, and says nothing
+        async with asyncio.timeout(5 * UNIT_S):
+            with pytest.raises(RedisUnavailable, match="did not answer"):
+                await server_version(hasty(redis.url))

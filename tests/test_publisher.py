@@ -245,6 +245,7 @@ def test_failures_of_a_batch_are_told_one_by_one(redis: RedisServer) -> None:
 
     async def story() -> None:
         async with Publisher(settings_for(redis.url)) as publisher:
+            assert await publisher.publish_all([]) == []
             batch = [publisher.draft("T", "s") for _ in range(3)]
             redis.kill()
             results = await publisher.publish_all(batch)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -72,26 +72,6 @@ async def ready_hub(redis: RedisServer, port: int | None = None) -> AsyncIterato
 
 async def connected(hub: HubProcess, count: int = 1) -> None:
     await asyncio.to_thread(hub.until_connected, count)
-
-
-@pytest.fixture(scope="module")
-def steady_redis() -> Iterator[RedisServer]:
-    """A Redis for tests that leave it as it is."""
-    with RedisServer.start() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def steady_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
-    """A hub for tests that leave it as it is."""
-    with HubProcess(steady_redis.url) as hub:
-        yield hub.until_ready()
-
-
-@pytest.fixture
-def client(steady_redis: RedisServer) -> Iterator[RedisClient]:
-    with redis_client(steady_redis) as connected:
-        yield connected
 
 
 # Receiving

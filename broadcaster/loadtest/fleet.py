@@ -81,7 +81,7 @@ class Client(asyncio.Protocol):
             return
         self._arrivals.append((now_ns, self, data))
         self._fleet.arrived_bytes += len(data)
-        if PING in data:  # cannot be inside an event: its second byte is NUL
+        if PING in data:  # not inside an event, which has no NUL; in a frame's length it costs one pong too many
             self.write(self.outbound.pong())
 
     def _shake_hands(self, now_ns: int, data: bytes) -> None:

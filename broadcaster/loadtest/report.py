@@ -16,7 +16,7 @@ from typing import Any, Final
 from tabulate import tabulate
 
 from broadcaster import bus, hub_client
-from broadcaster.errors import HubUnavailable, RunIncomplete
+from broadcaster.errors import HubUnavailable, RunIncomplete, Unavailable
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.latency import Figures, figures
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
@@ -68,8 +68,7 @@ async def report_run(settings: Settings) -> Path:
     run.config.write_text(dump(settings))
     await _wait_for_files(run, settings)
     run.hub.write_text(json.dumps(await _hub_says(settings), indent=2))
-    server = await bus.server_version(settings.redis)
-    run.machine.write_text(json.dumps(asdict(machine.describe(server)), indent=2))
+    run.machine.write_text(json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
     rows = summary_rows(read_run(run.folder))
     archive.write_summary(run.summary, rows)
     archive.append(run.folder.parent / "archive.csv", rows[0])
@@ -236,6 +235,13 @@ async def _wait_for_files(run: Run, settings: Settings) -> None:
         if asyncio.get_running_loop().time() > deadline:
             raise RunIncomplete(f"waited {within_s:.0f} s for the run {run.name}: no {', '.join(missing)}")
         await asyncio.sleep(0.05)
+
+
+async def _redis_version(settings: Settings) -> str:
+    try:
+        return await bus.server_version(settings.redis)
+    except Unavailable:  # what was measured is no less true
+        return "unknown"
 
 
 async def _hub_says(settings: Settings) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from tests.support import (
     event_payload,
     eventually,
     finished,
-    redis_client,
     run_async,
     until,
 )
@@ -41,26 +40,6 @@ def collector() -> Iterator[None]:
     """The fleet turns Python's garbage collector off; here it is turned on again."""
     yield
     gc.enable()
-
-
-@pytest.fixture(scope="module")
-def steady_redis() -> Iterator[RedisServer]:
-    """A Redis for tests that leave it as it is."""
-    with RedisServer.start() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def steady_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
-    """A hub for tests that leave it as it is."""
-    with HubProcess(steady_redis.url) as hub:
-        yield hub.until_ready()
-
-
-@pytest.fixture
-def client(steady_redis: RedisServer) -> Iterator[RedisClient]:
-    with redis_client(steady_redis) as connected:
-        yield connected
 
 
 @contextlib.asynccontextmanager
