@@ -5,17 +5,22 @@ from broadcaster import Publisher, Subscriber
 
 from broadcaster.errors import BroadcasterError, InvalidEvent, Unavailable
 from broadcaster.event import Event
+from broadcaster.position import Gap, Position
 from broadcaster.publisher import Published, Publisher
 from broadcaster.settings import Settings, load
-from broadcaster.subscriber import Subscriber
+from broadcaster.subscriber import Fresh, Stale, Subscriber
 
 __all__ = [
     "BroadcasterError",
     "Event",
+    "Fresh",
+    "Gap",
     "InvalidEvent",
+    "Position",
     "Published",
     "Publisher",
     "Settings",
+    "Stale",
     "Subscriber",
     "Unavailable",
     "load",

@@ -1,4 +1,4 @@
-"""Events over Redis Pub/Sub: publishing them, and a subscription that says when it may have missed some."""
+"""The two ways to Redis that last: a subscription that says when it may have missed something, and commands."""
 
 from __future__ import annotations
 
@@ -6,54 +6,87 @@ import asyncio
 import logging
 import random
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from broadcaster.errors import RedisUnavailable
-from broadcaster.redis_link import RedisLink, fail
+from broadcaster.redis_link import Command, OnMessages, RedisLink
 from broadcaster.settings import RedisTable, redact
 
 log = logging.getLogger("broadcaster.bus")
 
 
+def backoff_s(shortest_s: float, longest_s: float) -> Iterator[float]:
+    """Waits between attempts: full jitter under a bound that doubles (AWS, Exponential Backoff And Jitter)."""
+    bound_s = shortest_s
+    while True:
+        yield random.uniform(0, min(bound_s, longest_s))
+        bound_s = min(bound_s * 2, longest_s)
+
+
 class Subscription:
-    """One channel, held for as long as the process lives.
+    """Redis channels, held for as long as the process lives, over one link.
 
     Redis may go away for any length of time, be killed, or freeze: a link that says nothing for
     `silence_timeout_s` though pinged counts as gone, and a new one is made, with full-jitter back-off.
 
     Attributes:
-        confirmed: Whether Redis has confirmed the subscription and the link is alive.
-        reconnects: How often the subscription was restored after it had been confirmed once.
+        channels: The channels to be held; change them by `hold` and `release`.
+        confirmed: The channels that Redis has confirmed on the link there is now.
+        reconnects: How often a link was made anew after one had been confirmed.
     """
 
     def __init__(
         self,
         redis: RedisTable,
-        channel: str,
         *,
-        on_events: Callable[[list[bytes]], None],
-        on_confirmed: Callable[[], None],
-        on_lost: Callable[[], None],
+        on_messages: OnMessages,
+        on_confirmed: Callable[[str], None],
+        on_lost: Callable[[str], None],
     ) -> None:
         """Nothing happens before `run`.
 
         Args:
             redis: Address and deadlines.
-            channel: The Redis channel.
-            on_events: Takes the payloads that one read brought, in Redis' order.
-            on_confirmed: From here on nothing is missed. Called in order with the events.
-            on_lost: From here on, until confirmed again, events may be missed.
+            on_messages: Takes per channel the payloads that one read brought, in Redis' order.
+            on_confirmed: From here on nothing is missed on a channel. Called in order with the messages.
+            on_lost: From here on, until confirmed again, events of a channel may be missed.
         """
         self._redis = redis
-        self._channel = channel
-        self._on_events = on_events
+        self._url = redis.subscribe_url or redis.url
+        self._on_messages = on_messages
         self._on_confirmed = on_confirmed
         self._on_lost = on_lost
+        self._link: RedisLink | None = None
         self._ever_confirmed = False
-        self.confirmed = False
+        self.channels: dict[str, None] = {}
+        self.confirmed: set[str] = set()
         self.reconnects = 0
+
+    def hold(self, channel: str) -> None:
+        """Subscribe to a channel, now or as soon as there is a link."""
+        self.channels[channel] = None
+        if self._link is not None:
+            self._link.hold(channel)
+
+    def release(self, channel: str) -> None:
+        """Give a channel up; nothing more is said of it."""
+        del self.channels[channel]
+        self.confirmed.discard(channel)
+        if self._link is not None:
+            self._link.hold(channel, hold=False)
+
+    async def prove(self) -> None:
+        """Subscribe to every channel again, which changes nothing and must be confirmed, and ping.
+
+        When this returns, every message that Redis had sent before has been handed over.
+
+        Raises:
+            RedisUnavailable: There is no link, or it has ended.
+        """
+        if self._link is None:
+            raise RedisUnavailable("there is no subscription link")
+        await asyncio.gather(*self._link.hold(*self.channels), *self._link.send(("PING",)))
 
     async def run(self) -> None:
         """Keep the subscription until cancelled.
@@ -72,35 +105,41 @@ class Subscription:
             longest_s = min(self._redis.reconnect_max_s, 0.05 * 2 ** min(attempts, 10))
             await asyncio.sleep(random.uniform(0, longest_s))
             if attempts <= 1:  # said after the wait: when all are told to stop, Redis gone is no news
-                log.warning("redis: %s (%s); trying again", why, redact(self._redis.url))
+                log.warning("redis: %s (%s); trying again", why, redact(self._url))
 
     async def _hold_one_link(self) -> str:
         """From connecting to the end of one link: why it ended if it had been confirmed, else an error."""
         link = await RedisLink.open(
-            self._redis.url,
+            self._url,
             timeout_s=self._redis.connect_timeout_s,
-            on_messages=self._on_events,
-            on_subscribed=self._confirm,
+            on_messages=self._on_messages,
+            on_subscribed=self._on_subscribed,
         )
         try:
+            self._link = link
             async with asyncio.timeout(self._redis.connect_timeout_s):
-                await link.execute("SUBSCRIBE", self._channel)
+                await asyncio.gather(*link.hold(*self.channels))
+            self.reconnects += self._ever_confirmed
+            self._ever_confirmed = True
             return await self._watch(link)
         except TimeoutError:
             raise RedisUnavailable("Redis did not confirm the subscription") from None
         finally:
+            self._link = None
             link.abort()
-            if self.confirmed:
-                self.confirmed = False
-                self._on_lost()
+            lost, self.confirmed = self.confirmed, set()
+            for channel in lost:
+                self._on_lost(channel)
 
-    def _confirm(self) -> None:
-        self.confirmed = True
-        if self._ever_confirmed:
-            self.reconnects += 1
-        log.info("redis: subscribed to %s", self._channel)
-        self._ever_confirmed = True
-        self._on_confirmed()
+    def _on_subscribed(self, name: bytes, held: bool) -> None:
+        channel = name.decode()
+        if held and channel in self.channels and channel not in self.confirmed:
+            self.confirmed.add(channel)
+            self._on_confirmed(channel)
+        elif not held and channel in self.confirmed:
+            self.confirmed.discard(channel)
+            log.warning("redis: the subscription to %s was taken away", channel)
+            self._on_lost(channel)
 
     async def _watch(self, link: RedisLink) -> str:
         """Ping until the link ends or falls silent: a frozen Redis keeps its connections open.
@@ -121,84 +160,88 @@ class Subscription:
         return "connection lost"
 
 
-class PublishLink:
-    """Publishes payloads; one connection, made anew when it was lost. `async with PublishLink(...)`."""
+class CommandLink:
+    """Commands to Redis over one connection, made when it is needed and anew when it was lost."""
 
-    def __init__(self, redis: RedisTable) -> None:
+    def __init__(self, redis: RedisTable, *greeting: Command) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            redis: Address and deadlines.
+            greeting: Commands that are sent first on every new connection, and must succeed.
+        """
         self._redis = redis
+        self._greeting = greeting
         self._link: RedisLink | None = None
+        self._connecting = asyncio.Lock()
 
-    async def __aenter__(self) -> PublishLink:
-        """Connect.
+    @property
+    def link(self) -> RedisLink | None:
+        """The connection, if there is one that has not ended."""
+        return None if self._link is None or self._link.lost.done() else self._link
+
+    async def connect(self) -> RedisLink:
+        """The connection, made now if there is none.
 
         Raises:
             RedisUnavailable, RedisRefused: See `RedisLink.open`.
         """
-        await self.connect()
-        return self
+        async with self._connecting:
+            if (link := self.link) is None:
+                timeout_s = self._redis.connect_timeout_s
+                link = await RedisLink.open(self._redis.url, timeout_s=timeout_s)
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await asyncio.gather(*link.send(*self._greeting))
+                except TimeoutError:
+                    link.abort()
+                    raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+                except BaseException:
+                    link.abort()
+                    raise
+                self._link = link
+        return link
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def execute(self, *commands: Command) -> list[Any]:
+        """Send commands in one write and wait for all replies.
+
+        Raises:
+            RedisUnavailable, RedisRefused: No connection, no answer in time, or an error reply.
+        """
+        link = await self.connect()
+        timeout_s = self._redis.silence_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.gather(*link.send(*commands))
+        except TimeoutError:
+            link.abort()
+            raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+        except RedisUnavailable:
+            link.abort()  # a script that was flushed, a master that is none any more: a new connection helps
+            raise
+
+    async def reset(self) -> None:
+        """End the connection, if there is one; the next command makes a new one."""
+        if (link := self.link) is not None:
+            link.abort()
+            await link.lost
+
+    def close(self) -> None:
+        """End the connection."""
         if self._link is not None:
             self._link.abort()
-
-    async def connect(self) -> None:
-        """Connect unless connected.
-
-        Raises:
-            RedisUnavailable, RedisRefused: See `RedisLink.open`.
-        """
-        if self._link is None or self._link.lost.done():
-            self._link = await RedisLink.open(self._redis.url, timeout_s=self._redis.connect_timeout_s)
-
-    def send(self, channel: str, payloads: Sequence[bytes]) -> list[asyncio.Future[Any]]:
-        """Publish in one write, now; what becomes of it, `settle` says. Without a connection: that it failed."""
-        if self._link is None:
-            failed: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in payloads]
-            for reply in failed:
-                fail(reply, RedisUnavailable("there is no connection to Redis"))
-            return failed
-        return self._link.send(*(("PUBLISH", channel, payload) for payload in payloads))
-
-    async def settle(self, replies: Sequence[asyncio.Future[Any]]) -> list[int | RedisUnavailable]:
-        """Per payload: how many Redis subscriptions heard it, or what failed.
-
-        An error does not say that the event was not published: Redis may have done it and died before it
-        could answer.
-
-        Raises:
-            RedisRefused: Redis will not let us publish.
-        """
-        await asyncio.wait(replies, timeout=self._redis.silence_timeout_s)
-        if not replies[-1].done() and self._link is not None:
-            self._link.abort()
-            self._link = None
-        return [_heard(reply) for reply in replies]
-
-
-def _heard(reply: asyncio.Future[Any]) -> int | RedisUnavailable:
-    if not reply.done():
-        return RedisUnavailable("Redis did not answer the publish in time")
-    if isinstance(error := reply.exception(), RedisUnavailable):
-        return error
-    heard: int = reply.result()
-    return heard
 
 
 async def server_version(redis: RedisTable) -> str:
     """The version Redis reports, such as `7.0.15`.
 
     Raises:
-        RedisUnavailable, RedisRefused: See `RedisLink.open`.
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`.
     """
-    link = await RedisLink.open(redis.url, timeout_s=redis.connect_timeout_s)
+    commands = CommandLink(redis)
     try:
-        async with asyncio.timeout(redis.silence_timeout_s):  # a frozen Redis can be connected to
-            text = str(await link.execute("INFO", "server"), "utf-8", "replace")
-    except TimeoutError:
-        raise RedisUnavailable(f"Redis did not answer within {redis.silence_timeout_s} s") from None
+        [info] = await commands.execute(("INFO", "server"))
     finally:
-        link.abort()
-    lines = dict(line.partition(":")[::2] for line in text.splitlines())
+        commands.close()
+    lines = dict(line.partition(":")[::2] for line in str(info, "utf-8", "replace").splitlines())
     return lines.get("redis_version", "unknown")

@@ -21,7 +21,7 @@ from broadcaster.settings import CONFIG_FILE, Loaded, Settings, assignment, dump
 from broadcaster.version import VERSION
 
 if TYPE_CHECKING:
-    from broadcaster.event import Event
+    from broadcaster.publisher import Published
 
 log = logging.getLogger("broadcaster")
 
@@ -192,7 +192,7 @@ def publish(
                 batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
-                    click.echo(_what_became_of(result.event, result.heard, result.error))
+                    click.echo(_what_became_of(result))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
@@ -202,23 +202,56 @@ def publish(
 
 
 @cli.command()
-@click.option("--channel", help="Channel to receive; default: the hub's.")
+@click.option("--channel", "channels", multiple=True, help="Channel to receive; repeatable; default: the hub's.")
+@click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
+@click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
+@click.option("--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable.")
+@click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position; default: now.")
+@click.option("--resume-file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep the position here, and go on from it next time.")  # fmt: skip
 @click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as it came, one per line.")
 @click.option("--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), help="Also append to a file.")
 @click.pass_context
 def subscribe(
-    context: click.Context, channel: str | None, url: str | None, as_json: bool, log_file: Path | None
+    context: click.Context,
+    channels: tuple[str, ...],
+    types: tuple[str, ...],
+    sources: tuple[str, ...],
+    severities: tuple[str, ...],
+    since: str | None,
+    resume_file: Path | None,
+    url: str | None,
+    as_json: bool,
+    log_file: Path | None,
 ) -> None:
-    """Print one line per event with its latency, until stopped."""
-    from broadcaster.watching import watch
+    """Print one line per event with its latency, until stopped; gaps and blindness in their place."""
+    from broadcaster.event import check_channel
+    from broadcaster.subscriber import Subscriber
+    from broadcaster.watching import ResumeFile, watch
 
     settings = _load(context, subscriber__url=url).settings
+    if since is not None and resume_file is not None:
+        raise click.UsageError("give --since or --resume-file, not both")
+    kept = ResumeFile(resume_file) if resume_file else None
+    for channel in channels:
+        check_channel(channel)
     if as_json:
         process.talk_in_lines(logs=sys.stderr)
 
     async def main(stop: asyncio.Event) -> int:
-        await watch(settings, stop, channel=channel, as_json=as_json, log_file=log_file)
+        try:
+            subscriber = Subscriber(
+                settings=settings,
+                channels=channels,
+                since=kept.load() if kept else since,
+                types=types,
+                sources=sources,
+                severities=severities,
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        await watch(subscriber, stop, as_json=as_json, log_file=log_file, resume_file=kept)
         return 0
 
     sys.exit(process.run(main))
@@ -279,13 +312,17 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return fields
 
 
-def _what_became_of(event: Event, heard: int | None, error: str | None) -> str:
+def _what_became_of(result: Published) -> str:
+    event, heard = result.event, result.heard
     name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
-    if error is not None:
-        return f"{name}: may not have been published: {error}"
+    if result.error is not None:
+        return f"{name}: may not have been published: {result.error}"
+    stored = "" if result.position is None else f"stored as {result.position}; "
+    if heard is None:
+        return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if heard == 0:
-        return f"{name}: WARNING: heard by nobody; is a hub running?"
-    return f"{name}: heard by {heard} Redis subscription{'s' if heard != 1 else ''}"
+        return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
+    return f"{name}: {stored}heard by {heard} Redis subscription{'s' if heard != 1 else ''}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

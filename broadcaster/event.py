@@ -19,13 +19,14 @@ from typing import Any, Final
 import msgspec
 
 from broadcaster.errors import InvalidEvent
+from broadcaster.position import MAX_OFFSET, Position, is_epoch
 
 MAX_BYTES: Final = 65_536
 """Default size limit of one encoded event in bytes."""
 
 SEVERITIES: Final = ("critical", "warning", "info")
 RESERVED: Final = ("channel", "epoch", "offset")
-"""Fields that belong to the store of events; a publisher that sets them is refused."""
+"""Fields that are given to an event when it is stored, all three; a publisher cannot set them."""
 
 CAUSES: Final = ("too_large", "not_utf8", "not_json", "too_deep", "duplicate_key", "not_object", "field")
 """Every `InvalidEvent.cause` there is."""
@@ -45,6 +46,8 @@ class Event:
             milliseconds.
         severity: `critical`, `warning` or `info`.
         data: The producer's own JSON object.
+        channel: The channel it was stored in; None if it is not stored.
+        position: Its place in that channel; None if it is not stored.
         payload: The encoded event, byte for byte as it travels.
         received_at_us: When a subscriber received it: microseconds since 1970; None before that.
     """
@@ -57,6 +60,8 @@ class Event:
     published_at_us: int | None = None
     severity: str = "critical"
     data: Mapping[str, Any] = field(default_factory=dict)
+    channel: str | None = None
+    position: Position | None = None
     payload: bytes = field(default=b"", repr=False, compare=False)
     received_at_us: int | None = None
 
@@ -152,6 +157,8 @@ def decode(payload: bytes, *, max_bytes: int = MAX_BYTES, received_at_us: int | 
         published_at_us=fields.get("published_at_us"),
         severity=fields.get("severity", "critical"),
         data=fields.get("data", {}),
+        channel=fields.get("channel"),
+        position=Position(fields["epoch"], fields["offset"]) if "offset" in fields else None,
         payload=payload,
         received_at_us=received_at_us,
     )
@@ -207,6 +214,19 @@ def _check_fields(fields: dict[str, Any]) -> None:
         raise _wrong("severity", "one of " + ", ".join(SEVERITIES), fields)
     if type(get("data", fields)) is not dict:
         raise _wrong("data", "a JSON object", fields)
+    if "offset" in fields or "epoch" in fields or "channel" in fields:
+        _check_place(fields)
+
+
+def _check_place(fields: dict[str, Any]) -> None:
+    """The fields of a stored event: all three, or none."""
+    channel, offset = fields.get("channel"), fields.get("offset")
+    if type(offset) is not int or not 1 <= offset <= MAX_OFFSET:
+        raise _wrong("offset", "an integer from 1 to 2^53 - 1", fields)
+    if not is_epoch(fields.get("epoch")):
+        raise _wrong("epoch", "1 to 64 letters and digits", fields)
+    if type(channel) is not str or not _CHANNEL(channel):
+        raise _wrong("channel", "a channel name", fields)
 
 
 def _wrong(name: str, expected: str, fields: dict[str, Any]) -> InvalidEvent:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -12,9 +11,10 @@ from types import TracebackType
 from typing import Any, Final
 
 from broadcaster import event as events
-from broadcaster.bus import PublishLink
 from broadcaster.errors import RedisUnavailable
 from broadcaster.event import Draft, Event
+from broadcaster.position import Position
+from broadcaster.publish_link import Outcome, Pending, PublishLink
 from broadcaster.settings import Settings, load
 
 _COARSE_S: Final = 0.002
@@ -33,13 +33,15 @@ class Published:
 
     Attributes:
         event: The event.
-        heard: How many Redis subscriptions heard it; 0 means nobody, None that it is not known.
+        heard: How many Redis subscriptions heard it; 0 means nobody, None that it is not known (after a retry).
         error: Why it is not known whether it was published; None if it was.
+        position: Where it is stored; None if events are not stored, or with an error.
     """
 
     event: Event
     heard: int | None
     error: str | None = None
+    position: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,15 @@ class Sent:
     drafts: Sequence[Draft]
     payloads: Sequence[bytes]
     at_us: int
-    replies: Sequence[asyncio.Future[Any]]
+    pending: Sequence[Pending]
 
 
 class Publisher:
     """Publishes events: `async with Publisher() as publisher: await publisher.publish(...)`.
 
-    One connection to Redis, made on entering; when it breaks, the next publish makes a new one.
+    One connection to Redis, made on entering. When it breaks, a new one is made, and everything that was not
+    answered is sent again in its order with its `event_id`, for `publisher.publish_deadline_s`: an event that
+    was stored already is not stored twice. (Without history nothing is sent twice: nobody could tell.)
     """
 
     def __init__(self, settings: Settings | None = None, *, channel: str | None = None) -> None:
@@ -67,7 +71,7 @@ class Publisher:
         """
         self._settings = settings or load().settings
         self._channel = events.check_channel(self._settings.event.channel if channel is None else channel)
-        self._link = PublishLink(self._settings.redis)
+        self._link = PublishLink(self._settings)
         self._sequences: Counter[str] = Counter()
 
     async def __aenter__(self) -> Publisher:
@@ -76,13 +80,13 @@ class Publisher:
         Raises:
             RedisUnavailable, RedisRefused: Redis does not answer, or will not have us.
         """
-        await self._link.__aenter__()
+        await self._link.connect()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._link.__aexit__(kind, error, trace)
+        self._link.close()
 
     async def publish(
         self,
@@ -137,39 +141,33 @@ class Publisher:
         """
         if not drafts:
             return []
-        with contextlib.suppress(RedisUnavailable):  # the replies will say so
-            await self.connect()
         return await self.settle(self.send(drafts))
-
-    async def connect(self) -> None:
-        """Connect again if the connection was lost.
-
-        Raises:
-            RedisUnavailable, RedisRefused: Redis does not answer, or will not have us.
-        """
-        await self._link.connect()
 
     def send(self, drafts: Sequence[Draft]) -> Sent:
         """Stamp events with this instant and write them, in order; `settle` says what became of them."""
         now_us = time.time_ns() // 1000
         payloads = [draft.stamp(now_us) for draft in drafts]
-        return Sent(drafts, payloads, now_us, self._link.send(self._channel, payloads))
+        ids = [draft.unpublished.event_id for draft in drafts]
+        pending = self._link.send(self._channel, list(zip(ids, payloads, strict=True)))
+        return Sent(drafts, payloads, now_us, pending)
 
     async def settle(self, sent: Sent) -> list[Published]:
-        """Wait for Redis' replies. Failures are in the result.
+        """Wait for Redis' replies, sending again what was not answered. Failures are in the result.
 
         Raises:
             RedisRefused: Redis will not let us publish.
         """
-        results = await self._link.settle(sent.replies)
+        outcomes = await self._link.settle(sent.pending)
         return [
-            Published(draft.published(sent.at_us, payload), *_outcome(result))
-            for draft, payload, result in zip(sent.drafts, sent.payloads, results, strict=True)
+            _published(draft.published(sent.at_us, payload), outcome)
+            for draft, payload, outcome in zip(sent.drafts, sent.payloads, outcomes, strict=True)
         ]
 
 
-def _outcome(result: int | RedisUnavailable) -> tuple[int | None, str | None]:
-    return (result, None) if isinstance(result, int) else (None, str(result))
+def _published(event: Event, outcome: Outcome) -> Published:
+    if isinstance(outcome, RedisUnavailable):
+        return Published(event, None, str(outcome))
+    return Published(event, outcome.heard, position=outcome.position)
 
 
 def due_times(events_: int, rate_hz: float) -> Iterator[float]:

@@ -24,6 +24,12 @@ Command = tuple[Any, ...]
 Reply = Any
 """bytes, int, None, or a list of these, as RESP2 has them."""
 
+OnMessages = Callable[[dict[bytes, list[bytes]]], None]
+"""Takes what one read brought: per channel its payloads, in order."""
+
+OnSubscribed = Callable[[bytes, bool], None]
+"""Told at each (un)subscription that Redis confirms, in order with the messages: channel, whether it is held."""
+
 _FOR_GOOD: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
 """What Redis says when trying again will not help."""
 
@@ -38,8 +44,8 @@ class RedisLink(asyncio.Protocol):
 
     def __init__(
         self,
-        on_messages: Callable[[list[bytes]], None] | None = None,
-        on_subscribed: Callable[[], None] | None = None,
+        on_messages: OnMessages | None = None,
+        on_subscribed: OnSubscribed | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
@@ -48,6 +54,7 @@ class RedisLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._asked_for: deque[list[bytes]] = deque()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.heard_at = loop.time()
 
@@ -57,16 +64,16 @@ class RedisLink(asyncio.Protocol):
         url: str,
         *,
         timeout_s: float,
-        on_messages: Callable[[list[bytes]], None] | None = None,
-        on_subscribed: Callable[[], None] | None = None,
+        on_messages: OnMessages | None = None,
+        on_subscribed: OnSubscribed | None = None,
     ) -> RedisLink:
         """Connect, log in and select the database.
 
         Args:
             url: redis://, rediss:// or unix://, as redis-py reads it.
             timeout_s: For all of it.
-            on_messages: Takes the payloads that one read brought, in order.
-            on_subscribed: Called at each confirmed SUBSCRIBE, in order with the messages.
+            on_messages: See `OnMessages`.
+            on_subscribed: See `OnSubscribed`.
 
         Raises:
             RedisUnavailable: No answer in time, or one that may change.
@@ -91,8 +98,8 @@ class RedisLink(asyncio.Protocol):
     async def _connect(
         cls,
         options: dict[str, Any],
-        on_messages: Callable[[list[bytes]], None] | None,
-        on_subscribed: Callable[[], None] | None,
+        on_messages: OnMessages | None,
+        on_subscribed: OnSubscribed | None,
     ) -> RedisLink:
         loop = asyncio.get_running_loop()
 
@@ -128,6 +135,13 @@ class RedisLink(asyncio.Protocol):
         self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
         return replies
 
+    def hold(self, *channels: str, hold: bool = True) -> list[asyncio.Future[Reply]]:
+        """Subscribe to channels, or unsubscribe; one reply each, see `send`."""
+        word = "SUBSCRIBE" if hold else "UNSUBSCRIBE"
+        if not self.lost.done():
+            self._asked_for.extend([word.lower().encode(), channel.encode()] for channel in channels)
+        return self.send(*((word, channel) for channel in channels))
+
     async def execute(self, *command: str | bytes | int) -> Reply:
         """Send one command and wait for its reply.
 
@@ -149,13 +163,16 @@ class RedisLink(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
-        messages: list[bytes] = []
+        messages: dict[bytes, list[bytes]] = {}
         gets = self._reader.gets
         try:
             self._reader.feed(data)
             while (reply := gets()) is not _MORE:
                 if type(reply) is list and reply and reply[0] == b"message":
-                    messages.append(reply[2])
+                    if reply[1] in messages:
+                        messages[reply[1]].append(reply[2])
+                    else:
+                        messages[reply[1]] = [reply[2]]
                 else:
                     messages = self._hand_over(messages)
                     self._settle(reply)
@@ -171,14 +188,18 @@ class RedisLink(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def _hand_over(self, messages: list[bytes]) -> list[bytes]:
+    def _hand_over(self, messages: dict[bytes, list[bytes]]) -> dict[bytes, list[bytes]]:
         if messages and self._on_messages is not None:
             self._on_messages(messages)
-        return []
+        return {}
 
     def _settle(self, reply: Reply) -> None:
-        if type(reply) is list and reply and reply[0] == b"subscribe" and self._on_subscribed is not None:
-            self._on_subscribed()
+        if type(reply) is list and reply and reply[0] in (b"subscribe", b"unsubscribe"):
+            if self._on_subscribed is not None:
+                self._on_subscribed(reply[1], reply[0] == b"subscribe")
+            if not self._asked_for or self._asked_for[0] != reply[:2]:
+                return  # nobody here has asked for it: no answer to a command
+            self._asked_for.popleft()
         if not self._waiting:
             return
         future = self._waiting.popleft()

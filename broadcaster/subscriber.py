@@ -1,4 +1,4 @@
-"""The client library: events as an `async for`, reconnecting by itself, and counting what is missing."""
+"""The client library: events as an `async for`; resuming by itself, and saying what it could not be given."""
 
 from __future__ import annotations
 
@@ -6,60 +6,131 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from broadcaster import event as events
 from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
+from broadcaster.place import Places
+from broadcaster.position import Gap, Position
 from broadcaster.settings import Settings, load
 from broadcaster.wire import client, read_control
 
 log = logging.getLogger("broadcaster.subscriber")
 
+RECENT_IDS: Final = 1024
+"""Events whose id is remembered, to drop them when they come again."""
+
 _SOURCES: Final = 10_000
 """Sources whose last number is remembered; the one heard of longest ago is forgotten first."""
+
+_MISSED_BEATS: Final = 3
+_PONG_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The hub has not beaten: whatever happens now, this subscriber does not see it.
+
+    Attributes:
+        silent_s: Seconds since the last beat.
+    """
+
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """The hub beats again; what was missed meanwhile has come, or was told as a gap."""
+
+
+Notice = Event | Gap | Stale | Fresh
 
 
 class Subscriber:
     """A subscriber: `async with Subscriber() as subscriber: async for event in subscriber: ...`.
 
-    The iteration does not end by itself: when the connection is lost, a new one is made, with full-jitter
-    back-off. Between the two events may be missed; `missing` and `gaps` tell.
+    The iteration does not end by itself. When the connection is lost, a new one is made, with full-jitter
+    back-off, and goes on where the old one ended: what was published meanwhile is delivered. What cannot be
+    is a `Gap`. `receive` returns gaps and blindness in their place among the events; the iteration returns
+    events only, and counts the rest.
 
     Attributes:
+        positions: Per channel: up to where everything has come, or was told as a gap.
+        stale: Whether beats are missing: no news is no good news.
         received: Events received.
-        missing: Per source: numbers of its `sequence` that were skipped.
-        gaps: Holes the hub has announced.
+        twins: Events that came again and were dropped.
+        gaps: Ranges that could not be given.
+        missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
         reconnects: Connections made after the first.
         invalid: Messages that were no events.
     """
 
-    def __init__(self, url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        channels: Sequence[str] = (),
+        since: Position | str | Mapping[str, Position] | None = None,
+        types: Sequence[str] = (),
+        sources: Sequence[str] = (),
+        severities: Sequence[str] = (),
+    ) -> None:
         """Prepare a subscriber; nothing is connected yet.
 
         Args:
             url: ws:// or wss:// address of a hub, such as `ws://127.0.0.1:8765/ws`; None takes the configured.
             settings: None reads broadcaster.toml and the environment.
+            channels: Which to receive; none: those of the url, or the hub's default.
+            since: Begin after this position, as `positions` had it; None: now. With several channels: each.
+            types: Receive only events of these types; none: all.
+            sources: Receive only events of these sources; none: all.
+            severities: Receive only events of these severities; none: all.
+
+        Raises:
+            ValueError: `since` is no position, or one for several channels.
         """
         settings = settings or load().settings
-        self._url = url or settings.subscriber_url
         self._settings = settings.subscriber
         self._max_bytes = settings.event.max_bytes
+        self._places = Places(url or settings.subscriber_url, channels, since, types, sources, severities)
+        self._recent: OrderedDict[str, None] = OrderedDict()
         self._last_sequence: dict[str, int] = {}
+        self._notices: deque[Notice] = deque()
         self._connection: client.ClientConnection | None = None
         self._connected_before = False
         self._failures = 0
+        self._hint_s = 0.0
         self._complained = False
         self._left = False
+        self._beat_interval_s = settings.hub.beat_interval_s
+        self._beat_at = 0.0
+        self._pong: Awaitable[float] | None = None
+        self._pong_by = 0.0
+        self.stale = False
         self.received = 0
-        self.missing: Counter[str] = Counter()
+        self.twins = 0
         self.gaps = 0
+        self.missing: Counter[str] = Counter()
         self.reconnects = 0
         self.invalid = 0
 
+    @property
+    def positions(self) -> dict[str, Position]:
+        return dict(self._places.positions)
+
+    @property
+    def position(self) -> Position | None:
+        """The position of the only channel; None before it is known, or when events are not stored."""
+        return next(iter(self._places.positions.values()), None)
+
     async def __aenter__(self) -> Subscriber:
+        self._beat_at = asyncio.get_running_loop().time()
         return self
 
     async def __aexit__(
@@ -78,66 +149,160 @@ class Subscriber:
         Raises:
             HubRefused: The hub will not have us, and trying again will not help.
         """
+        while (notice := await self.receive()) is not None:
+            if isinstance(notice, Event):
+                return notice
+        raise StopAsyncIteration
+
+    async def receive(self) -> Notice | None:
+        """The next event, gap or change of `stale`; None once the subscriber was left.
+
+        A wait that is cancelled loses nothing.
+
+        Raises:
+            HubRefused: The hub will not have us, and trying again will not help.
+        """
         while not self._left:
+            if self._notices:
+                return self._notices.popleft()
+            try:
+                async with asyncio.timeout_at(self._deadline()):
+                    message = await self._next_message()
+            except TimeoutError:
+                await self._on_silence()
+            else:
+                self._read(message, received_us=time.time_ns() // 1000)
+        return None
+
+    # The connection
+
+    async def _next_message(self) -> bytes:
+        while True:
             connection = self._connection or await self._connect()
             try:
-                message = await connection.recv(decode=False)
+                return await connection.recv(decode=False)
             except client.ConnectionClosed as error:
                 log.warning("connection closed: %s; connecting again", error)
-                self._connection = None
+                self._connection = self._pong = None
                 self._complained = True
                 self._failures = 1  # also the first attempt waits a little: everybody else comes back, too
-                continue
-            if (event := self._read(message, received_us=time.time_ns() // 1000)) is not None:
-                return event
-        raise StopAsyncIteration
+                if client.came_back_in_vain(error):
+                    self._places.forget()
 
     async def _connect(self) -> client.ClientConnection:
         while True:
-            longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(self._failures, 10))
-            await asyncio.sleep(random.uniform(0, longest_s) if self._failures else 0)
+            if self._failures:
+                longest_s = min(self._settings.reconnect_max_s, 0.1 * 2 ** min(self._failures, 10))
+                await asyncio.sleep(self._hint_s + random.uniform(0, longest_s))
+                self._hint_s = 0.0
+            url = self._places.url()
             try:
-                self._connection = await client.open_connection(
-                    self._url,
-                    timeout_s=self._settings.connect_timeout_s,
-                    max_queue=self._settings.queue_events,
+                connection = await client.open_connection(
+                    url, timeout_s=self._settings.connect_timeout_s, max_queue=self._settings.queue_events
                 )
             except (OSError, TimeoutError, client.InvalidHandshake) as error:
-                if isinstance(error, client.InvalidHandshake) and (said := client.refused_for_good(error)):
-                    raise HubRefused(f"{self._url}: {said}") from None
+                if isinstance(error, client.InvalidHandshake):
+                    if said := client.refused_for_good(error):
+                        raise HubRefused(f"{url}: {said}") from None
+                    self._hint_s = min(client.retry_after_s(error), 60.0)
                 if not self._complained:
-                    log.warning("%s: %s; trying again", self._url, error)
+                    log.warning("%s: %s; trying again", url, error)
                 self._complained = True
                 self._failures += 1
             else:
-                log.info("connected to %s", self._url)
+                log.info("connected to %s", url)
                 self.reconnects += self._connected_before
                 self._connected_before = True
                 self._failures = 0
                 self._complained = False
-                return self._connection
+                self._connection = connection
+                return connection
 
-    def _read(self, message: bytes, received_us: int) -> Event | None:
+    # Blindness
+
+    def _deadline(self) -> float | None:
+        """Loop time at which silence means something."""
+        if self._pong is not None:
+            return self._pong_by
+        return None if self.stale else self._beat_at + _MISSED_BEATS * self._beat_interval_s
+
+    async def _on_silence(self) -> None:
+        """Beats are missing: say so, and find out whether there is still somebody at the other end."""
+        now = asyncio.get_running_loop().time()
+        if self._connection is not None and not client.can_beat(self._connection):
+            self._beat_at = now  # this hub never beats
+        elif not self.stale:
+            self.stale = True
+            self._notices.append(Stale(now - self._beat_at))
+            log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
+            if self._connection is not None:
+                try:
+                    self._pong, self._pong_by = await self._connection.ping(), now + _PONG_S
+                except client.ConnectionClosed:
+                    self._pong = None  # which the next receive finds out, too
+        elif self._pong is not None:
+            pong, self._pong = self._pong, None
+            if not client.has_come(pong) and self._connection is not None:
+                self._connection.transport.abort()  # half-open: nobody is there any more
+
+    def _on_beat(self) -> None:
+        self._beat_at = asyncio.get_running_loop().time()
+        self._pong = None
+        if self.stale:
+            self.stale = False
+            self._notices.append(Fresh())
+
+    # What comes
+
+    def _read(self, message: bytes, received_us: int) -> None:
         if (control := read_control(message)) is not None:
             self._on_control(control)
-            return None
+            return
         try:
             event = events.decode(message, max_bytes=self._max_bytes, received_at_us=received_us)
         except InvalidEvent as error:
             self.invalid += 1
             log.warning("not an event: %s", error.detail)
-            return None
+            return
+        if event.event_id in self._recent:
+            self.twins += 1
+            self._places.pass_over(event)
+            return
+        self._recent[event.event_id] = None
+        if len(self._recent) > RECENT_IDS:
+            self._recent.popitem(last=False)
+        self._announce(self._places.on_event(event))
         self._count(event)
-        return event
+        self._notices.append(event)
 
-    def _on_control(self, control: dict[str, object]) -> None:
-        if control["control"] == "gap":
+    def _on_control(self, control: dict[str, Any]) -> None:
+        kind = control["control"]
+        if kind == "welcome":
+            interval_s = control.get("beat_interval_s")
+            if isinstance(interval_s, int | float) and interval_s > 0:
+                self._beat_interval_s = float(interval_s)
+            self._places.on_welcome(control)
+            self._on_beat()
+        elif kind == "beat":
+            self._announce(self._places.on_beat(control))
+            self._on_beat()
+        elif kind == "gap":
+            self._announce(self._places.on_gap(Gap.from_fields(control)))
+        elif kind == "drain":
+            delay_s = control.get("reconnect_after_s")
+            self._hint_s = min(float(delay_s), 60.0) if isinstance(delay_s, int | float) else 0.0
+
+    def _announce(self, gap: Gap | None) -> None:
+        if gap is not None:
             self.gaps += 1
-            log.warning("gap on %s: %s; events may be missing", control.get("channel"), control.get("cause"))
+            self._notices.append(gap)
+            log.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
 
     def _count(self, event: Event) -> None:
         """Count holes in the numbers of a source; a smaller number is a source that began anew."""
         self.received += 1
+        if not self._places.sees_everything:
+            return
         last = self._last_sequence.get(event.source)
         if last is not None and event.sequence > last + 1:
             self.missing[event.source] += event.sequence - last - 1

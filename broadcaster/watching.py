@@ -1,39 +1,86 @@
-"""What `broadcaster subscribe` prints: one line per event with its latency, and what is missing."""
+"""What `broadcaster subscribe` prints: one line per event with its latency, and what is missing, in its place."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlencode
+from typing import IO, Final
 
 import click
 
 from broadcaster import process
 from broadcaster.errors import ConfigurationError
-from broadcaster.event import Event, check_channel
-from broadcaster.settings import Settings
-from broadcaster.subscriber import Subscriber
+from broadcaster.event import Event
+from broadcaster.position import Gap, Position
+from broadcaster.subscriber import Notice, Stale, Subscriber
+
+_SAVE_EVERY_S: Final = 0.2
+
+
+class ResumeFile:
+    """Positions per channel, kept in a file from one run to the next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._saved: dict[str, Position] = {}
+        self._saved_at = 0.0
+
+    def load(self) -> dict[str, Position]:
+        """What was saved; nothing if there is no file yet.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or is not one of these.
+        """
+        try:
+            fields = json.loads(self._path.read_text())
+            self._saved = {str(channel): Position.parse(position) for channel, position in fields.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
+        return dict(self._saved)
+
+    def save(self, positions: dict[str, Position], *, now: bool = False) -> None:
+        """Save if something has changed, and not too often; the file is whole at any time.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
+        if positions == self._saved or not (now or time.monotonic() - self._saved_at > _SAVE_EVERY_S):
+            return
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            draft.write_text(json.dumps({channel: str(position) for channel, position in positions.items()}))
+            draft.replace(self._path)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {self._path}: {error.strerror}") from None
+        self._saved, self._saved_at = positions, time.monotonic()
 
 
 async def watch(
-    settings: Settings, stop: asyncio.Event, *, channel: str | None, as_json: bool, log_file: Path | None
+    subscriber: Subscriber,
+    stop: asyncio.Event,
+    *,
+    as_json: bool,
+    log_file: Path | None,
+    resume_file: ResumeFile | None,
 ) -> None:
     """Print events until `stop`; then a line of totals (to stderr if events are printed as JSON).
 
     Raises:
-        InvalidEvent: `channel` is no channel name.
-        ConfigurationError: `log_file` cannot be written.
+        ConfigurationError: A file cannot be written.
     """
-    url = settings.subscriber_url
-    if channel is not None:
-        url += "?" + urlencode({"channel": check_channel(channel)})
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_open(log_file)) if log_file else None
-        async with Subscriber(url, settings=settings) as subscriber:
-            await process.unless_stopped(stop, _print_all(subscriber, as_json, file))
+        async with subscriber:
+            await process.unless_stopped(stop, _print_all(subscriber, as_json, file, resume_file))
+        if resume_file is not None:
+            resume_file.save(subscriber.positions, now=True)
         lost = sum(subscriber.missing.values())
         totals = f"received {subscriber.received} events, {lost} missing, {subscriber.gaps} gaps announced"
         click.echo(totals, err=as_json)
@@ -46,23 +93,49 @@ def _open(log_file: Path) -> IO[str]:
         raise ConfigurationError(f"cannot write {log_file}: {error.strerror}") from None
 
 
-async def _print_all(subscriber: Subscriber, as_json: bool, file: IO[str] | None) -> None:
+async def _print_all(
+    subscriber: Subscriber, as_json: bool, file: IO[str] | None, resume_file: ResumeFile | None
+) -> None:
     missing = 0
-    async for event in subscriber:
-        line = event.payload.decode() if as_json else describe(event)
-        if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
-            line += f"  ({now_missing - missing} before it missing)"
-            missing = now_missing
-        click.echo(line)
-        if file is not None:
-            file.write(line + "\n")
+    async for notice in _notices(subscriber, _SAVE_EVERY_S if resume_file else None):
+        if notice is not None:
+            line = notice.payload.decode() if as_json and isinstance(notice, Event) else describe(notice)
+            if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
+                line += f"  ({now_missing - missing} before it missing)"
+                missing = now_missing
+            click.echo(line, err=as_json and not isinstance(notice, Event))
+            if file is not None and (isinstance(notice, Event) or not as_json):
+                file.write(line + "\n")
+        if resume_file is not None:
+            resume_file.save(subscriber.positions)
 
 
-def describe(event: Event) -> str:
+async def _notices(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Notice | None]:
+    """What the subscriber receives, and None when nothing has come for `every_s` seconds."""
+    while True:
+        receiving = asyncio.ensure_future(subscriber.receive())
+        try:
+            while not (await asyncio.wait([receiving], timeout=every_s))[0]:
+                yield None
+            yield receiving.result()
+        finally:
+            receiving.cancel()
+
+
+def describe(notice: Notice) -> str:
     """One line for a person."""
-    seconds, milliseconds = divmod(event.published_at_ms, 1000)
+    if isinstance(notice, Gap):
+        first = "?" if notice.first is None else notice.first
+        last = "?" if notice.last is None else notice.last
+        which = "unknown events" if notice.epoch is None else f"{notice.epoch}-{first} to {last}"
+        return f"GAP on {notice.channel}: {which} ({notice.cause})"
+    if isinstance(notice, Stale):
+        return f"STALE: no beat of the hub for {notice.silent_s:.1f} s; what happens now is not seen here"
+    if not isinstance(notice, Event):
+        return "FRESH: the hub beats again"
+    seconds, milliseconds = divmod(notice.published_at_ms, 1000)
     at = time.strftime("%H:%M:%S", time.localtime(seconds))
     return (
-        f"{at}.{milliseconds:03d} {event.severity:<8} {event.event_type} {event.source} "
-        f"#{event.sequence} {event.latency_ms:.2f} ms"
+        f"{at}.{milliseconds:03d} {notice.severity:<8} {notice.event_type} {notice.source} "
+        f"#{notice.sequence} {notice.latency_ms:.2f} ms"
     )

@@ -20,14 +20,20 @@ from typing import Any
 from sanic import HTTPResponse, Request, Sanic, json
 from sanic.config import Config
 
-from broadcaster import wire
-from broadcaster.bus import Subscription
+from broadcaster import history, wire
+from broadcaster.bus import CommandLink, Subscription
 from broadcaster.errors import ConfigurationError, PortTaken
-from broadcaster.hub.fanout import Fanout
+from broadcaster.hub.channels import Channels
+from broadcaster.hub.crew import Crew
+from broadcaster.hub.freshness import Freshness
 from broadcaster.hub.front import Front
 from broadcaster.hub.intake import Intake
+from broadcaster.hub.log import EventLog
+from broadcaster.hub.pacer import Pacer
+from broadcaster.hub.pages import Pages
+from broadcaster.hub.request import Ask, read_query
 from broadcaster.hub.roster import Roster
-from broadcaster.hub.statistics import HubStatistics
+from broadcaster.hub.statistics import ChannelStatistics, HubStatistics
 from broadcaster.settings import Settings
 from broadcaster.version import VERSION
 
@@ -41,57 +47,101 @@ class Hub:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fanout = Fanout(settings.event.channel, settings.hub.ring_bytes)
+        self.crew = Crew()
+        stored = settings.history.enabled
+        self._commands = CommandLink(settings.redis, *([history.LOAD] if stored else []))
+        events = EventLog(self._commands, settings.history, settings.event.max_bytes)
+        self.pages = Pages(events)
+        pacer = Pacer()
+        self.channels = Channels(settings, (events, self.pages) if stored else None, pacer, self.crew.spawn)
+        self.freshness = Freshness(settings, self._commands, self.channels)
+        self.intake = Intake(self.channels, self.freshness, settings.event.max_bytes)
         possible = min(settings.hub.max_connections, _open_files())
-        self.roster = Roster(settings.hub.model_copy(update={"max_connections": possible}), self.fanout)
-        self.intake = Intake(self.fanout, settings.event.max_bytes)
+        table = settings.hub.model_copy(update={"max_connections": possible})
+        self.roster = Roster(table, self.channels, self.freshness, pacer)
         self.subscription = Subscription(
             settings.redis,
-            settings.event.channel,
-            on_events=self.intake.take,
-            on_confirmed=self.fanout.resume,
-            on_lost=self.fanout.interrupt,
+            on_messages=self.intake.take,
+            on_confirmed=self._on_confirmed,
+            on_lost=self._on_lost,
         )
+        self.subscription.hold(self.freshness.channel)
+        self.channels.begin(self.subscription)
         self.stopping = False
         self._started_at = asyncio.get_running_loop().time()
 
+    def start(self) -> None:
+        """Begin to work: subscription, proofs, timer."""
+        for work, name in (
+            (self.subscription.run(), "subscription"),
+            (self.freshness.run(self.subscription), "proofs"),
+            (self.pages.run(), "pages"),
+            (self.roster.keep(), "timer"),
+        ):
+            self.crew.spawn(work, name)
+
+    async def stop(self) -> None:
+        """End all work; the connections are gone by now."""
+        await self.crew.dismiss()
+        self._commands.close()
+
+    def _on_confirmed(self, channel: str) -> None:
+        self.channels.on_confirmed(channel)
+        self.freshness.hurry()
+
+    def _on_lost(self, channel: str) -> None:
+        self.channels.on_lost(channel)
+        self.freshness.doubt(f"the subscription to {channel} is lost")
+
     @property
     def ready(self) -> bool:
-        return self.subscription.confirmed and not self.stopping
+        return self.freshness.proven and not self.stopping
 
-    def admit(self, target: wire.Target) -> wire.Refusal | None:
-        """Whether a well-formed upgrade request is let in; the refusal if not."""
+    def admit(self, target: wire.Target) -> Ask | wire.Refusal:
+        """What a well-formed upgrade request asks for; a refusal if it is not let in."""
         if self.stopping:
             return wire.Refusal(503, "the hub is stopping", retry_after_s=1)
         if self.roster.full:
             return wire.Refusal(503, "too many subscribers", retry_after_s=5)
-        for key, value in target.query:
-            if key != "channel":
-                return wire.Refusal(400, f"unknown query parameter {key[:40]!r}")
-            if value != self.settings.event.channel:
-                return wire.Refusal(404, f"no such channel here; this hub serves {self.fanout.channel}")
-        return None
+        try:
+            ask = read_query(target.query, self.channels.default)
+        except ValueError as error:
+            return wire.Refusal(400, str(error))
+        names = [name for name, _ in ask.channels]
+        if len(names) > self.settings.channels.max_per_connection:
+            return wire.Refusal(400, f"more than {self.settings.channels.max_per_connection} channels")
+        for name in names:
+            if not self.channels.is_allowed(name):
+                return wire.Refusal(404, f"no such channel here: {name}")
+        if not self.channels.has_room_for(*names):
+            return wire.Refusal(503, "too many channels are open", retry_after_s=5)
+        return ask
 
     def statistics(self) -> HubStatistics:
+        channels = {name: ChannelStatistics.of(channel) for name, channel in self.channels.open.items()}
         return HubStatistics(
             version=VERSION,
             pid=os.getpid(),
             uptime_s=round(asyncio.get_running_loop().time() - self._started_at, 3),
             ready=self.ready,
-            channel=self.fanout.channel,
+            channel=self.channels.default,
             connected=self.roster.connected,
             peak=self.roster.peak,
-            behind=len(self.fanout.behind),
-            events_received=self.intake.received,
+            behind=len(self.roster.behind),
+            events_received=sum(channel.received for channel in channels.values()),
             invalid=dict(self.intake.invalid),
-            deliveries=self.fanout.deliveries,
-            sent_bytes=self.fanout.sent_bytes,
+            deliveries=sum(channel.deliveries for channel in channels.values()),
+            filtered=sum(channel.filtered for channel in channels.values()),
+            sent_bytes=sum(channel.sent_bytes for channel in channels.values()),
             slow_closed=self.roster.slow_closed,
             talkers_closed=self.roster.talkers_closed,
             ping_timeouts=self.roster.ping_timeouts,
             aborted=self.roster.aborted,
             redis_reconnects=self.subscription.reconnects,
-            ring_bytes=self.fanout.ring.bytes,
+            proofs=self.freshness.rounds,
+            pages_read=self.pages.read,
+            ring_bytes=sum(channel.ring_bytes for channel in channels.values()),
+            channels=channels,
         )
 
 
@@ -111,8 +161,13 @@ def create_app(hub: Hub) -> App:
     @app.get("/health/ready")
     @app.get("/health", name="health")
     async def ready(request: Request) -> HTTPResponse:
-        """200 when events get through: the subscription is confirmed and the hub is not stopping."""
-        body = {"ready": hub.ready, "redis": hub.subscription.confirmed, "stopping": hub.stopping}
+        """200 while it is proven that events get through, and the hub is not stopping."""
+        body = {
+            "ready": hub.ready,
+            "redis": hub.channels.default in hub.subscription.confirmed,
+            "stopping": hub.stopping,
+            "trouble": hub.freshness.trouble,
+        }
         return json(body, status=200 if hub.ready else 503)
 
     @app.get("/stats")
@@ -152,34 +207,28 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     log.info("listening on ws://%s:%d/ws", host, port)
     _calm_the_collector()
 
-    subscription = asyncio.create_task(hub.subscription.run(), name="subscription")
-    timer = asyncio.create_task(hub.roster.keep(), name="timer")
+    hub.start()
     stopped = asyncio.create_task(stop.wait(), name="stop")
     try:
-        # A hub whose reader or timer is dead must not look alive: whatever ends first ends the hub.
-        await asyncio.wait([subscription, timer, stopped], return_when=asyncio.FIRST_COMPLETED)
+        # A hub with a dead part must not look alive: whatever ends first ends the hub.
+        ends: list[asyncio.Future[Any]] = [hub.crew.failed, stopped]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         hub.stopping = True
-        for task in (subscription, timer):
-            if task.done():
-                task.result()  # raises what ended it
+        if hub.crew.failed.done():
+            hub.crew.failed.result()  # raises what ended it
         return 0
     finally:
         hub.stopping = True
         server.close()
         await hub.roster.close_all(wire.CloseCode.RESTART, "the hub is restarting", settings.hub.shutdown_s)
-        await _cancel(subscription, timer, stopped)
+        await hub.stop()
+        stopped.cancel()
         for connection in list(server.connections):
             if not connection.close_if_idle():
                 connection.abort()
         with contextlib.suppress(Exception):
             await server.before_stop()
             await server.after_stop()
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _one_hub_per_port() -> None:

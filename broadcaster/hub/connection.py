@@ -9,6 +9,7 @@ import asyncio
 from typing import Final, Protocol
 
 from broadcaster import wire
+from broadcaster.hub.listener import Listener
 
 LISTEN_BYTES: Final = 512
 """Bytes of one subscriber that are read between two looks at whether he says too much.
@@ -38,8 +39,14 @@ class Keeper(Protocol):
     def fall_behind(self, connection: Connection) -> None:
         """Its socket is full."""
 
+    def catch_up(self, connection: Connection) -> None:
+        """Its socket has room."""
+
     def feed(self, connection: Connection) -> bool:
-        """Its socket has room: write the next piece; whether there is more."""
+        """Write the next piece of what it is behind; whether there is more that can be written now."""
+
+    def beat(self, connection: Connection) -> None:
+        """Tell it where it stands."""
 
 
 class Connection(asyncio.Protocol):
@@ -49,8 +56,8 @@ class Connection(asyncio.Protocol):
         transport: Where bytes leave; only ever by `transport.write`, which keeps them in order.
         wants_control: Whether the client speaks `broadcaster.v1`.
         slot: When in the round of pings it is pinged.
-        cursor: Number of the next ring entry to write while behind; without meaning while live.
-        behind_since: Loop time in seconds at which it fell behind.
+        listeners: Its ears, one per channel; the channel of the highest priority first.
+        paused: Whether its socket is full.
         close_deadline: Loop time at which it is cut, once it has been closed; else None.
         alive: Whether anything was heard since the last ping.
     """
@@ -58,11 +65,10 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_inbound",
         "_keeper",
-        "_paused",
         "alive",
-        "behind_since",
         "close_deadline",
-        "cursor",
+        "listeners",
+        "paused",
         "slot",
         "transport",
         "wants_control",
@@ -73,10 +79,9 @@ class Connection(asyncio.Protocol):
         self._keeper = keeper
         self.wants_control = wants_control
         self._inbound: wire.Inbound | None = None
-        self._paused = False
+        self.paused = False
         self.slot = 0
-        self.cursor = 0
-        self.behind_since = 0.0
+        self.listeners: tuple[Listener, ...] = ()
         self.close_deadline: float | None = None
         self.alive = True
 
@@ -130,19 +135,28 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.paused = True
         self._keeper.fall_behind(self)
         self.transport.pause_reading()  # who does not read us is not read: his pings cannot pile up pongs
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.paused = False
         self.transport.resume_reading()
-        self._catch_up()
+        self.catch_up()
 
-    def _catch_up(self) -> None:
-        """Write one piece per loop turn, so that a long way back delays nobody else."""
-        if not self._paused and self.close_deadline is None and self._keeper.feed(self):
-            asyncio.get_running_loop().call_soon(self._catch_up)
+    def catch_up(self) -> None:
+        """It is behind: it is fed in its turn, if its socket has room."""
+        if not self.paused:
+            self._keeper.catch_up(self)
+
+    def feed(self) -> bool:
+        """For the pacer: the next piece of what this connection is behind; whether there is more."""
+        return not self.paused and self.close_deadline is None and self._keeper.feed(self)
+
+    def beat(self) -> bool:
+        """For the pacer: say where this connection stands, once."""
+        self._keeper.beat(self)
+        return False
 
     def eof_received(self) -> bool:
         if self.close_deadline is None:

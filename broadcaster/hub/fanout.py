@@ -1,94 +1,179 @@
 """Who gets the events of a channel; `broadcast` never waits for anybody.
 
-A connection is *live* — it is up to date, and the next frame is written to it at once — or it is *behind*:
-its socket did not take everything, it holds a cursor into the shared ring, and it is fed from there as fast
-as it reads. Nobody has a queue of his own.
+A listener is *live* — it is up to date, and the next frame is written to it at once — or it is *behind*: its
+socket did not take everything, or it resumes from an earlier position; it holds a cursor into the shared ring
+and is fed from there as fast as it reads. Nobody has a queue of his own.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from broadcaster import wire
-from broadcaster.hub.connection import Connection
-from broadcaster.hub.ring import Ring
+from broadcaster.hub.arrival import Arrival
+from broadcaster.hub.filters import EVERYTHING, Filter, Labels
+from broadcaster.hub.listener import Listener
+from broadcaster.hub.ring import Entry, Ring
+from broadcaster.position import Gap, Position
 
 WRITE_BYTES: Final = 65_536
 """Largest write to one connection in bytes (one larger frame excepted)."""
 
+_KNOWN_LABELS: Final = 4096
+
+
+class Audience:
+    """All live listeners with the same filter: what one of them wants, all of them get."""
+
+    __slots__ = ("filter", "live", "transports")
+
+    def __init__(self, wanted: Filter) -> None:
+        self.filter = wanted
+        self.live: set[Listener] = set()
+        self.transports: list[asyncio.Transport] | None = None  # of the live ones; None when that has changed
+
 
 class Fanout:
-    """One channel: its ring and its connections.
+    """One channel: its ring and its listeners.
 
     Attributes:
         channel: Its name.
+        rank: Which channel goes first when several wait: the lowest.
         ring: The last frames.
-        behind: Connections that hold a cursor.
-        deliveries: Events written to connections, each counted once per connection.
-        sent_bytes: Bytes of these.
+        position: Where those who are live stand; None before it is known, or when events are not stored.
+        behind: Listeners that hold a cursor.
+        deliveries: Events written to listeners, each counted once per listener.
+        filtered: Events held back by filters, each counted once per listener.
+        sent_bytes: Bytes of the deliveries.
+        gaps: Gaps told, by cause, each counted once per channel.
     """
 
-    def __init__(self, channel: str, ring_bytes: int) -> None:
+    def __init__(self, channel: str, ring_bytes: int, rank: int = 0) -> None:
         self.channel = channel
+        self.rank = rank
         self.ring = Ring(ring_bytes)
-        self.behind: set[Connection] = set()
+        self.position: Position | None = None
+        self.behind: set[Listener] = set()
         self.deliveries = 0
+        self.filtered = 0
         self.sent_bytes = 0
+        self.gaps: dict[str, int] = {}
         self._clock = asyncio.get_running_loop().time
-        self._live: set[Connection] = set()
-        self._transports: list[asyncio.Transport] | None = []  # of the live ones; None when that has changed
-        self._written = 0  # number of the next frame that live connections have not been given
-        self._interrupted: set[Connection] | None = set()  # None while the subscription holds
-        self._welcome = wire.control_frame("welcome", channel, position=None)
+        self._everybody = Audience(EVERYTHING)
+        self._audiences: dict[Filter, Audience] = {EVERYTHING: self._everybody}
+        self._matching: dict[Labels, tuple[Audience, ...]] = {}
+        self._live = 0
+        self._written = 0  # number of the next frame that the audience being served has not been given
+        self._eras: list[str] = []  # epochs, in the order in which they came
+        self._offset = 0
+
+    def begin(self, position: Position) -> None:
+        """The channel goes on after this position, which may be in another epoch."""
+        if not self._eras or self._eras[-1] != position.epoch:
+            self._eras.append(position.epoch)
+        self._offset = position.offset
+        self.position = position
+        self.ring.begin(len(self._eras), self._offset)
 
     # Who is here
 
-    def join(self, connection: Connection) -> None:
-        """Take a connection in, live from the next frame on."""
-        self._live.add(connection)
-        self._transports = None
-        if connection.wants_control and self._interrupted is None:
-            connection.write(self._welcome)
+    def join(self, listener: Listener) -> None:
+        """Take a listener in, live from the next frame on."""
+        audience = self._audiences.get(listener.filter)
+        if audience is None:
+            audience = self._audiences[listener.filter] = Audience(listener.filter)
+            self._matching.clear()
+        audience.live.add(listener)
+        audience.transports = None
+        self._live += 1
+        self.behind.discard(listener)
+        listener.cursor = listener.place = None
+        listener.resuming = False
 
-    def leave(self, connection: Connection) -> None:
-        """Forget a connection; does nothing the second time."""
-        if connection in self._live:
-            self._live.discard(connection)
-            self._transports = None
-        self.behind.discard(connection)
-        if self._interrupted is not None:
-            self._interrupted.discard(connection)
+    def join_behind(self, listener: Listener, place: Position | None) -> None:
+        """Take a listener in that wants to begin at an earlier place; it is fed by whoever calls `feed`."""
+        listener.place = place
+        listener.cursor = self.number_after(place) if place else None
+        listener.behind_since = self._clock()
+        listener.resuming = True
+        self.behind.add(listener)
+
+    def leave(self, listener: Listener) -> None:
+        """Forget a listener; does nothing the second time."""
+        self._leave_live(listener)
+        self.behind.discard(listener)
+
+    def _leave_live(self, listener: Listener) -> bool:
+        audience = self._audiences.get(listener.filter)
+        if audience is None or listener not in audience.live:
+            return False
+        audience.live.discard(listener)
+        audience.transports = None
+        self._live -= 1
+        if not audience.live and audience is not self._everybody:
+            del self._audiences[listener.filter]
+            self._matching.clear()
+        return True
 
     # What they get
 
-    def broadcast(self, frames: list[bytes]) -> None:
-        """Give frames to everybody: one write per live connection and `WRITE_BYTES`, none awaited."""
-        if len(frames) == 1:
-            self._write(frames[0], 1)
+    def broadcast(self, arrivals: Sequence[Arrival]) -> None:
+        """Give events to everybody who wants them: one write per connection and `WRITE_BYTES`, none awaited."""
+        base = self.ring.head
+        before = self.deliveries
+        live = self._live
+        if len(self._audiences) == 1:
+            self._serve(self._everybody, [arrival.frame for arrival in arrivals], None, base)
         else:
-            self._write_in_pieces(frames)
+            wanted: dict[Audience, list[int]] = {}
+            for index, arrival in enumerate(arrivals):
+                for audience in self._matching.get(arrival.labels) or self._match(arrival.labels):
+                    wanted.setdefault(audience, []).append(index)
+            for audience, indexes in wanted.items():
+                self._serve(audience, [arrivals[index].frame for index in indexes], indexes, base)
+        self.filtered += live * len(arrivals) - (self.deliveries - before)
+        self._written = base + len(arrivals)
         now = self._clock()  # after the writes: nobody reads the ring before this turn of the loop ends
-        for frame in frames:
-            self.ring.append(frame, now)
+        era = len(self._eras)
+        for frame, labels, position in arrivals:
+            if position is not None:
+                self._offset = position.offset
+                self.position = position
+            self.ring.append(Entry(frame, now, era, self._offset, labels))
 
-    def _write_in_pieces(self, frames: list[bytes]) -> None:
-        piece: list[bytes] = []
-        size = 0
-        for frame in frames:
-            if piece and size + len(frame) > WRITE_BYTES:
-                self._write(b"".join(piece), len(piece))
-                piece, size = [], 0
-            piece.append(frame)
+    def _match(self, labels: Labels) -> tuple[Audience, ...]:
+        """Whose filters let such an event through: asked once per distinct labels, not per event."""
+        if len(self._matching) >= _KNOWN_LABELS:
+            self._matching.clear()
+        found = tuple(audience for audience in self._audiences.values() if audience.filter.wants(labels))
+        self._matching[labels] = found
+        return found
+
+    def _serve(self, audience: Audience, frames: list[bytes], indexes: list[int] | None, base: int) -> None:
+        """Write frames to an audience in pieces; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
+        if not audience.live:
+            return
+        if len(frames) == 1:
+            self._write(audience, frames[0], 1, base + (indexes[0] if indexes else 0) + 1)
+            return
+        start = size = 0
+        for number, frame in enumerate(frames):
+            if number > start and size + len(frame) > WRITE_BYTES:
+                last = indexes[number - 1] if indexes else number - 1
+                self._write(audience, b"".join(frames[start:number]), number - start, base + last + 1)
+                start, size = number, 0
             size += len(frame)
-        self._write(b"".join(piece), len(piece))
+        last = indexes[-1] if indexes else len(frames) - 1
+        self._write(audience, b"".join(frames[start:]), len(frames) - start, base + last + 1)
 
-    def _write(self, data: bytes, frames: int) -> None:
-        """Write to all live connections. The one place where live frames leave."""
-        self._written += frames  # first: a connection that pauses inside its write has been given these
-        transports = self._transports
+    def _write(self, audience: Audience, data: bytes, frames: int, written: int) -> None:
+        """Write to all of an audience. The one place where live frames leave."""
+        self._written = written  # first: a connection that pauses inside its write has been given these
+        transports = audience.transports
         if transports is None:
-            transports = self._transports = [connection.transport for connection in self._live]
+            transports = audience.transports = [listener.connection.transport for listener in audience.live]
         for transport in transports:
             try:
                 transport.write(data)
@@ -97,63 +182,116 @@ class Fanout:
         self.deliveries += frames * len(transports)
         self.sent_bytes += len(data) * len(transports)
 
+    def tell(self, gap: Gap) -> None:
+        """Something is missing here. `broadcaster.v1` is told; a plain client, who cannot be, is closed (4009)."""
+        frame = gap_frame(gap)
+        if gap.position is not None:
+            self.begin(gap.position)
+        self.gaps[gap.cause] = self.gaps.get(gap.cause, 0) + 1
+        self.ring.append(Entry(frame, self._clock(), len(self._eras), self._offset, None, gap))
+        self._written = self.ring.head
+        for audience in list(self._audiences.values()):
+            for listener in list(audience.live):
+                if listener.connection.wants_control:
+                    listener.connection.write(frame)
+                else:
+                    close_for(gap, listener)
+
     # Who is behind
 
-    def fall_behind(self, connection: Connection) -> None:
-        """A connection's socket is full: from now on it reads from the ring."""
-        if connection in self._live:
-            self._live.discard(connection)
-            self._transports = None
-            connection.cursor = self._written
-            connection.behind_since = self._clock()
-            self.behind.add(connection)
+    def fall_behind(self, listener: Listener) -> None:
+        """A listener's socket is full: from now on it reads from the ring."""
+        if self._leave_live(listener):
+            listener.cursor = self._written  # which may not be in the ring yet, but soon is
+            listener.behind_since = self._clock()
+            self.behind.add(listener)
 
-    def feed(self, connection: Connection) -> None:
-        """Write the next piece of the ring to a connection that is behind; live again at the head.
+    def feed(self, listener: Listener) -> None:
+        """Write the next piece of the ring to a listener that is behind; live again at the head.
 
         Raises:
             LookupError: What it has to get next is no longer there.
         """
-        entries = self.ring.read(connection.cursor, WRITE_BYTES)
-        connection.cursor += len(entries)
-        events = [entry for entry in entries if not entry.control]
-        wanted = entries if connection.wants_control else events
-        if connection.cursor == self.ring.head:
-            self.behind.discard(connection)
-            self._live.add(connection)
-            self._transports = None
-        if data := b"".join(entry.frame for entry in wanted):
-            connection.write(data)  # may fall behind again, at once and from the right place
-        self.deliveries += len(events)
-        self.sent_bytes += len(data)
+        assert listener.cursor is not None
+        entries = self.ring.read(listener.cursor, WRITE_BYTES)
+        listener.cursor += len(entries)
+        listener.place = self._place(listener.cursor)
+        if listener.resuming:
+            listener.behind_since = self._clock()
+        if listener.cursor == self.ring.head:
+            self.join(listener)
+        self.give(listener, entries)  # may fall behind again, at once and from the right place
 
-    def behind_ms(self, connection: Connection) -> float:
-        """Age of what a connection behind waits for: the next frame, or the emptying of its socket."""
-        waits_since = connection.behind_since
-        if connection.cursor < self.ring.head:
-            waits_since = max(waits_since, self.ring.came_at(connection.cursor))
+    def give(self, listener: Listener, entries: Sequence[Entry]) -> None:
+        """Write those entries that a listener wants, in one piece."""
+        frames: list[bytes] = []
+        hole: Gap | None = None
+        events = 0
+        for entry in entries:
+            if entry.labels is None:
+                if not listener.connection.wants_control:
+                    hole = entry.gap
+                    break
+                frames.append(entry.frame)
+            elif listener.filter.wants(entry.labels):
+                frames.append(entry.frame)
+                events += 1
+            else:
+                self.filtered += 1
+        if frames:
+            data = b"".join(frames)
+            self.deliveries += events
+            self.sent_bytes += len(data)
+            listener.connection.write(data)
+        if hole is not None:
+            close_for(hole, listener)
+
+    def number_after(self, place: Position) -> int | None:
+        """Number of the ring entry with which somebody goes on who stands at `place`; None if it is gone."""
+        if place.epoch not in self._eras:
+            return None
+        era = len(self._eras) - self._eras[::-1].index(place.epoch)
+        return self.ring.after(era, place.offset)
+
+    def place_of(self, listener: Listener) -> Position | None:
+        """Up to where everything was sent to a listener, held back by its filter, or told as a gap."""
+        if listener not in self.behind:
+            return self.position
+        return listener.place if listener.cursor is None else self._place(listener.cursor)
+
+    @property
+    def ring_place(self) -> Position | None:
+        """Where somebody stands who is given the whole ring."""
+        return self._place(self.ring.tail)
+
+    def _place(self, cursor: int) -> Position | None:
+        if not self._eras:
+            return None
+        era, offset = self.ring.place(cursor)
+        return Position(self._eras[era - 1], offset)
+
+    def behind_ms(self, listener: Listener) -> float:
+        """Age of what a listener behind waits for: the next frame, or the emptying of its socket."""
+        waits_since = listener.behind_since
+        if listener.cursor is not None and listener.cursor < self.ring.head:
+            waits_since = max(waits_since, self.ring.came_at(listener.cursor))
         return (self._clock() - waits_since) * 1000
 
-    # When Redis was away
+    def behind_events(self, listener: Listener) -> int:
+        """How many events a listener behind has not been given."""
+        if listener.cursor is not None:
+            return self.ring.head - listener.cursor
+        same = self.position and listener.place and self.position.epoch == listener.place.epoch
+        return self.position.offset - listener.place.offset if same else 0  # type: ignore[union-attr]
 
-    def interrupt(self) -> None:
-        """Events may be missed from here on, by all who are here now."""
-        if self._interrupted is None:
-            self._interrupted = {*self._live, *self.behind}
 
-    def resume(self) -> None:
-        """Nothing is missed from here on. Whoever was here before is told of the hole.
+def gap_frame(gap: Gap) -> bytes:
+    """A gap as `broadcaster.v1` is told of it."""
+    fields = {"cause": str(gap.cause), "epoch": gap.epoch, "first": gap.first, "last": gap.last}
+    return wire.control_frame("gap", gap.channel, **fields, position=gap.position and str(gap.position))
 
-        `broadcaster.v1` gets a `gap`; a plain client, who cannot be told in a frame, is closed (4009).
-        Who came meanwhile has missed nothing he was promised, and is welcomed.
-        """
-        interrupted, self._interrupted = self._interrupted or set(), None
-        for connection in interrupted:
-            if not connection.wants_control:
-                connection.close(wire.CloseCode.HOLE, "the hub lost Redis: events may be missing")
-        gap = wire.control_frame("gap", self.channel, cause="redis_link_lost", epoch=None, first=None, last=None)
-        self.ring.append(gap, self._clock(), control=True)  # for those who are behind, in its place
-        self._written += 1
-        for connection in list(self._live):
-            if connection.wants_control:
-                connection.write(gap if connection in interrupted else self._welcome)
+
+def close_for(gap: Gap, listener: Listener) -> None:
+    """Close a plain client that cannot be told of a gap in a frame."""
+    known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
+    listener.connection.close(wire.CloseCode.HOLE, f"events of {gap.channel} may be missing: {gap.cause}{known}")

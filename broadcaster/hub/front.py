@@ -16,12 +16,13 @@ from sanic.server import HttpProtocol
 
 from broadcaster import wire
 from broadcaster.hub.connection import Connection
+from broadcaster.hub.request import Ask
 from broadcaster.hub.roster import Roster
 
 _REQUEST_LINE: Final = re.compile(rb"[A-Z]{1,16} (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
 
-Admit = Callable[[wire.Target], wire.Refusal | None]
+Admit = Callable[[wire.Target], Ask | wire.Refusal]
 
 
 class Front(asyncio.Protocol):
@@ -77,12 +78,12 @@ class Front(asyncio.Protocol):
         transport = self._let_go()
         answer = wire.answer_upgrade(head, self.admit)
         transport.write(answer.response)
-        if not answer.accepted:
+        if answer.admitted is None:
             transport.close()
             return
         connection = Connection(transport, self.roster, wants_control=answer.subprotocol == wire.V1)
         transport.set_protocol(connection)
-        self.roster.add(connection)
+        self.roster.add(connection, answer.admitted)
 
     def _hand_to_sanic(self, head: bytes) -> None:
         transport = self._let_go()

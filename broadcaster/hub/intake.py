@@ -1,4 +1,4 @@
-"""Takes events off the subscription: checks them, builds each frame once, hands them to the fan-out."""
+"""Takes what the subscription brings: checks each event once, and hands it to its channel."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from typing import Final
 
-from broadcaster import wire
 from broadcaster.errors import InvalidEvent
-from broadcaster.event import CAUSES, check
-from broadcaster.hub.fanout import Fanout
+from broadcaster.event import CAUSES
+from broadcaster.hub.arrival import Arrival, read
+from broadcaster.hub.channels import Channels
+from broadcaster.hub.freshness import Freshness
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -18,35 +19,42 @@ _LOG_EVERY_S: Final = 1.0
 
 
 class Intake:
-    """What stands between Redis and the fan-out.
+    """What stands between Redis and the channels.
 
     Attributes:
-        received: Valid events taken in.
-        invalid: Refused ones by cause; every cause is present.
+        invalid: Refused payloads by cause; every cause is present.
     """
 
-    def __init__(self, fanout: Fanout, max_bytes: int) -> None:
-        self._fanout = fanout
+    def __init__(self, channels: Channels, freshness: Freshness, max_bytes: int) -> None:
+        self._channels = channels
+        self._freshness = freshness
+        self._probes = freshness.channel.encode()
         self._max_bytes = max_bytes
         self._clock = asyncio.get_running_loop().time
         self._logged_at = -_LOG_EVERY_S
         self._unlogged = 0
-        self.received = 0
         self.invalid: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
 
-    def take(self, payloads: list[bytes]) -> None:
-        """Take what one read from Redis brought. Bytes pass as they are; nothing is encoded again."""
-        frames = []
+    def take(self, messages: dict[bytes, list[bytes]]) -> None:
+        """Take what one read from Redis brought; the channel of the highest priority goes first."""
+        if len(messages) > 1:
+            messages = dict(sorted(messages.items(), key=lambda item: self._channels.rank_of(item[0])))
+        for name, payloads in messages.items():
+            channel = self._channels.by_key.get(name)
+            if channel is not None:
+                if arrivals := self._read(payloads):
+                    channel.take(arrivals)
+            elif name == self._probes:
+                self._freshness.take(payloads)
+
+    def _read(self, payloads: list[bytes]) -> list[Arrival]:
+        arrivals = []
         for payload in payloads:
             try:
-                check(payload, max_bytes=self._max_bytes)
+                arrivals.append(read(payload, self._max_bytes))
             except InvalidEvent as error:
                 self._refuse(error)
-            else:
-                frames.append(wire.text_frame(payload))
-        if frames:
-            self.received += len(frames)
-            self._fanout.broadcast(frames)
+        return arrivals
 
     def _refuse(self, error: InvalidEvent) -> None:
         """Count, and log at most once a second: a flood of bad events must not become a flood of lines."""

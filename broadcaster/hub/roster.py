@@ -1,4 +1,4 @@
-"""Everybody who is connected, and the one timer that pings them and holds them to their deadlines."""
+"""Everybody who is connected, and the one timer that pings them, beats, and holds them to their deadlines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import itertools
 from typing import Final, Protocol
 
 from broadcaster import wire
+from broadcaster.hub.channels import Channels
 from broadcaster.hub.connection import Connection
-from broadcaster.hub.fanout import Fanout
+from broadcaster.hub.freshness import Freshness
+from broadcaster.hub.listener import Listener
+from broadcaster.hub.pacer import Pacer
+from broadcaster.hub.request import Ask
 from broadcaster.settings import HubTable
 
 TICK_S: Final = 0.1
@@ -26,30 +30,35 @@ class Roster:
     """All connections of the hub.
 
     Attributes:
-        fanout: The channel they all get.
         connected, peak: How many are connected, and were at most at one time.
+        behind: Connections with a channel that is not live.
         slow_closed: Closed because they were too far behind (4008).
         talkers_closed: Closed because they said too much (1008).
         ping_timeouts: Cut because they gave no sign of life.
         aborted: Cut because they did not answer the close in time.
     """
 
-    def __init__(self, settings: HubTable, fanout: Fanout) -> None:
-        self.fanout = fanout
+    def __init__(self, settings: HubTable, channels: Channels, freshness: Freshness, pacer: Pacer) -> None:
         self.inbound_max_bytes = settings.inbound_max_bytes
         self.inbound_max_per_s = settings.inbound_max_per_s
         self._settings = settings
+        self._channels = channels
+        self._freshness = freshness
+        self._pacer = pacer
         self._clock = asyncio.get_running_loop().time
         # Each connection belongs to one of the slots; one slot is pinged per tick, so that a round of
-        # pings is spread over the whole interval and never is a burst of its own.
+        # pings is spread over the whole interval and never is a burst of its own. So are the beats.
         slots = max(1, round(settings.ping_interval_s / TICK_S))
         self._slots: list[set[Connection]] = [set() for _ in range(slots)]
         self._next_slot = itertools.cycle(range(slots))
         self._next_ping = itertools.cycle(self._slots)
+        self._next_beat = itertools.cycle(range(max(1, round(settings.beat_interval_s / TICK_S))))
+        self._beat_ticks = max(1, round(settings.beat_interval_s / TICK_S))
         self._closing: set[Connection] = set()
         self._handshakes: dict[Expiring, None] = {}
         self.connected = 0
         self.peak = 0
+        self.behind: set[Connection] = set()
         self.slow_closed = 0
         self.talkers_closed = 0
         self.ping_timeouts = 0
@@ -59,51 +68,39 @@ class Roster:
     def full(self) -> bool:
         return self.connected >= self._settings.max_connections
 
-    def add(self, connection: Connection) -> None:
+    # Coming and going
+
+    def add(self, connection: Connection, ask: Ask) -> None:
+        """Take a connection in, and let it listen to what it asks for."""
         connection.slot = next(self._next_slot)
         self._slots[connection.slot].add(connection)
         self.connected += 1
         self.peak = max(self.peak, self.connected)
-        self.fanout.join(connection)
+        ears = [Listener(connection, self._channels.get(name), ask.filter, since) for name, since in ask.channels]
+        connection.listeners = tuple(sorted(ears, key=lambda listener: listener.channel.fanout.rank))
+        for listener in connection.listeners:
+            listener.channel.join(listener)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has ended; called once."""
         self._slots[connection.slot].discard(connection)
         self.connected -= 1
         self._closing.discard(connection)
-        self.fanout.leave(connection)
-
-    def begin_close(self, connection: Connection) -> None:
-        """No more events for this one, and a deadline to be gone."""
-        self.fanout.leave(connection)
-        connection.close_deadline = self._clock() + self._settings.close_timeout_s
-        self._closing.add(connection)
-
-    def close_slow(self, connection: Connection) -> None:
-        """Close with 4008 and say by how much it was too slow."""
-        ring = self.fanout.ring
-        events = ring.head - connection.cursor
-        self.slow_closed += 1
-        reason = f"too slow: {events} events, {self.fanout.behind_ms(connection):.0f} ms behind"
-        connection.close(wire.CloseCode.SLOW, reason)
+        self.behind.discard(connection)
+        for listener in connection.listeners:
+            listener.channel.leave(listener)
 
     def leave(self, connection: Connection) -> None:
         """No more events for this one."""
-        self.fanout.leave(connection)
+        self.behind.discard(connection)
+        for listener in connection.listeners:
+            listener.channel.mute(listener)
 
-    def fall_behind(self, connection: Connection) -> None:
-        """Its socket is full: from now on it is fed from the ring."""
-        self.fanout.fall_behind(connection)
-
-    def feed(self, connection: Connection) -> bool:
-        """Write the next piece to a connection that is behind; whether there is more for it."""
-        if connection not in self.fanout.behind:
-            return False
-        try:
-            self.fanout.feed(connection)
-        except LookupError:
-            self.close_slow(connection)
-        return connection in self.fanout.behind
+    def begin_close(self, connection: Connection) -> None:
+        """No more events for this one, and a deadline to be gone."""
+        self.leave(connection)
+        connection.close_deadline = self._clock() + self._settings.close_timeout_s
+        self._closing.add(connection)
 
     def close_talker(self, connection: Connection) -> None:
         """Close with 1008: a subscriber has next to nothing to say."""
@@ -118,6 +115,44 @@ class Roster:
             self._handshakes[front] = None
         else:
             self._handshakes.pop(front, None)
+
+    # Those who are behind
+
+    def fall_behind(self, connection: Connection) -> None:
+        """Its socket is full: from now on it is fed from the ring."""
+        if connection.close_deadline is None:
+            self.behind.add(connection)
+            for listener in connection.listeners:
+                listener.channel.fanout.fall_behind(listener)
+
+    def catch_up(self, connection: Connection) -> None:
+        """It is behind, and its socket has room: it is fed in its turn."""
+        if connection.close_deadline is None:
+            self.behind.add(connection)
+            self._pacer.add(connection.feed)
+
+    def feed(self, connection: Connection) -> bool:
+        """Write the next piece of the channel that goes first; whether there is more that can be written now."""
+        for listener in connection.listeners:
+            if connection.paused or connection.close_deadline is not None:
+                return False
+            try:
+                if listener.channel.feed(listener):
+                    return not connection.paused
+            except LookupError:
+                self._close_slow(listener)
+        if not connection.paused and not any(map(_is_behind, connection.listeners)):
+            self.behind.discard(connection)
+        return False
+
+    def _close_slow(self, listener: Listener) -> None:
+        """Close with 4008 and say by how much it was too slow."""
+        fanout = listener.channel.fanout
+        self.slow_closed += 1
+        reason = f"too slow: {fanout.behind_events(listener)} events, {fanout.behind_ms(listener):.0f} ms behind"
+        listener.connection.close(wire.CloseCode.SLOW, reason)
+
+    # The timer
 
     async def keep(self) -> None:
         """The shared timer; runs until cancelled."""
@@ -134,15 +169,29 @@ class Roster:
             self.aborted += 1
             self._closing.discard(connection)
             connection.abort()
-        for connection in list(self.fanout.behind):
-            too_late = self.fanout.behind_ms(connection) > self._settings.behind_max_ms
-            if too_late or connection.cursor < self.fanout.ring.tail:
-                self.close_slow(connection)
+        for connection in list(self.behind):
+            self._hold_to_deadline(connection)
         for connection in list(next(self._next_ping)):
             self._ping(connection)
+        beats = range(next(self._next_beat), len(self._slots), self._beat_ticks)
+        if self._freshness.proven:
+            for connection in itertools.chain.from_iterable(self._slots[slot] for slot in beats):
+                if connection.wants_control:
+                    self._pacer.add(connection.beat)
+        self._channels.close_idle()
+
+    def _hold_to_deadline(self, connection: Connection) -> None:
+        for listener in connection.listeners:
+            fanout = listener.channel.fanout
+            if not _is_behind(listener) or listener.awaits_page:
+                continue
+            overtaken = listener.cursor is not None and listener.cursor < fanout.ring.tail
+            if (overtaken and not listener.resuming) or fanout.behind_ms(listener) > self._settings.behind_max_ms:
+                self._close_slow(listener)
+                return
 
     def _ping(self, connection: Connection) -> None:
-        if connection.close_deadline is not None or connection in self.fanout.behind:
+        if connection.close_deadline is not None or connection.paused:
             return  # each of them has a deadline of its own
         if connection.alive:
             connection.alive = False
@@ -150,6 +199,14 @@ class Roster:
         else:
             self.ping_timeouts += 1
             connection.close(wire.CloseCode.PING_TIMEOUT, "no sign of life")
+
+    def beat(self, connection: Connection) -> None:
+        """Tell a `broadcaster.v1` client where it stands."""
+        if connection.close_deadline is None and self._freshness.proven:
+            for listener in connection.listeners:
+                listener.channel.beat(listener)
+
+    # The end
 
     async def close_all(self, code: wire.CloseCode, reason: str, within_s: float) -> None:
         """Close everybody, wait until they are gone, cut whoever is left."""
@@ -163,3 +220,7 @@ class Roster:
 
     def _everybody(self) -> list[Connection]:
         return list(itertools.chain.from_iterable(self._slots))
+
+
+def _is_behind(listener: Listener) -> bool:
+    return listener in listener.channel.fanout.behind

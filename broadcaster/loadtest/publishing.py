@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
@@ -12,7 +11,6 @@ from itertools import islice
 from typing import Final
 
 from broadcaster import hub_client
-from broadcaster.errors import RedisUnavailable
 from broadcaster.event import Draft
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import PublishedRecord
@@ -79,9 +77,6 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> list[Publish
                 )
             )
         ready.extend(islice(drafts, len(batch)))
-        if any(row.error for row in rows[-len(batch) :]):
-            with contextlib.suppress(RedisUnavailable):  # the next batch will say so again
-                await publisher.connect()
     return rows
 
 

@@ -10,8 +10,10 @@ Five layers, the later one wins:
 
 from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load, redact
 from broadcaster.settings.tables import (
+    ChannelsTable,
     EventTable,
     FleetTable,
+    HistoryTable,
     HubTable,
     LoadtestTable,
     PublisherTable,
@@ -23,8 +25,10 @@ from broadcaster.settings.tables import (
 
 __all__ = [
     "CONFIG_FILE",
+    "ChannelsTable",
     "EventTable",
     "FleetTable",
+    "HistoryTable",
     "HubTable",
     "Loaded",
     "LoadtestTable",

@@ -78,9 +78,10 @@ def load(
 
 
 def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
-    """The settings as TOML, the password of `redis.url` struck out, each line with its origin if given."""
+    """The settings as TOML, passwords of URLs struck out, each line with its origin if given."""
     tables = settings.model_dump()
-    tables["redis"]["url"] = redact(settings.redis.url)
+    for key in ("url", "subscribe_url"):
+        tables["redis"][key] = redact(tables["redis"][key])
     text = tomli_w.dumps(tables)
     if origins is None:
         return text
@@ -184,7 +185,7 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
             lines.append(f"{'.'.join(where)}: no such {kind} (from {origin})")
         else:
             given = repr(problem.get("input"))[:80]
-            if where[0] == "redis" and where[1:] in ([], ["url"]):
+            if where[0] == "redis" and where[1:] in ([], ["url"], ["subscribe_url"]):
                 given = "a value that may hold a password"
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             lines.append(f"{'.'.join(where)}: {message} (got {given}, from {origin})")

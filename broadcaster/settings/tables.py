@@ -26,6 +26,10 @@ def _redis_url(url: str) -> str:
     return _checked_url(url, "redis", "rediss", "unix")
 
 
+def _optional_redis_url(url: str) -> str:
+    return _redis_url(url) if url else url
+
+
 def _websocket_url(url: str) -> str:
     return _checked_url(url, "ws", "wss") if url else url
 
@@ -47,6 +51,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
 
 
@@ -61,10 +66,26 @@ class EventTable(Table):
 
 class RedisTable(Table):
     url: Annotated[str, AfterValidator(_redis_url), Field(repr=False)] = "redis://127.0.0.1:6390/0"
+    subscribe_url: Annotated[str, AfterValidator(_optional_redis_url), Field(repr=False)] = ""
     connect_timeout_s: Seconds = 2.0
     ping_interval_s: Seconds = 0.5
     silence_timeout_s: Seconds = 2.0
     reconnect_max_s: Seconds = 1.0
+
+
+class HistoryTable(Table):
+    enabled: bool = True
+    max_events: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    idle_expire_s: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
+    dedupe_s: Annotated[int, Field(ge=1, le=86_400)] = 60
+
+
+class ChannelsTable(Table):
+    allow: Annotated[tuple[Glob, ...], Field(max_length=100)] = ("events.*",)
+    priority: Annotated[tuple[Glob, ...], Field(max_length=100)] = ("events.critical",)
+    max_open: Positive = 64
+    max_per_connection: Annotated[int, Field(ge=1, le=64)] = 16
+    linger_s: Seconds = 60.0
 
 
 class HubTable(Table):
@@ -79,6 +100,8 @@ class HubTable(Table):
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20
     behind_max_ms: Positive = 5000
     ping_interval_s: Seconds = 20.0
+    beat_interval_s: Seconds = 2.0
+    prove_interval_s: Seconds = 1.0
     close_timeout_s: Seconds = 2.0
     shutdown_s: Seconds = 2.0
 
@@ -88,6 +111,8 @@ class PublisherTable(Table):
     event_type: str = "SERVER_DOWN"
     rate_hz: Annotated[float, Field(gt=0, le=100_000)] = 1.0
     payload_bytes: Annotated[int, Field(ge=0)] = 200
+    publish_deadline_s: Seconds = 15.0
+    max_unanswered: Positive = 10_000
     start_timeout_s: Seconds = 30.0
 
 
@@ -132,6 +157,8 @@ class Settings(BaseSettings):
 
     event: EventTable = EventTable()
     redis: RedisTable = RedisTable()
+    history: HistoryTable = HistoryTable()
+    channels: ChannelsTable = ChannelsTable()
     hub: HubTable = HubTable()
     publisher: PublisherTable = PublisherTable()
     subscriber: SubscriberTable = SubscriberTable()
@@ -147,6 +174,8 @@ class Settings(BaseSettings):
             raise ValueError("publisher.payload_bytes must not exceed event.max_bytes")
         if self.redis.silence_timeout_s <= self.redis.ping_interval_s:
             raise ValueError("redis.silence_timeout_s must be longer than redis.ping_interval_s")
+        if self.history.dedupe_s <= self.publisher.publish_deadline_s:
+            raise ValueError("history.dedupe_s must be longer than publisher.publish_deadline_s")
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
+
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
-from broadcaster.wire.frames import V1
+from broadcaster.wire.frames import V1, CloseCode
 
-__all__ = ["ClientConnection", "ConnectionClosed", "InvalidHandshake", "open_connection", "refused_for_good"]
+__all__ = [
+    "ClientConnection",
+    "ConnectionClosed",
+    "InvalidHandshake",
+    "came_back_in_vain",
+    "can_beat",
+    "has_come",
+    "open_connection",
+    "refused_for_good",
+    "retry_after_s",
+]
 
 
 def open_connection(url: str, *, timeout_s: float, max_queue: int) -> connect:
@@ -36,3 +49,27 @@ def refused_for_good(error: InvalidHandshake) -> str | None:
     if response.status_code not in range(400, 500) or response.status_code in (408, 429):
         return None
     return f"{response.status_code} {bytes(response.body or b'').decode(errors='replace').strip()[:200]}"
+
+
+def retry_after_s(error: InvalidHandshake) -> float:
+    """Seconds that the hub asks us to stay away (`Retry-After`); 0 if it does not say."""
+    if not isinstance(error, InvalidStatus):
+        return 0.0
+    value = error.response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else 0.0
+
+
+def came_back_in_vain(error: ConnectionClosed) -> bool:
+    """Whether the hub said that it cannot bring what follows our position (4009)."""
+    return error.rcvd is not None and error.rcvd.code == CloseCode.HOLE
+
+
+def can_beat(connection: ClientConnection) -> bool:
+    """Whether the hub speaks `broadcaster.v1`: others give no sign but events."""
+    return connection.subprotocol == V1
+
+
+def has_come(pong: Awaitable[float]) -> bool:
+    """Whether the pong that `ping` has promised is here."""
+    assert isinstance(pong, asyncio.Future)
+    return pong.done()

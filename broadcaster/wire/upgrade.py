@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from websockets.http11 import Request
@@ -15,6 +15,8 @@ from broadcaster.wire.frames import PLAIN, V1
 from broadcaster.wire.quiet import QUIET, let_go
 
 HEAD_END: Final = b"\r\n\r\n"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,43 +42,47 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Generic[T]):
     """The hub's answer to an upgrade request.
 
     Attributes:
         response: Bytes to write.
-        accepted: Whether the connection is a WebSocket now; otherwise write and close.
+        admitted: What `admit` returned: the connection is a WebSocket now; None: write and close.
         subprotocol: The selected one, or None.
     """
 
     response: bytes
-    accepted: bool
+    admitted: T | None
     subprotocol: str | None = None
 
 
-def answer_upgrade(head: bytes, admit: Callable[[Target], Refusal | None]) -> Answer:
+def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answer[T]:
     """Check a complete request head as RFC 6455 says, ask `admit`, and build the answer.
 
     Args:
         head: The request up to and including its empty line.
-        admit: Called with the target of a well-formed request; a refusal is sent instead of the 101.
+        admit: Called with the target of a well-formed request: what is to be done, or why not. A refusal is
+            sent instead of the 101.
     """
     protocol = _Handshake(logger=QUIET)
     protocol.receive_data(head)
-    accepted = False
+    admitted: T | None = None
     for request in protocol.events_received():  # none if malformed
         assert isinstance(request, Request)
         response = protocol.accept(request)
-        if response.status_code == 101 and (refusal := _ask(admit, request.path)):
-            response = protocol.reject(refusal.status, refusal.reason + "\n")
-            if refusal.retry_after_s is not None:
-                response.headers["Retry-After"] = str(refusal.retry_after_s)
+        if response.status_code == 101:
+            decision = _ask(admit, request.path)
+            if not isinstance(decision, Refusal):
+                admitted = decision
+            else:
+                response = protocol.reject(decision.status, decision.reason + "\n")
+                if decision.retry_after_s is not None:
+                    response.headers["Retry-After"] = str(decision.retry_after_s)
         protocol.send_response(response)
-        accepted = response.status_code == 101
     # Some malformed requests the protocol answers itself; to others it has nothing to say.
     response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
     let_go(protocol)
-    return Answer(response_bytes, accepted, protocol.subprotocol if accepted else None)
+    return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol)
 
 
 def plain_response(status: int, phrase: str) -> bytes:
@@ -86,7 +92,7 @@ def plain_response(status: int, phrase: str) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _ask(admit: Callable[[Target], Refusal | None], path: str) -> Refusal | None:
+def _ask(admit: Callable[[Target], T | Refusal], path: str) -> T | Refusal:
     try:
         target = Target.parse(path)
     except ValueError as error:

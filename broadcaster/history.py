@@ -1,0 +1,217 @@
+"""How events are stored in Redis: keys, the one script, and what its replies mean. No connection, no clock.
+
+Per channel, under one hash tag so that a cluster keeps them together:
+
+    {ch}:meta           hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
+                        epochs: the last 16, each with its first offset ("a1:1 b2:451")
+    {ch}:log            stream: the events, id <offset>-0, about the last `history.max_events` of them
+    {ch}:id:<event_id>  the position an event was given, for `history.dedupe_s`: a retry is answered with it
+
+Storing and publishing is one step of Redis: there is no event that was published and cannot be found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from broadcaster.errors import RedisUnavailable
+from broadcaster.position import Position, is_epoch
+from broadcaster.settings import HistoryTable
+
+Command = tuple[Any, ...]
+
+SCRIPT: Final = """\
+-- KEYS: meta, log, one id key per event.
+-- ARGV: channel, a fresh epoch, max_events, idle_expire_s, dedupe_s, one payload per event.
+-- Without events it only looks, and begins the epoch if that is due.
+-- Reply: epochs, last offset, then per event: position, how many subscriptions heard it (-1: it was there).
+local function digits(number)
+  return string.format('%.0f', number)  -- from 10^14 on Lua would write 1e+14
+end
+
+local run_id = redis.call('INFO', 'server'):match('run_id:(%w+)')
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run_id', 'epochs')
+local epoch, offset, epochs = meta[1], tonumber(meta[2]), meta[4]
+
+local function begin_epoch()
+  epoch = ARGV[2]
+  epochs = epochs .. ' ' .. epoch .. ':' .. digits(offset + 1)
+  local _, count = epochs:gsub('%S+', '')
+  if count > 16 then
+    epochs = epochs:gsub('^%s*%S+', '', 1)
+  end
+  epochs = epochs:gsub('^%s+', '')
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', digits(offset), 'run_id', run_id, 'epochs', epochs)
+end
+
+if not (epoch and offset and epochs) then
+  -- Nothing is known of this channel. What the log may hold cannot be told from what will come.
+  redis.call('DEL', KEYS[2])
+  offset, epochs = 0, ''
+  begin_epoch()
+elseif meta[3] ~= run_id then
+  -- Another Redis process: it may have come back with older data. Offsets count on, in a new epoch, or the
+  -- same position would be given twice.
+  begin_epoch()
+end
+
+for i = 6, #ARGV do
+  if ARGV[i]:sub(1, 2) ~= '{"' then
+    return redis.error_reply('BADEVENT the payload of an event begins with {"')
+  end
+end
+
+local reply = {}
+for i = 3, #KEYS do
+  local given = epoch .. '-' .. digits(offset + 1)
+  if redis.call('SET', KEYS[i], given, 'NX', 'EX', ARGV[5]) then
+    local function event()
+      return '{"channel":"' .. ARGV[1] .. '","epoch":"' .. epoch .. '","offset":' .. digits(offset) .. ','
+        .. ARGV[i + 3]:sub(2)
+    end
+    offset = offset + 1
+    local stored = event()
+    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], digits(offset) .. '-0', 'e', stored)
+    if type(added) == 'table' and added.err then
+      -- The counter has fallen behind the log: somebody has changed it. No offset may be given twice.
+      redis.call('DEL', KEYS[2])
+      if epoch ~= ARGV[2] then
+        offset = offset - 1
+        begin_epoch()
+        offset = offset + 1
+      end
+      given, stored = epoch .. '-' .. digits(offset), event()
+      redis.call('SET', KEYS[i], given, 'EX', ARGV[5])
+      redis.call('XADD', KEYS[2], digits(offset) .. '-0', 'e', stored)
+    end
+    reply[#reply + 1] = given
+    reply[#reply + 1] = redis.call('PUBLISH', ARGV[1], stored)
+  else
+    reply[#reply + 1] = redis.call('GET', KEYS[i])
+    reply[#reply + 1] = -1
+  end
+end
+if #KEYS > 2 then
+  redis.call('HSET', KEYS[1], 'offset', digits(offset))
+  redis.call('EXPIRE', KEYS[2], ARGV[4])
+end
+return {epochs, digits(offset), unpack(reply)}
+"""
+
+SHA: Final = hashlib.sha1(SCRIPT.encode()).hexdigest()
+LOAD: Final[Command] = ("SCRIPT", "LOAD", SCRIPT)
+"""Must have been sent on a connection before `look` or `store`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What Redis says of one published event.
+
+    Attributes:
+        position: Where it is stored; None if events are not stored.
+        heard: How many Redis subscriptions heard it; None for one that had been stored before.
+    """
+
+    position: Position | None
+    heard: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a channel stands in Redis: its epochs with their first offsets, oldest first, and the last offset."""
+
+    epochs: tuple[Position, ...]
+    offset: int
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epochs[-1].epoch, self.offset)
+
+
+def store(channel: str, events: Sequence[tuple[str, bytes]], table: HistoryTable) -> Command:
+    """Store and publish events (id, payload) in order; the reply is for `read_stored`."""
+    ids = [f"{{{channel}}}:id:{event_id}" for event_id, _ in events]
+    payloads = [payload for _, payload in events]
+    return (
+        *("EVALSHA", SHA, 2 + len(ids), *_keys(channel), *ids),
+        *(channel, _fresh_epoch(), table.max_events, table.idle_expire_s, table.dedupe_s, *payloads),
+    )
+
+
+def look(channel: str, table: HistoryTable) -> Command:
+    """Ask where a channel stands, and begin its epoch if that is due; the reply is for `read_head`."""
+    return store(channel, (), table)
+
+
+def glance(channel: str) -> Command:
+    """Ask where a channel stands, cheaply and without consequence; the reply is for `read_glance`."""
+    return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
+
+
+def page(channel: str, first: int, count: int) -> Command:
+    """Ask for the first `count` stored events from an offset on; the reply is for `read_page`."""
+    return ("XRANGE", _keys(channel)[1], f"{first}-0", "+", "COUNT", count)
+
+
+def read_stored(reply: Any) -> list[Stored]:
+    """Per event, in order.
+
+    Raises:
+        RedisUnavailable: This is no reply of the script.
+    """
+    try:
+        pairs = zip(reply[2::2], reply[3::2], strict=True)
+        return [Stored(Position.parse(where.decode()), heard if heard >= 0 else None) for where, heard in pairs]
+    except (TypeError, ValueError, AttributeError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_head(reply: Any) -> Head:
+    """Where the channel stands.
+
+    Raises:
+        RedisUnavailable: This is no reply of the script.
+    """
+    try:
+        pairs = [text.partition(":") for text in reply[0].decode().split()]
+        head = Head(tuple(Position(epoch, int(first)) for epoch, _, first in pairs), int(reply[1]))
+        head.position  # noqa: B018 - there is at least one epoch
+        return head
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_glance(reply: Any, run_id: str) -> Position | None:
+    """Where the channel stands; None if nobody knows, or the epoch is of another Redis process."""
+    epoch, offset, began_by = [(value or b"").decode("ascii", "replace") for value in reply]
+    return Position(epoch, int(offset)) if is_epoch(epoch) and offset.isdigit() and began_by == run_id else None
+
+
+def read_page(reply: Any) -> list[tuple[int, bytes]]:
+    """Offset and payload of each event, in order.
+
+    Raises:
+        RedisUnavailable: This is no such reply.
+    """
+    try:
+        return [(int(id_.partition(b"-")[0]), fields[1]) for id_, fields in reply]
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_run_id(info: bytes) -> str:
+    """Which Redis process said this: the `run_id` of its `INFO server`."""
+    lines = dict(line.partition(":")[::2] for line in info.decode("ascii", "replace").splitlines())
+    return lines.get("run_id", "")
+
+
+def _keys(channel: str) -> tuple[str, str]:
+    return f"{{{channel}}}:meta", f"{{{channel}}}:log"
+
+
+def _fresh_epoch() -> str:
+    return secrets.token_hex(6)

@@ -1,0 +1,44 @@
+"""Work that may wait, such as feeding those who are behind: a little of it per turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+
+SLICE_S: Final = 0.0003
+"""Such work per turn of the loop, in seconds: by so much it may delay an event that has just arrived."""
+
+Work = Callable[[], bool]
+"""Does one small piece; whether there is more."""
+
+
+class Pacer:
+    """A queue of work, served in turn. The same work stands in it only once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: dict[Work, None] = {}
+        self._scheduled = False
+
+    def add(self, work: Work) -> None:
+        self._queue[work] = None
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        end = time.monotonic() + SLICE_S  # the loop's own clock stands still within a turn
+        try:
+            while self._queue:
+                work = next(iter(self._queue))
+                del self._queue[work]
+                if work():
+                    self._queue[work] = None
+                if time.monotonic() >= end:
+                    break
+        finally:
+            self._scheduled = bool(self._queue)
+            if self._queue:
+                self._loop.call_soon(self._turn)
