@@ -99,6 +99,7 @@ if #KEYS > 2 then
   redis.call('HSET', KEYS[1], 'offset', digits(offset))
   redis.call('EXPIRE', KEYS[2], ARGV[4])
 end
+redis.call('EXPIRE', KEYS[1], 7 * ARGV[4])  -- the positions outlive the events
 return {epochs, digits(offset), unpack(reply)}
 """
 
@@ -150,6 +151,11 @@ def look(channel: str, table: HistoryTable) -> Command:
 def glance(channel: str) -> Command:
     """Ask where a channel stands, cheaply and without consequence; the reply is for `read_glance`."""
     return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
+
+
+def keep(channel: str, table: HistoryTable) -> Command:
+    """Have Redis remember a silent channel's position for as long as somebody listens."""
+    return ("EXPIRE", _keys(channel)[0], 7 * table.idle_expire_s)
 
 
 def page(channel: str, first: int, count: int) -> Command:

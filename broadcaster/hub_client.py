@@ -55,7 +55,7 @@ async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float) -
 
 def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
     if not numbers["ready"]:
-        return "it is not ready (no subscription in Redis)"
+        return "it is not ready (see /health/ready)"
     if numbers["connected"] < subscribers:
         return f"{numbers['connected']} of {subscribers} subscribers are connected"
     return None

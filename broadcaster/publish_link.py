@@ -183,6 +183,10 @@ class PublishLink:
             except RedisUnavailable as error:
                 why = str(error)
                 continue
+            except RedisRefused as error:
+                for pending in again:
+                    pending.fail(RedisUnavailable(str(error)))
+                raise
             # Those that were sent meanwhile are among them, each in its place.
             _write(link, [pending for pending in self._unanswered if not pending.outcomes])
             return

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -30,6 +30,7 @@ _SOURCES: Final = 10_000
 
 _MISSED_BEATS: Final = 3
 _PONG_S: Final = 2.0
+_GRACE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,8 @@ class Subscriber:
         self._left = False
         self._beat_interval_s = settings.hub.beat_interval_s
         self._beat_at = 0.0
-        self._pong: Awaitable[float] | None = None
+        self._stale_at = 0.0
+        self._pong: asyncio.Future[float] | None = None
         self._pong_by = 0.0
         self.stale = False
         self.received = 0
@@ -130,7 +132,7 @@ class Subscriber:
         return next(iter(self._places.positions.values()), None)
 
     async def __aenter__(self) -> Subscriber:
-        self._beat_at = asyncio.get_running_loop().time()
+        self._on_beat()
         return self
 
     async def __aexit__(
@@ -224,29 +226,33 @@ class Subscriber:
         """Loop time at which silence means something."""
         if self._pong is not None:
             return self._pong_by
-        return None if self.stale else self._beat_at + _MISSED_BEATS * self._beat_interval_s
+        return None if self.stale else self._stale_at
 
     async def _on_silence(self) -> None:
         """Beats are missing: say so, and find out whether there is still somebody at the other end."""
         now = asyncio.get_running_loop().time()
         if self._connection is not None and not client.can_beat(self._connection):
-            self._beat_at = now  # this hub never beats
+            self._stale_at = now + _MISSED_BEATS * self._beat_interval_s  # this hub never beats
+        elif not self.stale and now > self._stale_at + _GRACE_S:
+            self._stale_at = now + _GRACE_S  # it was us who did not listen: the beats may be waiting
         elif not self.stale:
             self.stale = True
             self._notices.append(Stale(now - self._beat_at))
             log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
             if self._connection is not None:
                 try:
-                    self._pong, self._pong_by = await self._connection.ping(), now + _PONG_S
+                    pong = await self._connection.ping()
+                    self._pong, self._pong_by = asyncio.ensure_future(pong), now + _PONG_S
                 except client.ConnectionClosed:
                     self._pong = None  # which the next receive finds out, too
         elif self._pong is not None:
             pong, self._pong = self._pong, None
-            if not client.has_come(pong) and self._connection is not None:
+            if not pong.done() and self._connection is not None:
                 self._connection.transport.abort()  # half-open: nobody is there any more
 
     def _on_beat(self) -> None:
         self._beat_at = asyncio.get_running_loop().time()
+        self._stale_at = self._beat_at + _MISSED_BEATS * self._beat_interval_s
         self._pong = None
         if self.stale:
             self.stale = False

@@ -119,6 +119,7 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         channels = {name: ChannelStatistics.of(channel) for name, channel in self.channels.open.items()}
+        totals = self.channels.totals()
         return HubStatistics(
             version=VERSION,
             pid=os.getpid(),
@@ -128,11 +129,11 @@ class Hub:
             connected=self.roster.connected,
             peak=self.roster.peak,
             behind=len(self.roster.behind),
-            events_received=sum(channel.received for channel in channels.values()),
+            events_received=totals["received"],
             invalid=dict(self.intake.invalid),
-            deliveries=sum(channel.deliveries for channel in channels.values()),
-            filtered=sum(channel.filtered for channel in channels.values()),
-            sent_bytes=sum(channel.sent_bytes for channel in channels.values()),
+            deliveries=totals["deliveries"],
+            filtered=totals["filtered"],
+            sent_bytes=totals["sent_bytes"],
             slow_closed=self.roster.slow_closed,
             talkers_closed=self.roster.talkers_closed,
             ping_timeouts=self.roster.ping_timeouts,

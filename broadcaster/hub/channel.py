@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import Final
 
 from broadcaster import wire
 from broadcaster.hub.arrival import Arrival
@@ -15,6 +17,9 @@ from broadcaster.hub.reader import PassingReader, Reader
 from broadcaster.hub.resume import Resumption, welcome_frame
 from broadcaster.settings import Settings
 
+_OPENING_S: Final = 2.0
+"""A channel that is opened because somebody asks for it may take so long before the hub is not ready."""
+
 
 class Channel:
     """One channel.
@@ -25,6 +30,7 @@ class Channel:
         listeners: How many there are.
         idle_since: Loop time at which the last of them left.
         received: Valid events taken in from the subscription.
+        opening: Whether it has just been opened, and is not expected to be steady yet.
     """
 
     def __init__(
@@ -58,6 +64,8 @@ class Channel:
         self._pacer = pacer
         self._waiting: dict[Listener, None] = {}
         self._beat: tuple[object, bytes] = (None, b"")
+        self._ever_steady = False
+        self._opened_at = self._clock()
         self.listeners = 0
         self.idle_since = self._clock()
         self.received = 0
@@ -66,6 +74,16 @@ class Channel:
         """Take in valid events from the subscription, in its order."""
         self.received += len(arrivals)
         self.reader.take(arrivals)
+
+    def totals(self) -> Counter[str]:
+        """What was counted since it was opened."""
+        fanout = self.fanout
+        return Counter(
+            received=self.received,
+            deliveries=fanout.deliveries,
+            filtered=fanout.filtered,
+            sent_bytes=fanout.sent_bytes,
+        )
 
     async def run(self) -> None:
         """Read the log whenever it is necessary, until cancelled.
@@ -97,7 +115,12 @@ class Channel:
         self._waiting.pop(listener, None)
         self.fanout.leave(listener)
 
+    @property
+    def opening(self) -> bool:
+        return not self._ever_steady and self._clock() - self._opened_at < _OPENING_S
+
     def _on_caught_up(self) -> None:
+        self._ever_steady = self._ever_steady or self.reader.steady
         if self._waiting and self.reader.steady:
             self._pacer.add(self._start_one)
 
@@ -142,8 +165,8 @@ class Channel:
 
     def beat(self, listener: Listener) -> None:
         """Tell a listener up to where everything was given to it, held back by its filter, or told as a gap."""
-        if listener in self._waiting or not self.reader.steady:
-            return
+        if listener in self._waiting or listener.since is not None or not self.reader.steady:
+            return  # it has not been welcomed yet, or nobody knows whether everything has come
         position = self.fanout.place_of(listener)
         if self._beat[0] != position or not self._beat[1]:
             where = None if position is None else str(position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Channels:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clock = asyncio.get_running_loop().time
         self._subscription: Subscription | None = None
+        self._past: Counter[str] = Counter()
         self.open: dict[str, Channel] = {}
         self.by_key: dict[bytes, Channel] = {}
         self.default = settings.event.channel
@@ -103,8 +105,13 @@ class Channels:
             if not channel.listeners and channel.idle_since < before and name != self.default:
                 assert self._subscription is not None
                 self._subscription.release(name)
+                self._past += channel.totals()
                 del self.open[name], self.by_key[name.encode()]
                 self._tasks.pop(name).cancel()
+
+    def totals(self) -> Counter[str]:
+        """What was counted since the hub began, also by channels that are closed now."""
+        return sum((channel.totals() for channel in self.open.values()), self._past)
 
     def on_confirmed(self, name: str) -> None:
         if name in self.open:

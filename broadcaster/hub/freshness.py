@@ -25,6 +25,7 @@ from broadcaster.settings import Settings
 log = logging.getLogger("broadcaster.hub")
 
 _KEY_EXPIRE_S: Final = 60
+_KEEP_ROUNDS: Final = 60
 
 
 class Freshness:
@@ -40,7 +41,7 @@ class Freshness:
     def __init__(self, settings: Settings, commands: CommandLink, channels: Channels) -> None:
         self._interval_s = settings.hub.prove_interval_s
         self._timeout_s = settings.redis.silence_timeout_s
-        self._stored = settings.history.enabled
+        self._history = settings.history
         self._commands = commands
         self._channels = channels
         self._probe: asyncio.Future[None] | None = None
@@ -105,25 +106,31 @@ class Freshness:
         """
         self._probe = asyncio.get_running_loop().create_future()
         self._expected = secrets.token_hex(8).encode()
-        names = list(self._channels.open) if self._stored else []
-        _, info, *heads, _ = await self._commands.execute(
+        names = list(self._channels.open) if self._history.enabled else []
+        _, info, *heads = await self._commands.execute(
             ("SET", self.channel, "", "EX", _KEY_EXPIRE_S),
             ("INFO", "server"),
             *(history.glance(name) for name in names),
             ("PUBLISH", self.channel, self._expected),
+            *(history.keep(name, self._history) for name in names if self.rounds % _KEEP_ROUNDS == 0),
         )
         await subscription.prove()
         await self._probe
         run_id = history.read_run_id(info)
         missing = [
             name
-            for name, head in zip(names, heads, strict=True)
-            if (channel := self._channels.open.get(name)) is not None
-            and not channel.reader.check(history.read_glance(head, run_id))
+            for name, head in zip(names, heads, strict=False)
+            if self._is_due(name) and not self._channels.open[name].reader.check(history.read_glance(head, run_id))
         ]
         if missing:
             return "stored events have not come over the subscription: " + ", ".join(missing[:5])
-        if waiting := [name for name, channel in self._channels.open.items() if not channel.reader.steady]:
+        opened = self._channels.open.items()
+        if waiting := [name for name, channel in opened if self._is_due(name) and not channel.reader.steady]:
             self.hurry()
             return "not caught up yet: " + ", ".join(waiting[:5])
         return ""
+
+    def _is_due(self, name: str) -> bool:
+        """Whether a channel is open, and not just being opened because somebody asks for it."""
+        channel = self._channels.open.get(name)
+        return channel is not None and (name == self._channels.default or not channel.opening)

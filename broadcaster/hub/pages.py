@@ -7,15 +7,19 @@ however many come back at once, Redis and the event loop see one request at a ti
 from __future__ import annotations
 
 import asyncio
+import itertools
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from broadcaster.bus import backoff_s
 from broadcaster.errors import RedisUnavailable
+from broadcaster.hub.arrival import Arrival
 from broadcaster.hub.log import PAGE_EVENTS, EventLog, Page
 from broadcaster.hub.order import Order
+from broadcaster.position import Position
 
 KEPT_PAGES: Final = 32
 """Pages that are kept for others who may want them."""
@@ -28,11 +32,46 @@ _LONGEST_WAIT_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A page of a channel's log with the order of its positions, and its size in bytes."""
+    """A page of a channel's log, and what is worked out once for all who read it.
+
+    Attributes:
+        page: The page.
+        order: The order of the channel's positions.
+        ends: Per event: bytes of all frames up to and with its own.
+        whole: Whether its events are of one epoch and follow each other without a hole.
+    """
 
     page: Page
     order: Order
-    size: int
+    ends: list[int]
+    whole: bool
+
+    @classmethod
+    def of(cls, page: Page, order: Order) -> LogPage:
+        ends = list(itertools.accumulate(len(arrival.frame) for arrival in page.arrivals))
+        positions = [arrival.position for arrival in page.arrivals]
+        steps = itertools.pairwise(positions)
+        whole = all(a and b and b.epoch == a.epoch and b.offset == a.offset + 1 for a, b in steps)
+        return cls(page, order, ends, whole and not page.refused)
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def run(self, place: Position, max_bytes: int) -> Sequence[Arrival]:
+        """The events right after `place`, if nothing is missing before, between or behind them; else nothing.
+
+        At least one, and no more than `max_bytes` unless one alone is.
+        """
+        if not self.whole or not self.page.arrivals:
+            return ()
+        first = self.page.arrivals[0].position
+        assert first is not None
+        start = place.offset + 1 - first.offset
+        if place.epoch != first.epoch or not 0 <= start < len(self.ends):
+            return ()
+        before = self.ends[start - 1] if start else 0
+        return self.page.arrivals[start : max(start + 1, bisect_right(self.ends, before + max_bytes))]
 
 
 class Pages:
@@ -85,8 +124,7 @@ class Pages:
             except RedisUnavailable:
                 await asyncio.sleep(wait_s)
         self.read += 1
-        size = sum(len(arrival.frame) for arrival in page.arrivals)
-        found = LogPage(page, Order(channel, page.head.epochs), size)
+        found = LogPage.of(page, Order(channel, page.head.epochs))
         self._keep((channel, first), found)
         return found
 

@@ -111,6 +111,12 @@ class Resumption:
         """Write what a page has for a listener, up to `WRITE_BYTES`; whether that got it any further."""
         place, page, order = listener.place, found.page, found.order
         assert place is not None
+        if run := found.run(place, WRITE_BYTES):
+            self._welcome_once(listener, [])
+            listener.place = run[-1].position
+            listener.behind_since = self._loop.time()
+            self._fanout.give_run(listener, run)
+            return True
         entries: list[Entry] = []
         gaps: list[Gap] = []
         size = 0

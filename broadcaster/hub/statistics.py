@@ -68,8 +68,6 @@ class ChannelStatistics:
 class HubStatistics:
     """Counters since the start of the process, and gauges of this moment.
 
-    The counters of channels are sums over the channels that are open now.
-
     Attributes:
         version: Of this package.
         pid: Process id of the hub.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
-
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
@@ -17,7 +14,6 @@ __all__ = [
     "InvalidHandshake",
     "came_back_in_vain",
     "can_beat",
-    "has_come",
     "open_connection",
     "refused_for_good",
     "retry_after_s",
@@ -67,9 +63,3 @@ def came_back_in_vain(error: ConnectionClosed) -> bool:
 def can_beat(connection: ClientConnection) -> bool:
     """Whether the hub speaks `broadcaster.v1`: others give no sign but events."""
     return connection.subprotocol == V1
-
-
-def has_come(pong: Awaitable[float]) -> bool:
-    """Whether the pong that `ping` has promised is here."""
-    assert isinstance(pong, asyncio.Future)
-    return pong.done()

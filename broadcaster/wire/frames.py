@@ -42,10 +42,10 @@ _COME_BACK: Final = {
     CloseCode.INVALID_TEXT: "no: mend the client",
     CloseCode.POLICY: "no: send less",
     CloseCode.MESSAGE_TOO_BIG: "no: send less",
-    CloseCode.PING_TIMEOUT: "yes",
-    CloseCode.RESTART: "yes, after a random delay",
-    CloseCode.SLOW: "yes; events were missed",
-    CloseCode.HOLE: "yes; events may have been missed",
+    CloseCode.PING_TIMEOUT: "yes, with `since`",
+    CloseCode.RESTART: "yes, with `since`, after a random delay",
+    CloseCode.SLOW: "yes, with `since`",
+    CloseCode.HOLE: "yes, without `since`",
 }
 
 
