@@ -11,7 +11,7 @@ help:
 	@echo "make start      the system to watch: redis, hub, publisher, subscriber"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      speed and memory against other hubs (needs gcc; about 15 minutes)"
+	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 
 loadtest: $(VENV)/installed
 	@$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from broadcaster.errors import RedisUnavailable
-from broadcaster.redis_link import Command, OnMessages, RedisLink
+from broadcaster.redis_link import RUN_ID, Command, OnMessages, RedisLink
 from broadcaster.settings import RedisTable, redact
 
 log = logging.getLogger("broadcaster.bus")
@@ -168,10 +168,12 @@ class CommandLink:
 
         Args:
             redis: Address and deadlines.
-            greeting: Commands that are sent first on every new connection, and must succeed.
+            greeting: Commands that are sent first on every new connection, and must succeed. With a greeting
+                `RUN_ID` can be used: a connection leads to one Redis process, which is asked once who it is.
         """
         self._redis = redis
         self._greeting = greeting
+        self._run_id = ""
         self._link: RedisLink | None = None
         self._connecting = asyncio.Lock()
 
@@ -192,7 +194,7 @@ class CommandLink:
                 link = await RedisLink.open(self._redis.url, timeout_s=timeout_s)
                 try:
                     async with asyncio.timeout(timeout_s):
-                        await asyncio.gather(*link.send(*self._greeting))
+                        await self._greet(link)
                 except TimeoutError:
                     link.abort()
                     raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
@@ -201,6 +203,22 @@ class CommandLink:
                     raise
                 self._link = link
         return link
+
+    async def _greet(self, link: RedisLink) -> None:
+        if self._greeting:
+            info, *_ = await asyncio.gather(*link.send(("INFO", "server"), *self._greeting))
+            self._run_id = server_info(info).get("run_id", "")
+
+    def send(self, *commands: Command) -> list[asyncio.Future[Any]]:
+        """Send commands in one write over the connection there is; see `RedisLink.send`."""
+        assert self._link is not None
+        return self._link.send(*map(self._complete, commands))
+
+    def _complete(self, command: Command) -> Command:
+        if RUN_ID not in command:
+            return command
+        at = command.index(RUN_ID)
+        return (*command[:at], self._run_id, *command[at + 1 :])
 
     async def execute(self, *commands: Command) -> list[Any]:
         """Send commands in one write and wait for all replies.
@@ -212,7 +230,7 @@ class CommandLink:
         timeout_s = self._redis.silence_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.gather(*link.send(*commands))
+                return await asyncio.gather(*self.send(*commands))
         except TimeoutError:
             link.abort()
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
@@ -243,5 +261,10 @@ async def server_version(redis: RedisTable) -> str:
         [info] = await commands.execute(("INFO", "server"))
     finally:
         commands.close()
-    lines = dict(line.partition(":")[::2] for line in str(info, "utf-8", "replace").splitlines())
-    return lines.get("redis_version", "unknown")
+    return server_info(info).get("redis_version", "unknown")
+
+
+def server_info(info: bytes) -> dict[str, str]:
+    """The fields of Redis' `INFO server`, such as `redis_version` and `run_id`."""
+    lines = str(info, "utf-8", "replace").splitlines()
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}

@@ -43,11 +43,16 @@ class Places:
         self.positions: dict[str, Position] = {}
         if isinstance(since, Mapping):
             self.positions.update(since)
+            self._channels = self._channels or list(since)
         elif since is not None:
             if len(self._channels) > 1:
                 raise ValueError("one position cannot be that of several channels")
             self.positions["".join(self._channels)] = Position.parse(str(since))
         self.sees_everything = len(self._channels) <= 1 and not self._filters
+
+    def named(self) -> dict[str, Position]:
+        """The positions of those channels whose names are known."""
+        return {channel: position for channel, position in self.positions.items() if channel}
 
     def url(self) -> str:
         """The address to connect to, so that nothing is missed."""
@@ -60,30 +65,22 @@ class Places:
             query.append(("since", str(next(iter(self.positions.values())))))
         return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
 
-    def forget(self) -> None:
-        """Nobody can bring what follows these positions: begin with what is published from now on."""
-        self.positions.clear()
-
     def on_welcome(self, frame: Mapping[str, Any]) -> None:
         """The hub begins to deliver a channel."""
         position = read_position(frame.get("position"))
         self._move(str(frame.get("channel")), position)
 
     def on_event(self, event: Event) -> Gap | None:
-        """An event has come; a gap that nobody has announced, if there is one before it."""
+        """An event has come, or has come again; a gap that nobody has announced, if there is one before it."""
         if event.position is None or event.channel is None:
             return None
         epoch, offset = event.position
+        known = self.positions.get(event.channel)
+        if known is not None and known.epoch == epoch and offset <= known.offset:
+            return None
         gap = self._unexplained(event.channel, Position(epoch, offset - 1))
         self._move(event.channel, event.position)
         return gap
-
-    def pass_over(self, event: Event) -> None:
-        """An event has come again."""
-        if event.channel is not None and event.position is not None:
-            known = self.positions.get(event.channel)
-            if known is None or known.epoch != event.position.epoch or known.offset < event.position.offset:
-                self._move(event.channel, event.position)
 
     def on_beat(self, frame: Mapping[str, Any]) -> Gap | None:
         """Everything up to here should have come; a gap that nobody has announced, if it has not."""
@@ -92,13 +89,24 @@ class Places:
         self._move(channel, position)
         return gap
 
-    def on_gap(self, gap: Gap) -> Gap:
-        """Something is missing, and was announced; without what had come before from another hub."""
+    def on_gap(self, gap: Gap) -> Gap | None:
+        """Something is missing, and was announced; without what had come before, perhaps from another hub."""
         known = self.positions.get(gap.channel)
-        if known and gap.first is not None and gap.epoch == known.epoch and gap.first <= known.offset:
-            gap = replace(gap, first=known.offset + 1)
+        if known and gap.first is not None and gap.epoch == known.epoch:
+            if gap.last is not None and gap.last <= known.offset:
+                return None
+            gap = replace(gap, first=max(gap.first, known.offset + 1))
         self._move(gap.channel, gap.position)
         return gap
+
+    def forget(self) -> list[Gap]:
+        """The hub has closed because it cannot bring what follows: begin with what comes from now on."""
+        gaps = [
+            Gap(channel, Cause.CLOSED, position.epoch, position.offset + 1)
+            for channel, position in self.positions.items()
+        ]
+        self.positions.clear()
+        return gaps or [Gap(channel, Cause.CLOSED) for channel in self._channels or [""]]
 
     def _unexplained(self, channel: str, position: Position) -> Gap | None:
         """What is missing between where we stand and a position up to which everything should have come."""

@@ -56,6 +56,8 @@ class Cause(enum.StrEnum):
     """Nobody has ever issued the position that was given."""
     UNEXPLAINED = "unexplained"
     """A subscriber has found a hole that its hub did not announce. There is none as long as hubs are right."""
+    CLOSED = "closed"
+    """A subscriber was closed (4009) because its hub could not give what follows."""
     NO_HISTORY = "no_history"
     """Events are not stored here, so nobody can resume."""
 

@@ -12,7 +12,7 @@ from broadcaster import history
 from broadcaster.bus import CommandLink, backoff_s
 from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.history import Stored
-from broadcaster.redis_link import Command, RedisLink
+from broadcaster.redis_link import Command
 from broadcaster.settings import Settings
 
 STORE_EVENTS: Final = 64
@@ -62,6 +62,8 @@ class PublishLink:
         self._commands = CommandLink(settings.redis, *([history.LOAD] if self._history.enabled else []))
         self._unanswered: deque[Pending] = deque()
         self._recovering = asyncio.Lock()
+        self._waits_s = backoff_s(0.05, self._longest_wait_s)
+        self._why = "it was silent"
 
     async def connect(self) -> None:
         """Connect unless connected.
@@ -81,7 +83,7 @@ class PublishLink:
         sent = [Pending(*command, deadline) for command in self._commands_for(channel, events)]
         self._forget_answered()
         # Behind something that has to be sent again nothing may be sent: it would overtake.
-        link = None if any(map(_has_failed, self._unanswered)) else self._commands.link
+        in_order = not any(map(_has_failed, self._unanswered))
         room = self._max_unanswered - sum(pending.count for pending in self._unanswered)
         for pending in sent:
             room -= pending.count
@@ -89,8 +91,8 @@ class PublishLink:
                 pending.fail(RedisUnavailable(f"more than {self._max_unanswered} events wait for Redis' answer"))
         waiting = [pending for pending in sent if not pending.outcomes]
         self._unanswered.extend(waiting)
-        if link is not None:
-            _write(link, waiting)
+        if in_order and self._commands.link is not None:
+            self._write(waiting)
         return sent
 
     def _commands_for(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[tuple[Command, int]]:
@@ -161,40 +163,46 @@ class PublishLink:
             self._unanswered.popleft()
 
     async def _recover(self) -> None:
-        """Send everything that is not answered again over a new connection, in order; give up what is too late.
+        """Try once to send everything that is not answered again, in order; give up what is too late.
 
         Raises:
             RedisRefused: Redis will not have us.
         """
-        why = next((str(p.reply.exception()) for p in self._unanswered if p.reply and p.reply.done()), "")
         clock = asyncio.get_running_loop().time
-        for wait_s in backoff_s(0.05, self._longest_wait_s):
-            self._give_up(clock(), why)
-            if not (again := [pending for pending in self._unanswered if not pending.outcomes]):
-                return
-            await self._commands.reset()  # if there is a connection, it does not answer as it should
-            left_s = again[0].deadline - clock()
-            await asyncio.sleep(min(wait_s, left_s))
-            try:
-                async with asyncio.timeout(left_s):
-                    link = await self._commands.connect()
-            except TimeoutError:
-                continue
-            except RedisUnavailable as error:
-                why = str(error)
-                continue
-            except RedisRefused as error:
-                for pending in again:
-                    pending.fail(RedisUnavailable(str(error)))
-                raise
-            # Those that were sent meanwhile are among them, each in its place.
-            _write(link, [pending for pending in self._unanswered if not pending.outcomes])
+        for pending in self._unanswered:
+            if pending.reply is not None and pending.reply.done() and (error := pending.reply.exception()):
+                self._why = str(error)
+        self._give_up(clock())
+        if not (again := [pending for pending in self._unanswered if not pending.outcomes]):
             return
+        await self._commands.reset()  # if there is a connection, it does not answer as it should
+        left_s = again[0].deadline - clock()
+        await asyncio.sleep(min(next(self._waits_s), left_s))
+        try:
+            async with asyncio.timeout(left_s):
+                await self._commands.connect()
+        except TimeoutError:
+            return
+        except RedisUnavailable as error:
+            self._why = str(error)
+            return
+        except RedisRefused as error:
+            for pending in again:
+                pending.fail(RedisUnavailable(str(error)))
+            raise
+        # Those that were sent meanwhile are among them, each in its place.
+        self._write([pending for pending in self._unanswered if not pending.outcomes])
+        self._waits_s = backoff_s(0.05, self._longest_wait_s)
 
-    def _give_up(self, now: float, why: str) -> None:
+    def _write(self, pendings: Sequence[Pending]) -> None:
+        replies = self._commands.send(*(pending.command for pending in pendings))
+        for pending, reply in zip(pendings, replies, strict=True):
+            pending.reply = reply
+
+    def _give_up(self, now: float) -> None:
         for pending in self._unanswered:
             if not pending.outcomes and pending.deadline <= now:
-                pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {why}"))
+                pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {self._why}"))
         self._forget_answered()
 
 
@@ -204,9 +212,3 @@ def _has_failed(pending: Pending) -> bool:
         return False
     reply = pending.reply
     return reply is None or (reply.done() and reply.exception() is not None)
-
-
-def _write(link: RedisLink, pendings: Sequence[Pending]) -> None:
-    replies = link.send(*(pending.command for pending in pendings))
-    for pending, reply in zip(pendings, replies, strict=True):
-        pending.reply = reply

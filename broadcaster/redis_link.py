@@ -19,7 +19,10 @@ from redis.connection import SSLConnection, parse_url
 from broadcaster.errors import RedisRefused, RedisUnavailable
 
 Command = tuple[Any, ...]
-"""Words of a command: str, bytes or int."""
+"""Words of a command: str, bytes or int; or `RUN_ID`, see `bus.CommandLink`."""
+
+RUN_ID: Final = object()
+"""In a command: the run_id of the Redis process that it is sent to."""
 
 Reply = Any
 """bytes, int, None, or a list of these, as RESP2 has them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -62,6 +63,7 @@ def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
         *("--bind", host),
         *("--port", str(port)),
         *("--save", ""),
+        *("--dbfilename", f"{secrets.token_hex(8)}.rdb"),  # or it would load what another one has left there
         *("--appendonly", "no"),
         *("--daemonize", "no"),
         *("--loglevel", "warning"),

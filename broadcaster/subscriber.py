@@ -61,7 +61,7 @@ class Subscriber:
     events only, and counts the rest.
 
     Attributes:
-        positions: Per channel: up to where everything has come, or was told as a gap.
+        positions: Per channel: up to where everything was handed out, or told as a gap.
         stale: Whether beats are missing: no news is no good news.
         received: Events received.
         twins: Events that came again and were dropped.
@@ -102,7 +102,9 @@ class Subscriber:
         self._places = Places(url or settings.subscriber_url, channels, since, types, sources, severities)
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._last_sequence: dict[str, int] = {}
-        self._notices: deque[Notice] = deque()
+        # What to hand out, each with the position that is reached by it; without a notice: only that.
+        self._notices: deque[tuple[Notice | None, str, Position | None]] = deque()
+        self._handed: dict[str, Position] = self._places.named()
         self._connection: client.ClientConnection | None = None
         self._connected_before = False
         self._failures = 0
@@ -124,12 +126,12 @@ class Subscriber:
 
     @property
     def positions(self) -> dict[str, Position]:
-        return dict(self._places.positions)
+        return dict(self._handed)
 
     @property
     def position(self) -> Position | None:
         """The position of the only channel; None before it is known, or when events are not stored."""
-        return next(iter(self._places.positions.values()), None)
+        return next(iter(self._handed.values()), None)
 
     async def __aenter__(self) -> Subscriber:
         self._on_beat()
@@ -166,20 +168,27 @@ class Subscriber:
         """
         while not self._left:
             if self._notices:
-                return self._notices.popleft()
+                notice, channel, position = self._notices.popleft()
+                if position is not None:
+                    self._handed[channel] = position
+                if notice is not None:
+                    return notice
+                continue
             try:
                 async with asyncio.timeout_at(self._deadline()):
                     message = await self._next_message()
             except TimeoutError:
                 await self._on_silence()
             else:
-                self._read(message, received_us=time.time_ns() // 1000)
+                if message is not None:
+                    self._read(message, received_us=time.time_ns() // 1000)
         return None
 
     # The connection
 
-    async def _next_message(self) -> bytes:
-        while True:
+    async def _next_message(self) -> bytes | None:
+        """The next message; None if losing the connection is news enough."""
+        while not self._notices:
             connection = self._connection or await self._connect()
             try:
                 return await connection.recv(decode=False)
@@ -189,7 +198,10 @@ class Subscriber:
                 self._complained = True
                 self._failures = 1  # also the first attempt waits a little: everybody else comes back, too
                 if client.came_back_in_vain(error):
-                    self._places.forget()
+                    for gap in self._places.forget():
+                        self._announce(gap)
+                    self._handed.clear()
+        return None
 
     async def _connect(self) -> client.ClientConnection:
         while True:
@@ -237,7 +249,7 @@ class Subscriber:
             self._stale_at = now + _GRACE_S  # it was us who did not listen: the beats may be waiting
         elif not self.stale:
             self.stale = True
-            self._notices.append(Stale(now - self._beat_at))
+            self._notices.append((Stale(now - self._beat_at), "", None))
             log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
             if self._connection is not None:
                 try:
@@ -256,7 +268,7 @@ class Subscriber:
         self._pong = None
         if self.stale:
             self.stale = False
-            self._notices.append(Fresh())
+            self._notices.append((Fresh(), "", None))
 
     # What comes
 
@@ -272,14 +284,15 @@ class Subscriber:
             return
         if event.event_id in self._recent:
             self.twins += 1
-            self._places.pass_over(event)
+            self._announce(self._places.on_event(event))
+            self._pass(event.channel)
             return
         self._recent[event.event_id] = None
         if len(self._recent) > RECENT_IDS:
             self._recent.popitem(last=False)
         self._announce(self._places.on_event(event))
         self._count(event)
-        self._notices.append(event)
+        self._notices.append((event, event.channel or "", event.position))
 
     def _on_control(self, control: dict[str, Any]) -> None:
         kind = control["control"]
@@ -288,9 +301,11 @@ class Subscriber:
             if isinstance(interval_s, int | float) and interval_s > 0:
                 self._beat_interval_s = float(interval_s)
             self._places.on_welcome(control)
+            self._pass(control.get("channel"))
             self._on_beat()
         elif kind == "beat":
             self._announce(self._places.on_beat(control))
+            self._pass(control.get("channel"))
             self._on_beat()
         elif kind == "gap":
             self._announce(self._places.on_gap(Gap.from_fields(control)))
@@ -298,10 +313,15 @@ class Subscriber:
             delay_s = control.get("reconnect_after_s")
             self._hint_s = min(float(delay_s), 60.0) if isinstance(delay_s, int | float) else 0.0
 
+    def _pass(self, channel: object) -> None:
+        """Nothing to hand out, but everything before has come."""
+        if isinstance(channel, str) and (position := self._places.positions.get(channel)) is not None:
+            self._notices.append((None, channel, position))
+
     def _announce(self, gap: Gap | None) -> None:
         if gap is not None:
             self.gaps += 1
-            self._notices.append(gap)
+            self._notices.append((gap, gap.channel, gap.position))
             log.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
 
     def _count(self, event: Event) -> None:

@@ -23,12 +23,17 @@ _SAVE_EVERY_S: Final = 0.2
 
 
 class ResumeFile:
-    """Positions per channel, kept in a file from one run to the next."""
+    """Positions per channel, kept in a file from one run to the next.
+
+    Attributes:
+        printed: Up to where everything was printed; what is saved.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._saved: dict[str, Position] = {}
         self._saved_at = 0.0
+        self.printed: dict[str, Position] = {}
 
     def load(self) -> dict[str, Position]:
         """What was saved; nothing if there is no file yet.
@@ -41,16 +46,18 @@ class ResumeFile:
             self._saved = {str(channel): Position.parse(position) for channel, position in fields.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
+        self.printed = dict(self._saved)
         return dict(self._saved)
 
-    def save(self, positions: dict[str, Position], *, now: bool = False) -> None:
+    def save(self, *, now: bool = False) -> None:
         """Save if something has changed, and not too often; the file is whole at any time.
 
         Raises:
             ConfigurationError: The file cannot be written.
         """
+        positions = self.printed
         if positions == self._saved or not (now or time.monotonic() - self._saved_at > _SAVE_EVERY_S):
             return
         draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -80,7 +87,7 @@ async def watch(
         async with subscriber:
             await process.unless_stopped(stop, _print_all(subscriber, as_json, file, resume_file))
         if resume_file is not None:
-            resume_file.save(subscriber.positions, now=True)
+            resume_file.save(now=True)
         lost = sum(subscriber.missing.values())
         totals = f"received {subscriber.received} events, {lost} missing, {subscriber.gaps} gaps announced"
         click.echo(totals, err=as_json)
@@ -107,7 +114,8 @@ async def _print_all(
             if file is not None and (isinstance(notice, Event) or not as_json):
                 file.write(line + "\n")
         if resume_file is not None:
-            resume_file.save(subscriber.positions)
+            resume_file.printed = subscriber.positions  # and not later: what is not printed must come again
+            resume_file.save()
 
 
 async def _notices(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Notice | None]:
@@ -128,7 +136,8 @@ def describe(notice: Notice) -> str:
         first = "?" if notice.first is None else notice.first
         last = "?" if notice.last is None else notice.last
         which = "unknown events" if notice.epoch is None else f"{notice.epoch}-{first} to {last}"
-        return f"GAP on {notice.channel}: {which} ({notice.cause})"
+        # What a hub says may reach a terminal: no control characters.
+        return f"GAP on {_printable(notice.channel)}: {which} ({_printable(notice.cause)})"
     if isinstance(notice, Stale):
         return f"STALE: no beat of the hub for {notice.silent_s:.1f} s; what happens now is not seen here"
     if not isinstance(notice, Event):
@@ -139,3 +148,7 @@ def describe(notice: Notice) -> str:
         f"{at}.{milliseconds:03d} {notice.severity:<8} {notice.event_type} {notice.source} "
         f"#{notice.sequence} {notice.latency_ms:.2f} ms"
     )
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from broadcaster import redis_server
 from broadcaster.redis_server import RedisServer
 from tests.support import HubProcess, RedisClient, redis_client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chosen_redis(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every Redis is the binary that TEST_REDIS_SERVER names, if it names one; not where the finding is tested."""
+    binary = os.environ.get("TEST_REDIS_SERVER")
+    with pytest.MonkeyPatch.context() as patch:
+        if binary and not request.module.__name__.endswith("test_redis_server"):
+            patch.setattr(redis_server, "find_binary", lambda: binary)
+        yield
 
 
 @pytest.fixture

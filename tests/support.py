@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -33,6 +33,7 @@ from blockbuster import blockbuster_ctx
 
 from broadcaster.cli import main
 from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.settings import RedisTable
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -372,11 +373,16 @@ async def until(probe: Callable[[], T], message: str, within: float = 10.0) -> T
     return result
 
 
-def next_message(client: RedisClient) -> bytes:
-    """The next payload on the channels that `client` has subscribed to."""
+def next_reply(client: RedisClient) -> Any:
+    """What Redis says next to `client`, asked or not."""
     while (reply := client._reader.gets()) is False:
         client._reader.feed(client._socket.recv(65_536))
-    message: bytes = reply[2]
+    return reply
+
+
+def next_message(client: RedisClient) -> bytes:
+    """The next payload on the channels that `client` has subscribed to."""
+    message: bytes = next_reply(client)[2]
     return message
 
 
@@ -491,3 +497,55 @@ def next_but_ping(client: RawClient) -> tuple[int, bytes]:
     while (frame := client.next_frame())[0] == 9:
         pass
     return frame
+
+
+@contextlib.asynccontextmanager
+async def dead(server: RedisServer) -> AsyncIterator[Callable[[], Awaitable[RedisServer]]]:
+    """`crashed`, for a coroutine."""
+    with contextlib.ExitStack() as stack:
+        revive = await asyncio.to_thread(stack.enter_context, crashed(server))
+        try:
+            yield lambda: asyncio.to_thread(revive)
+        finally:
+            await asyncio.to_thread(stack.close)
+
+
+def hasty(url: str, **changes: float) -> RedisTable:
+    """Settings that notice and retry soon."""
+    times = {
+        "connect_timeout_s": 1.0 * UNIT_S,
+        "ping_interval_s": 0.1,
+        "silence_timeout_s": 0.5 * UNIT_S,
+        "reconnect_max_s": 0.1,
+    }
+    return RedisTable.model_validate({"url": url, **times, **changes})
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def stand_in(talk: Talk) -> AsyncIterator[str]:
+    """A server that says what the test wants, for what no real Redis would do on demand; yields its URL."""
+    writers = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(ConnectionError):
+            await talk(reader, writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        server.close()
+        await server.wait_closed()
+
+
+def connections_taken(client: RedisClient) -> int:
+    """How many connections Redis has accepted since it was started, this client's included."""
+    statistics: bytes = client.command("INFO", "stats")
+    lines = dict(line.partition(b":")[::2] for line in statistics.splitlines())
+    return int(lines[b"total_connections_received"])

@@ -1,33 +1,34 @@
-"""Publishing, and a subscription that outlives every fault of Redis and tells each one."""
+"""A subscription that outlives every fault of Redis and tells each one, and a connection for commands."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from broadcaster.bus import PublishLink, Subscription, server_version
+from broadcaster.bus import CommandLink, Subscription, backoff_s, server_version
 from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis_server import RedisServer, free_port
 from broadcaster.settings import RedisTable
-from tests.support import UNIT_S, RedisClient, crashed, frozen, in_loop, redis_client, until
+from tests.support import (
+    UNIT_S,
+    RedisClient,
+    connections_taken,
+    dead,
+    frozen,
+    hasty,
+    in_loop,
+    redis_client,
+    stand_in,
+    until,
+)
 
 CHANNEL = "events.critical"
-
-
-def hasty(url: str, **changes: float) -> RedisTable:
-    """Settings that notice and retry soon."""
-    times = {
-        "connect_timeout_s": 1.0 * UNIT_S,
-        "ping_interval_s": 0.1,
-        "silence_timeout_s": 0.5 * UNIT_S,
-        "reconnect_max_s": 0.1,
-    }
-    return RedisTable.model_validate({"url": url, **times, **changes})
 
 
 @pytest.fixture
@@ -38,18 +39,27 @@ def redis() -> Iterator[RedisServer]:
 
 
 class Watch:
-    """A subscription that runs, and everything it said, in order."""
+    """A subscription that runs, and everything it said, in order; of any but the usual channel with its name."""
 
-    def __init__(self, redis: RedisTable) -> None:
+    def __init__(self, redis: RedisTable, channels: tuple[str, ...]) -> None:
         self.said: list[str] = []
         self.subscription = Subscription(
             redis,
-            CHANNEL,
-            on_events=lambda payloads: self.said.extend(payload.decode() for payload in payloads),
-            on_confirmed=lambda: self.said.append("CONFIRMED"),
-            on_lost=lambda: self.said.append("LOST"),
+            on_messages=self._on_messages,
+            on_confirmed=lambda channel: self._say(channel, "CONFIRMED"),
+            on_lost=lambda channel: self._say(channel, "LOST"),
         )
+        for channel in channels:
+            self.subscription.hold(channel)
         self.task = asyncio.create_task(self.subscription.run())
+
+    def _on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
+        for channel, payloads in messages.items():
+            for payload in payloads:
+                self._say(channel.decode(), payload.decode())
+
+    def _say(self, channel: str, word: str) -> None:
+        self.said.append(word if channel == CHANNEL else f"{channel} {word}")
 
     async def hears(self, word: str, *, times: int = 1, within: float = 10.0) -> None:
         def look() -> bool:
@@ -60,8 +70,9 @@ class Watch:
 
 
 @contextlib.asynccontextmanager
-async def watching(redis: RedisTable) -> AsyncIterator[Watch]:
-    watch = Watch(redis)
+async def watching(redis: RedisTable, *channels: str) -> AsyncIterator[Watch]:
+    """A subscription of these channels, by default the usual one."""
+    watch = Watch(redis, channels or (CHANNEL,))
     try:
         yield watch
     finally:
@@ -70,9 +81,9 @@ async def watching(redis: RedisTable) -> AsyncIterator[Watch]:
             await watch.task
 
 
-def publish_text(server: RedisServer, *payloads: str) -> list[int]:
+def publish_text(server: RedisServer, *payloads: str, channel: str = CHANNEL) -> list[int]:
     with redis_client(server) as client:
-        return [client.publish(payload.encode(), CHANNEL) for payload in payloads]
+        return [client.publish(payload.encode(), channel) for payload in payloads]
 
 
 @in_loop
@@ -81,24 +92,13 @@ async def test_a_subscription_is_confirmed_and_hears_its_channel_only(redis: Red
     async with watching(hasty(redis.url)) as watch:
         assert not watch.subscription.confirmed
         await watch.hears("CONFIRMED")
-        assert watch.subscription.confirmed
+        assert watch.subscription.confirmed == {CHANNEL}
         with redis_client(redis) as client:
             assert await asyncio.to_thread(client.publish, b"elsewhere", "events.other") == 0
         assert await asyncio.to_thread(publish_text, redis, "a", "b", "c") == [1, 1, 1]
         await watch.hears("c")
         assert watch.said == ["CONFIRMED", "a", "b", "c"]
         assert watch.subscription.reconnects == 0
-
-
-@contextlib.asynccontextmanager
-async def dead(server: RedisServer) -> AsyncIterator[Callable[[], Awaitable[RedisServer]]]:
-    """`crashed`, for a coroutine."""
-    with contextlib.ExitStack() as stack:
-        revive = await asyncio.to_thread(stack.enter_context, crashed(server))
-        try:
-            yield lambda: asyncio.to_thread(revive)
-        finally:
-            await asyncio.to_thread(stack.close)
 
 
 @in_loop
@@ -129,7 +129,7 @@ async def test_a_connection_that_redis_kills_is_made_anew(redis: RedisServer, pu
             await watch.hears("LOST", times=time)
         await watch.hears("CONFIRMED", times=6)
         assert watch.said == ["CONFIRMED", "LOST"] * 5 + ["CONFIRMED"]
-        assert watch.subscription.reconnects == 5
+        await until(lambda: watch.subscription.reconnects == 5, "a new connection was not counted")
 
 
 @in_loop
@@ -211,6 +211,8 @@ class Visits:
         writer.transport.abort()
 
 
+TAKEN_AWAY = b"*3\r\n$11\r\nunsubscribe\r\n$1\r\n%b\r\n:0\r\n"
+CONFIRMED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\n%b\r\n:1\r\n"
 CONFIRMATION = b"*3\r\n$9\r\nsubscribe\r\n$15\r\nevents.critical\r\n:1\r\n"
 REVOLVING: dict[str, bytes] = {
     "hangs up": b"",
@@ -276,105 +278,351 @@ async def test_a_cancelled_subscription_leaves_redis(redis: RedisServer, publish
         assert asyncio.get_running_loop().time() < deadline, "Redis still has a subscriber"
 
 
-# Publishing
-
-
-async def published(link: PublishLink, *payloads: bytes, channel: str = CHANNEL) -> list[int | RedisUnavailable]:
-    """Publish in one write over a connected link, and wait for what becomes of it."""
-    await link.connect()
-    return await link.settle(link.send(channel, payloads))
-
-
-def assert_failed(results: list[int | RedisUnavailable], count: int) -> None:
-    assert len(results) == count
-    assert all(isinstance(result, RedisUnavailable) for result in results)
+# Many channels
 
 
 @in_loop
-async def test_publish_says_how_many_heard_each(redis: RedisServer) -> None:
-    """One number per payload, in order: how many subscriptions heard it."""
-    async with PublishLink(hasty(redis.url)) as link:
-        assert await published(link, b"a", b"b") == [0, 0]
-        async with watching(hasty(redis.url)) as first, watching(hasty(redis.url)) as second:
-            await first.hears("CONFIRMED")
-            await second.hears("CONFIRMED")
-            assert await published(link, b"c") == [2]
-            assert await published(link, b"x", channel="events.other") == [0]
-            many = [b"%d" % number for number in range(1000)]
-            assert await published(link, *many) == [2] * 1000
-            await first.hears("999")
-            await second.hears("999")
-            assert first.said == second.said == ["CONFIRMED", "c", *(number.decode() for number in many)]
+async def test_every_channel_is_confirmed_for_itself(redis: RedisServer) -> None:
+    """Channels that were held before and after `run` began are confirmed, and each hears its own events."""
+    async with watching(hasty(redis.url), "a", "b") as watch:
+        await watch.hears("b CONFIRMED")
+        watch.subscription.hold("c")
+        assert watch.subscription.confirmed == {"a", "b"}
+        await watch.hears("c CONFIRMED")
+        assert watch.subscription.confirmed == set(watch.subscription.channels) == {"a", "b", "c"}
+        for channel in "cbadc":
+            await asyncio.to_thread(publish_text, redis, "x", channel=channel)
+        await watch.hears("c x", times=2)
+        assert watch.said == ["a CONFIRMED", "b CONFIRMED", "c CONFIRMED", "c x", "b x", "a x", "c x"]
+        assert watch.subscription.reconnects == 0
 
 
 @in_loop
-async def test_a_publish_without_redis_is_a_result_and_redis_may_come_back(redis: RedisServer) -> None:
-    """While Redis is away each payload gets its error; once it is back the same link publishes again."""
-    async with PublishLink(hasty(redis.url)) as link:
-        assert await published(link, b"a") == [0]
+async def test_a_subscription_of_nothing_waits(redis: RedisServer) -> None:
+    """Without any channel the link is kept all the same, and the first channel is confirmed on it at once."""
+    async with watching(hasty(redis.url, silence_timeout_s=0.3 * UNIT_S)) as watch:
+        await watch.hears("CONFIRMED")
+        watch.subscription.release(CHANNEL)
+        await asyncio.sleep(0.5 * UNIT_S)  # longer than a silence: it is pinged
+        await watch.subscription.prove()
+        watch.subscription.hold("a")
+        await watch.hears("a CONFIRMED")
+        assert watch.said == ["CONFIRMED", "a CONFIRMED"]
+        assert watch.subscription.reconnects == 0
+
+
+@in_loop
+async def test_every_channel_is_lost_and_held_again(redis: RedisServer) -> None:
+    """When Redis dies each confirmed channel is lost once; the next Redis confirms each of them, and new ones."""
+    async with watching(hasty(redis.url), "a", "b") as watch:
+        await watch.hears("b CONFIRMED")
         async with dead(redis) as revive:
-            for _ in range(3):
-                assert_failed(await link.settle(link.send(CHANNEL, [b"b", b"c"])), 2)
-            with pytest.raises(RedisUnavailable):
-                await link.connect()
-            await revive()
-            assert await published(link, b"d") == [0]
+            await watch.hears("a LOST")
+            await watch.hears("b LOST")
+            assert watch.subscription.confirmed == set()
+            watch.subscription.hold("c")
+            watch.subscription.release("b")
+            again = await revive()
+            await watch.hears("a CONFIRMED", times=2)
+            await watch.hears("c CONFIRMED")
+            assert await asyncio.to_thread(publish_text, again, "x", channel="b") == [0]
+        assert sorted(watch.said[:2]) == ["a CONFIRMED", "b CONFIRMED"]
+        assert sorted(watch.said[2:4]) == ["a LOST", "b LOST"]
+        assert sorted(watch.said[4:6]) == ["a CONFIRMED", "c CONFIRMED"]
+        assert watch.subscription.reconnects == 1
 
 
 @in_loop
-async def test_a_connection_lost_while_idle_is_made_anew(redis: RedisServer, publish: RedisClient) -> None:
-    """A link that Redis closed between two publishes costs no event."""
-    async with PublishLink(hasty(redis.url)) as link:
-        assert await published(link, b"a") == [0]
-        assert await asyncio.to_thread(publish.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") == 1
-        await asyncio.sleep(0.1)  # until the loop has seen it
-        assert await published(link, b"b") == [0]
+async def test_what_is_released_is_heard_no_more(redis: RedisServer) -> None:
+    """A released channel is neither confirmed nor lost, and Redis knows of no subscription to it."""
+    async with watching(hasty(redis.url), "a", "b") as watch:
+        await watch.hears("b CONFIRMED")
+        watch.subscription.release("a")
+        assert watch.subscription.confirmed == set(watch.subscription.channels) == {"b"}
+        await watch.subscription.prove()
+        assert await asyncio.to_thread(publish_text, redis, "x", channel="a") == [0]
+        assert await asyncio.to_thread(publish_text, redis, "x", channel="b") == [1]
+        await watch.hears("b x")
+        assert watch.said == ["a CONFIRMED", "b CONFIRMED", "b x"]
 
 
 @in_loop
-async def test_a_publish_that_redis_did_not_answer_is_told_as_failed(redis: RedisServer) -> None:
-    """What was in flight when the link ended gets its error; it may have been published."""
-    async with PublishLink(hasty(redis.url)) as link:
-        with frozen(redis):
-            replies = link.send(CHANNEL, [b"a", b"b"])
-            await asyncio.to_thread(redis.kill)
-        assert_failed(await link.settle(replies), 2)
+async def test_what_is_released_and_held_again_at_once_is_confirmed_anew(redis: RedisServer) -> None:
+    """However fast hold and release follow each other, the last word holds, and a confirmation comes with it."""
+    async with watching(hasty(redis.url), "a", "b") as watch:
+        await watch.hears("b CONFIRMED")
+        for _ in range(3):
+            watch.subscription.release("a")
+            watch.subscription.hold("a")
+        watch.subscription.hold("c")
+        watch.subscription.release("c")
+        await watch.subscription.prove()
+        assert watch.subscription.confirmed == {"a", "b"}
+        assert await asyncio.to_thread(publish_text, redis, "x", channel="a") == [1]
+        assert await asyncio.to_thread(publish_text, redis, "x", channel="c") == [0]
+        await watch.hears("a x")
+        states = [word for word in watch.said if word.startswith("a ")]
+        assert states.pop() == "a x"
+        told = states[1:]  # what came after the first confirmation, which `release` has ended without a word
+        assert told == (["a CONFIRMED", "a LOST"] * len(told))[: len(told)]
+        assert told[-1] == "a CONFIRMED"
+        assert "c LOST" in watch.said or "c CONFIRMED" not in watch.said
 
 
 @in_loop
-async def test_a_publish_to_a_frozen_redis_ends_by_its_deadline(redis: RedisServer) -> None:
-    """Without an answer in time each payload gets its error, and the link publishes again after the thaw."""
-    async with PublishLink(hasty(redis.url)) as link:
-        with frozen(redis):
-            assert_failed(await asyncio.wait_for(published(link, b"a", b"b"), 5 * UNIT_S), 2)
-        await asyncio.sleep(0.1)  # until the loop has seen the end of the old link
-        assert await published(link, b"c") == [0]
+async def test_a_proof_gives_back_what_was_on_its_way(redis: RedisServer) -> None:
+    """When `prove` returns, every event that Redis had sent before has been handed over."""
+    async with watching(hasty(redis.url), "a", "b") as watch:
+        await watch.hears("b CONFIRMED")
+        for number in range(20):
+            sent = [f"{number}.{part}" for part in range(20)]
+            await asyncio.to_thread(publish_text, redis, *sent, channel="ab"[number % 2])
+            await watch.subscription.prove()
+            assert watch.said[-20:] == [f"{'ab'[number % 2]} {payload}" for payload in sent]
+        assert watch.said.count("a CONFIRMED") == watch.said.count("b CONFIRMED") == 1
 
 
 @in_loop
-async def test_entering_without_redis_raises() -> None:
-    """`async with` fails at once when there is no Redis, and for good when it will not have us."""
+async def test_a_proof_needs_a_link(redis: RedisServer) -> None:
+    """Before the link, on a Redis that dies or freezes, and after the end, `prove` is RedisUnavailable."""
+    watch = Watch(hasty(redis.url), (CHANNEL,))
     with pytest.raises(RedisUnavailable):
-        async with PublishLink(hasty(f"redis://127.0.0.1:{free_port()}/0")):
-            pytest.fail("there is no Redis")
-    server = await asyncio.to_thread(RedisServer.start, None, "--requirepass", "x")
-    try:
-        with pytest.raises(RedisRefused):
-            async with PublishLink(hasty(server.url.replace("redis://", "redis://:y@"))):
-                pytest.fail("the password is wrong")
-    finally:
-        await asyncio.to_thread(server.stop)
+        await watch.subscription.prove()
+    await watch.hears("CONFIRMED")
+    await watch.subscription.prove()
+    with frozen(redis):
+        async with asyncio.timeout(5 * UNIT_S):
+            with pytest.raises(RedisUnavailable):
+                await watch.subscription.prove()
+        await watch.hears("LOST")
+    await watch.hears("CONFIRMED", times=2)
+    proof = asyncio.create_task(watch.subscription.prove())
+    await asyncio.to_thread(redis.kill)
+    await watch.hears("LOST", times=2)
+    with contextlib.suppress(RedisUnavailable):  # it may have been answered before the end
+        await asyncio.wait_for(proof, 5 * UNIT_S)
+    watch.task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch.task
+    with pytest.raises(RedisUnavailable):
+        await watch.subscription.prove()
 
 
 @in_loop
-async def test_a_publish_without_the_right_is_refused(redis: RedisServer, publish: RedisClient) -> None:
-    """A missing right is raised: it would fail for every event."""
-    rights = ("on", ">p", "resetchannels", "&allowed", "+@all")
+async def test_a_channel_that_is_taken_away_is_told() -> None:
+    """A channel whose end Redis reports by itself is lost, once; the others are not, and it can come back."""
+    steps = asyncio.Queue[bytes]()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\nb\r\n")
+        writer.write(CONFIRMED % b"a" + CONFIRMED % b"b")
+        while words := await steps.get():
+            writer.write(words)
+
+    async with (
+        stand_in(talk) as url,
+        watching(hasty(url, ping_interval_s=5, silence_timeout_s=9), "a", "b") as watch,
+    ):
+        await watch.hears("b CONFIRMED")
+        steps.put_nowait(TAKEN_AWAY % b"a" + TAKEN_AWAY % b"a" + TAKEN_AWAY % b"x")
+        await watch.hears("a LOST")
+        assert watch.subscription.confirmed == {"b"}
+        steps.put_nowait(CONFIRMED % b"a")
+        await watch.hears("a CONFIRMED", times=2)
+        assert watch.subscription.confirmed == {"a", "b"}
+        assert watch.said == ["a CONFIRMED", "b CONFIRMED", "a LOST", "a CONFIRMED"]
+        steps.put_nowait(b"")
+
+
+@in_loop
+async def test_a_channel_without_the_right_does_not_shake_the_others(
+    redis: RedisServer, publish: RedisClient
+) -> None:
+    """A channel that Redis refuses on a live link is not confirmed; the others stay so, and more can be held."""
+    rights = ("on", ">p", "resetchannels", "&a", "&b", "+@all")
     await asyncio.to_thread(publish.command, "ACL", "SETUSER", "w", *rights)
-    async with PublishLink(hasty(redis.url.replace("redis://", "redis://w:p@"))) as link:
-        assert await published(link, b"a", channel="allowed") == [0]
-        with pytest.raises(RedisRefused, match="NOPERM"):
-            await published(link, b"a", channel="forbidden")
+    async with watching(hasty(redis.url.replace("redis://", "redis://w:p@")), "a") as watch:
+        await watch.hears("a CONFIRMED")
+        watch.subscription.hold("forbidden")
+        watch.subscription.hold("b")
+        await asyncio.wait([watch.task], timeout=1.2 * UNIT_S)  # more than two silences
+        assert watch.said == ["a CONFIRMED", "b CONFIRMED"]
+        assert watch.subscription.confirmed == {"a", "b"}
+        assert not watch.task.done()
+
+
+@in_loop
+async def test_the_subscription_may_be_at_another_redis(redis: RedisServer) -> None:
+    """`redis.subscribe_url` is where the channels are held, such as a replica of `redis.url`."""
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    async with watching(hasty(nobody).model_copy(update={"subscribe_url": redis.url})) as watch:
+        await watch.hears("CONFIRMED")
+        assert await asyncio.to_thread(publish_text, redis, "x") == [1]
+        await watch.hears("x")
+
+
+# Commands
+
+
+@contextlib.asynccontextmanager
+async def commanding(redis: RedisTable, *greeting: tuple[str | int, ...]) -> AsyncIterator[CommandLink]:
+    commands = CommandLink(redis, *greeting)
+    try:
+        yield commands
+    finally:
+        commands.close()
+
+
+@in_loop
+async def test_commands_are_answered_in_order_over_one_connection(
+    redis: RedisServer, publish: RedisClient
+) -> None:
+    """Without connecting first, the commands of one call and of many at once get their own replies."""
+    before = await asyncio.to_thread(connections_taken, publish)
+    async with commanding(hasty(redis.url)) as commands:
+        assert commands.link is None
+        calls = [commands.execute(("ECHO", number), ("ECHO", number + 1)) for number in range(0, 200, 2)]
+        assert await asyncio.gather(*calls) == [[b"%d" % n, b"%d" % (n + 1)] for n in range(0, 200, 2)]
+        assert await commands.execute(("SET", "k", b"\0\xff"), ("GET", "k"), ("GET", "none")) == [
+            b"OK",
+            b"\0\xff",
+            None,
+        ]
+        assert await commands.execute() == []
+        assert commands.link is await commands.connect()
+    assert await asyncio.to_thread(connections_taken, publish) == before + 1
+
+
+@in_loop
+async def test_every_connection_is_greeted_first(redis: RedisServer, publish: RedisClient) -> None:
+    """The greeting is sent once on each new connection, before any command."""
+    greeting = (("SELECT", 3), ("INCR", "greetings"))
+    async with commanding(hasty(redis.url), *greeting) as commands:
+        for number in range(1, 4):
+            assert await commands.execute(("GET", "greetings"), ("GET", "greetings")) == [b"%d" % number] * 2
+            await asyncio.to_thread(publish.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            await until(lambda: commands.link is None, "the end of the connection was not seen")
+
+
+GREETINGS: list[tuple[str, tuple[str, ...], type[Exception]]] = [
+    ("that may work later", ("INCR", "text"), RedisUnavailable),
+    ("without the right", ("AUTH", "nobody", "nonsense"), RedisRefused),
+]
+
+
+@pytest.mark.parametrize(
+    ("greeting", "error"), [case[1:] for case in GREETINGS], ids=[case[0] for case in GREETINGS]
+)
+@in_loop
+async def test_a_greeting_that_fails_is_no_connection(
+    redis: RedisServer, publish: RedisClient, greeting: tuple[str, ...], error: type[Exception]
+) -> None:
+    """Its error is raised, no command is sent, the connection is ended, and the next call tries again."""
+    await asyncio.to_thread(publish.command, "SET", "text", "abc")
+    async with commanding(hasty(redis.url), greeting) as commands:
+        for _ in range(2):
+            with pytest.raises(error, match="Redis says: "):
+                await commands.execute(("SET", "key", 1))
+            assert commands.link is None
+        assert await asyncio.to_thread(publish.command, "EXISTS", "key") == 0
+        if greeting[0] == "INCR":
+            await asyncio.to_thread(publish.command, "SET", "text", 1)
+            assert await commands.execute(("SET", "key", 1)) == [b"OK"]
+
+
+FAILURES: list[tuple[str, tuple[str, ...], type[Exception]]] = [
+    ("unknown command", ("NOSUCHCOMMAND",), RedisUnavailable),
+    ("wrong type", ("INCR", "text"), RedisUnavailable),
+    ("no such user", ("AUTH", "nobody", "nonsense"), RedisRefused),
+]
+
+
+@pytest.mark.parametrize(("command", "error"), [case[1:] for case in FAILURES], ids=[case[0] for case in FAILURES])
+@in_loop
+async def test_an_error_reply_is_raised_to_its_caller_only(
+    redis: RedisServer, publish: RedisClient, command: tuple[str, ...], error: type[Exception]
+) -> None:
+    """Who calls at the same time has his replies, and who calls later, too."""
+    await asyncio.to_thread(publish.command, "SET", "text", "abc")
+    async with commanding(hasty(redis.url)) as commands:
+        await commands.connect()
+        calls = [commands.execute(("ECHO", 3)), commands.execute(("ECHO", 1), command, ("ECHO", 2))]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert results[0] == [b"3"]
+        assert isinstance(results[1], error)
+        assert await commands.execute(("ECHO", 4)) == [b"4"]
+
+
+@in_loop
+async def test_commands_outlive_their_redis(redis: RedisServer) -> None:
+    """Dead, every call is RedisUnavailable; the first call to the next Redis is answered."""
+    async with commanding(hasty(redis.url)) as commands:
+        assert await commands.execute(("ECHO", 1)) == [b"1"]
+        waiting = asyncio.create_task(commands.execute(("BLPOP", "nothing", 0)))
+        await asyncio.sleep(0.05)
+        async with dead(redis) as revive:
+            with pytest.raises(RedisUnavailable):
+                await asyncio.wait_for(waiting, 5 * UNIT_S)
+            for _ in range(2):
+                with pytest.raises(RedisUnavailable):
+                    await commands.execute(("ECHO", 2))
+            await revive()
+            assert await commands.execute(("ECHO", 3)) == [b"3"]
+
+
+@in_loop
+async def test_commands_to_a_frozen_redis_end_by_their_deadline(redis: RedisServer) -> None:
+    """No answer in time is RedisUnavailable for everybody who waits; a late reply is nobody's after the thaw."""
+    async with commanding(hasty(redis.url)) as commands:
+        await commands.execute(("ECHO", 1))
+        with frozen(redis):
+            calls = [commands.execute(("ECHO", number)) for number in range(3)]
+            async with asyncio.timeout(5 * UNIT_S):
+                results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(result, RedisUnavailable) for result in results)
+        assert await commands.execute(("ECHO", "after")) == [b"after"]
+
+
+@in_loop
+async def test_a_call_that_is_cancelled_takes_nobodys_reply(redis: RedisServer) -> None:
+    """Cancelled while it connects or waits, a call leaves the connection and the other calls whole."""
+    async with commanding(hasty(redis.url)) as commands:
+        connecting = [asyncio.create_task(commands.execute(("ECHO", number))) for number in range(3)]
+        await asyncio.sleep(0)
+        connecting[0].cancel()
+        assert await asyncio.gather(*connecting[1:]) == [[b"1"], [b"2"]]
+        with frozen(redis):
+            waiting = [asyncio.create_task(commands.execute(("ECHO", number))) for number in range(3)]
+            await asyncio.sleep(0.05)
+            waiting[1].cancel()
+            await asyncio.sleep(0.05)
+        assert await asyncio.gather(*waiting[::2]) == [[b"0"], [b"2"]]
+        assert [task.cancelled() for task in (connecting[0], waiting[1])] == [True, True]
+
+
+@in_loop
+async def test_a_connection_that_is_reset_or_closed_is_gone(redis: RedisServer, publish: RedisClient) -> None:
+    """After `reset` and `close` Redis has no connection of ours; the next call makes a new one."""
+
+    def ours() -> int:
+        clients: bytes = publish.command("CLIENT", "LIST")
+        return len(clients.splitlines()) - 1
+
+    async with commanding(hasty(redis.url)) as commands:
+        commands.close()
+        await commands.reset()
+        assert await asyncio.to_thread(ours) == 0
+        await commands.execute(("ECHO", 1))
+        assert await asyncio.to_thread(ours) == 1
+        await commands.reset()
+        assert commands.link is None
+        assert await commands.execute(("ECHO", 2)) == [b"2"]
+        commands.close()
+        commands.close()
+        deadline = asyncio.get_running_loop().time() + 5 * UNIT_S
+        while await asyncio.to_thread(ours):
+            assert asyncio.get_running_loop().time() < deadline, "a connection was left"
+        assert await commands.execute(("ECHO", 3)) == [b"3"]
 
 
 @in_loop
@@ -387,3 +635,14 @@ async def test_the_version_of_redis_is_told(redis: RedisServer) -> None:
         async with asyncio.timeout(5 * UNIT_S):
             with pytest.raises(RedisUnavailable, match="did not answer"):
                 await server_version(hasty(redis.url))
+
+
+@pytest.mark.parametrize(("shortest_s", "longest_s"), [(0.05, 1.0), (0.05, 0.01), (1.0, 86_400.0)])
+def test_waits_are_random_under_a_bound_that_doubles(shortest_s: float, longest_s: float) -> None:
+    """Full jitter: each wait is between 0 and a bound that doubles up to the longest one, and no two are alike."""
+    waits = list(itertools.islice(backoff_s(shortest_s, longest_s), 500))
+    for number, wait_s in enumerate(waits):
+        assert 0 <= wait_s <= min(shortest_s * 2 ** min(number, 60), longest_s)
+    assert len(set(waits)) > 490
+    assert max(waits) > 0.9 * longest_s
+    assert min(waits[20:]) < 0.1 * longest_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +19,12 @@ from typing import Any
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from broadcaster import process
+from broadcaster import Event, Position, process
 from broadcaster.cli import cli
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.event import decode
+from broadcaster.redis_server import RedisServer, answers, free_port
 from broadcaster.version import VERSION
+from broadcaster.watching import ResumeFile, watch
 from tests.support import (
     CommandLine,
     Finished,
@@ -89,11 +93,12 @@ HELP: dict[str, tuple[str, ...]] = {
     "fleet": ("--loadtest", "--clients", "--url"),
     "report": ("--loadtest", "FOLDER"),
     "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
-    "subscribe": ("--channel", "--url", "--json", "--log"),
+    "subscribe": ("--channel", "--type", "--source", "--severity", "--since", "--resume-file", "--url", "--json",
+                  "--log"),
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("command", "words"), HELP.items(), ids=lambda value: value or "broadcaster")
@@ -155,13 +160,14 @@ def test_a_usage_error_is_exit_code_2(arguments: tuple[str, ...], system: System
 
 
 def test_publish_says_how_many_heard_each(system: System, client: RedisClient) -> None:
-    """One line per event with its type, source, number and id, and how many Redis subscriptions heard it."""
+    """One line per event with its type, source, number and id, its position, and how many heard it."""
     client.command("SUBSCRIBE", "events.critical")
     ended = system.run("publish", "--type", "DISK_FULL", "--source", "db-7", "--count", "3")
     assert (ended.code, ended.stderr) == (0, "")
     published = [json.loads(next_message(client)) for _ in range(3)]
     assert ended.stdout.splitlines() == [
-        f"DISK_FULL db-7 #{number} {event['event_id']}: heard by 2 Redis subscriptions"
+        f"DISK_FULL db-7 #{number} {event['event_id']}: stored as {event['epoch']}-{event['offset']}; "
+        "heard by 2 Redis subscriptions"
         for number, event in enumerate(published, 1)
     ]
     assert [event["sequence"] for event in published] == [1, 2, 3]
@@ -236,6 +242,14 @@ def test_publish_refuses_what_is_no_event(
     assert "\x1b" not in ended.stderr
 
 
+def test_publish_without_history_has_no_position(system: System) -> None:
+    """With `history.enabled=false` nothing is stored, and nothing is said of it."""
+    ended = system.run("--set", "history.enabled=false", *PUBLISH)
+    assert ended.code == 0
+    assert "heard by 1 Redis subscription" in ended.stdout
+    assert "stored" not in ended.stdout
+
+
 @pytest.mark.parametrize("command", [PUBLISH, ("publisher", "--loadtest")], ids=["publish", "publisher"])
 def test_without_redis_it_is_unavailable(command: tuple[str, ...], system: System, tmp_path: Path) -> None:
     """A Redis that is not there is one line that says so, exit code 69."""
@@ -269,6 +283,24 @@ def test_options_of_the_hub_are_the_highest_layer(system: System) -> None:
         hub.said("subscribed to events.critical")
         hub.signal(signal.SIGTERM)
         assert hub.wait() == 0
+
+
+# redis
+
+
+def test_redis_begins_empty(tmp_path: Path) -> None:
+    """What another Redis has left in the folder for temporary files is not taken for our own."""
+    with RedisServer.start(None, "--dir", str(tmp_path)) as another, redis_client(another) as client:
+        client.command("SET", "theirs", "1")
+        assert client.command("SAVE") == b"OK"
+    assert (tmp_path / "dump.rdb").exists()
+    port = free_port()
+    with broadcaster(
+        "redis", TMPDIR=str(tmp_path), BROADCASTER_REDIS__URL=f"redis://127.0.0.1:{port}/0"
+    ) as running:
+        eventually(lambda: answers(f"redis://127.0.0.1:{port}/0"), f"it did not start:\n{running.output}")
+        with redis_client(port) as client:
+            assert client.command("DBSIZE") == 0
 
 
 # subscribe
@@ -437,6 +469,268 @@ def test_subscribe_refuses_what_cannot_be(
     assert words in ended.complaint
 
 
+# subscribe, and go on
+
+
+def stored(system: System, count: int, *arguments: str) -> list[str]:
+    """Publish so many events as a person would; the positions that were printed."""
+    ended = system.run(*PUBLISH, "--count", str(count), *arguments)
+    positions = re.findall(r"stored as (\w+-\d+); ", ended.stdout)
+    assert (ended.code, len(positions)) == (0, count), ended.stdout
+    return positions
+
+
+def numbers(running: Running) -> list[int]:
+    """The numbers of the events that were printed."""
+    found = (re.search(r" server-a #(\d+) ", line) for line in list(running.lines))
+    return [int(match[1]) for match in found if match]
+
+
+def test_subscribe_since_begins_after_a_position(system: System) -> None:
+    """`--since` with a position that `publish` has printed: what came after it, then what is published now."""
+    positions = stored(system, 4)
+    with system.subscribe("--since", positions[1]) as subscriber:
+        eventually(lambda: numbers(subscriber) == [3, 4], subscriber.output)
+        stored(system, 1)
+        eventually(lambda: numbers(subscriber) == [3, 4, 1], subscriber.output)
+        assert "GAP" not in subscriber.output
+
+
+def test_subscribe_shows_a_gap_in_its_place(system: System) -> None:
+    """What cannot be given is a line that names range and cause; with `--json` it goes to stderr."""
+    [position] = stored(system, 1)
+    epoch, _, offset = position.rpartition("-")
+    future = f"{epoch}-{int(offset) + 100}"
+    line = f"GAP on events.critical: {epoch}-{int(offset) + 101} to ? (position_unknown)"
+    with system.subscribe("--since", future) as subscriber:
+        assert subscriber.said("GAP on") == line
+        stored(system, 1)
+        subscriber.said("server-a #1 ")
+        subscriber.signal(signal.SIGTERM)
+        assert subscriber.wait() == 0
+    assert subscriber.lines[-1] == "received 1 events, 0 missing, 1 gaps announced"
+
+
+def test_subscribe_json_keeps_gaps_out_of_the_pipe(system: System, tmp_path: Path) -> None:
+    """With `--json` a gap is a line on stderr, never in what is piped."""
+    [position] = stored(system, 1)
+    epoch, _, offset = position.rpartition("-")
+    with subscribe_apart(system, tmp_path, "--json", "--since", f"{epoch}-{int(offset) + 100}") as streams:
+        eventually(lambda: "GAP on events.critical" in streams.stderr.read_text(), "no gap")
+        streams.running.signal(signal.SIGTERM)
+        assert streams.running.wait() == 0
+    assert streams.stdout.read_bytes() == b""
+
+
+def test_subscribe_says_when_it_is_blind(system: System) -> None:
+    """A hub that stands still: a STALE line with the seconds of silence; when it beats again, FRESH."""
+    with (
+        HubProcess(system.redis.url, BROADCASTER_HUB__BEAT_INTERVAL_S="0.2") as hub,
+        broadcaster("subscribe", "--url", hub.until_ready().url) as subscriber,
+    ):
+        subscriber.said("connected to")
+        hub.until_connected(1)
+        hub.signal(signal.SIGSTOP)
+        stale = r"STALE: no beat of the hub for \d+\.\d s; what happens now is not seen here"
+        assert re.fullmatch(stale, subscriber.said("STALE"))
+        hub.signal(signal.SIGCONT)
+        assert subscriber.said("FRESH") == "FRESH: the hub beats again"
+
+
+def test_subscribe_takes_channels_and_filters(system: System) -> None:
+    """`--channel` is repeatable; `--type`, `--source` and `--severity` hold back what was not asked for."""
+    arguments = ("--channel", "events.critical", "--channel", "events.other", "--type", "SERVER_DOWN")
+    with system.subscribe(*arguments, "--type", "BACK_UP", "--severity", "warning") as subscriber:
+        for number, (channel, event_type, severity) in enumerate(
+            [
+                ("events.critical", "SERVER_DOWN", "critical"),
+                ("events.critical", "SERVER_DOWN", "warning"),
+                ("events.other", "BACK_UP", "warning"),
+                ("events.other", "DISK_FULL", "warning"),
+                ("events.critical", "BACK_UP", "warning"),
+            ]
+        ):
+            ended = system.run("publish", "--type", event_type, "--source", f"s{number}", "--severity", severity,
+                               "--channel", channel)  # fmt: skip
+            assert ended.code == 0
+        subscriber.said("BACK_UP s4 ")
+        assert re.findall(r"warning  (\w+ s\d) ", subscriber.output) == [
+            "SERVER_DOWN s1",
+            "BACK_UP s2",
+            "BACK_UP s4",
+        ]
+        assert "critical " not in subscriber.output
+        assert "missing" not in subscriber.output
+
+
+def test_a_resume_file_keeps_the_place(system: System, tmp_path: Path) -> None:
+    """What is published between two runs with the same `--resume-file` is printed by the second, once."""
+    kept = tmp_path / "place.json"
+    with system.subscribe("--resume-file", str(kept)) as first:
+        stored(system, 2)
+        eventually(lambda: numbers(first) == [1, 2], first.output)
+        first.signal(signal.SIGTERM)
+        assert first.wait() == 0
+    positions = stored(system, 3)
+    with system.subscribe("--resume-file", str(kept)) as second:
+        eventually(lambda: numbers(second) == [1, 2, 3], second.output)
+        eventually(lambda: json.loads(kept.read_text()) == {"events.critical": positions[-1]}, "it is not saved")
+        assert "GAP" not in second.output
+
+
+def test_a_resume_file_is_of_several_channels(system: System, tmp_path: Path) -> None:
+    """Each channel has its own position in it."""
+    kept = tmp_path / "place.json"
+    arguments = ("--channel", "events.one", "--channel", "events.two", "--resume-file", str(kept))
+    with system.subscribe(*arguments) as first:
+        for name in ("events.one", "events.two"):
+            stored(system, 2, "--channel", name)
+        eventually(lambda: numbers(first) == [1, 2, 1, 2], first.output)
+        first.signal(signal.SIGINT)
+        assert first.wait() == 130
+    last = [stored(system, 1, "--channel", name)[0] for name in ("events.one", "events.two")]
+    with system.subscribe(*arguments) as second:
+        eventually(lambda: numbers(second) == [1, 1], second.output)
+    assert json.loads(kept.read_text()) == {"events.one": last[0], "events.two": last[1]}
+
+
+ENDS = {"killed": signal.SIGKILL, "terminated": signal.SIGTERM, "interrupted": signal.SIGINT}
+
+
+@pytest.mark.parametrize("number", ENDS.values(), ids=ENDS.keys())
+def test_whenever_it_is_ended_the_next_run_misses_nothing(
+    number: signal.Signals, system: System, tmp_path: Path
+) -> None:
+    """In the middle of a flow, again and again: the file is whole, and all runs together have printed everything.
+
+    After kill -9, what was printed in the last moment may come twice; otherwise nothing does.
+    """
+    kept = tmp_path / "place.json"
+    printed: list[int] = []
+    count, rate = 2400, 800
+    with contextlib.ExitStack() as stack:
+        publisher = None
+        while not printed or printed[-1] < count:
+            with system.subscribe("--resume-file", str(kept)) as subscriber:
+                if publisher is None:
+                    publisher = stack.enter_context(
+                        broadcaster(*PUBLISH, "--count", str(count), "--rate", str(rate), **system.variables)
+                    )
+                seen = printed[-1] if printed else 0
+                eventually(lambda: numbers(subscriber) and numbers(subscriber)[-1] >= min(seen + 300, count), "")  # noqa: B023
+                if number == signal.SIGKILL:
+                    time.sleep(0.5)  # by then it is up to date, and prints at the pace of the publisher
+                subscriber.signal(number)
+                subscriber.wait()
+            new = numbers(subscriber)
+            if printed:
+                again = len([told for told in new if told <= printed[-1]])
+                assert again <= (rate / 2 if number == signal.SIGKILL else 0), f"{again} came twice"
+                assert new[0] <= printed[-1] + 1, f"lost: {printed[-1] + 1} to {new[0] - 1}"
+            assert new == list(range(new[0], new[0] + len(new)))
+            assert json.loads(kept.read_text()).keys() == {"events.critical"}
+            assert "GAP" not in subscriber.output
+            printed = new
+    assert not [path for path in tmp_path.iterdir() if path != kept and number != signal.SIGKILL]
+
+
+class OneMoment:
+    """A subscriber that is given its last event in the very moment in which it is told to stop."""
+
+    def __init__(self, stop: asyncio.Event, turns: int) -> None:
+        self._stop = stop
+        self._turns = turns
+        self._given = 0
+        self.positions: dict[str, Position] = {}
+        self.missing: dict[str, int] = {}
+        self.received = self.gaps = 0
+
+    async def receive(self) -> Event:
+        """Two events; the second comes so many turns of the event loop after the stop."""
+        if self._given == 1:
+            self._stop.set()
+            for _ in range(self._turns):
+                await asyncio.sleep(0)
+        elif self._given == 2:
+            await asyncio.Event().wait()
+        self._given += 1
+        event = decode(event_payload(self._given, channel="c", epoch="a", offset=self._given), received_at_us=0)
+        self.positions = {"c": Position("a", self._given)}
+        return event
+
+    async def __aenter__(self) -> OneMoment:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_what_was_not_printed_is_not_saved(turns: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whenever the stop comes, the saved position is that of the last event that was printed."""
+    kept = tmp_path / "place.json"
+
+    async def story() -> None:
+        stop = asyncio.Event()
+        subscriber: Any = OneMoment(stop, turns)
+        await watch(subscriber, stop, as_json=False, log_file=None, resume_file=ResumeFile(kept))
+
+    asyncio.run(story())
+    printed = capsys.readouterr().out.count(" SERVER_DOWN server-a #")
+    assert json.loads(kept.read_text()) == {"c": f"a-{printed}"}
+
+
+DAMAGED: dict[str, bytes] = {
+    "empty": b"",
+    "half": b'{"events.critical": "a1',
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b'{"events.critical": 7}',
+    "no position": b'{"events.critical": "seven"}',
+    "nested": b'{"events.critical": {"position": "a-1"}}',
+    "nested without end": b"[" * 100_000,
+    "no text": b"\xff\xfe\0",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_resume_file_is_one_clear_line(
+    content: bytes, system: System, run: CommandLine, tmp_path: Path
+) -> None:
+    """What is no file of positions is refused with its name, exit code 78, and left as it is."""
+    kept = tmp_path / "place.json"
+    kept.write_bytes(content)
+    ended = run("subscribe", "--resume-file", str(kept), **system.variables)
+    assert (ended.code, ended.stdout) == (78, "")
+    assert f"{kept} is no file of positions" in ended.complaint
+    assert kept.read_bytes() == content
+
+
+CONTRADICTIONS = {
+    "since_and_resume_file": ("--since", "a-1", "--resume-file", "place.json"),
+    "since_of_two_channels": ("--since", "a-1", "--channel", "events.a", "--channel", "events.b"),
+    "since_that_is_no_position": ("--since", "seven"),
+}
+
+
+@pytest.mark.parametrize("arguments", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+def test_subscribe_refuses_a_place_that_cannot_be(
+    arguments: tuple[str, ...], system: System, run: CommandLine
+) -> None:
+    """It is a usage error, before anything is connected."""
+    ended = run("subscribe", *arguments, **system.variables)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert "Error: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_resume_file_that_cannot_be_written_is_told(system: System) -> None:
+    """A missing folder is one line, and the end: it could not keep its promise."""
+    ended = system.run("subscribe", "--resume-file", "nowhere/place.json")
+    assert ended.code == 78
+    assert "error: cannot write nowhere/place.json" in ended.stderr
+
+
 CONTROL = "\x1b[31m\x07\r\x7f\x9b"
 """What could drive a terminal: escape, bell, carriage return, delete, and the one-byte form of escape-[."""
 
@@ -484,7 +778,8 @@ def test_no_event_drives_the_terminal(tmp_path: Path) -> None:
     ]
     messages = [event_payload(number, **change) for number, change in enumerate(fields)]
     # The same once more as raw characters, where JSON allows them: delete and the range 80 to 9f.
-    raw = [json.dumps(json.loads(message), ensure_ascii=False).encode() for message in messages]
+    again = [event_payload(number, **change) for number, change in enumerate(fields)]
+    raw = [json.dumps(json.loads(message), ensure_ascii=False).encode() for message in again]
     printed = printed_by_subscribe([*messages, *raw, event_payload(99)], "", tmp_path / "events.log")
     assert printed.count("#3 ") == 4
     assert not DRIVES_A_TERMINAL.search(printed), repr(printed)

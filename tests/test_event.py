@@ -14,6 +14,7 @@ import pytest
 
 from broadcaster import event
 from broadcaster.errors import InvalidEvent
+from broadcaster.position import Position
 from tests.support import event_payload
 
 MIB = 1 << 20
@@ -254,6 +255,100 @@ def test_a_wrong_field_is_refused_by_its_name(name: str, value: object) -> None:
     assert error.detail.startswith(f"{name} must be ")
 
 
+PLACE: dict[str, Any] = {"channel": "events.critical", "epoch": "4c6d0a1b2e3f", "offset": 7}
+"""What an event is given when it is stored."""
+
+WRONG_PLACES: list[tuple[str, object]] = [
+    ("channel", ...),
+    ("channel", None),
+    ("channel", 1),
+    ("channel", True),
+    ("channel", ""),
+    ("channel", "a b"),
+    ("channel", "a\n"),
+    ("channel", "x" * 129),
+    ("channel", ["events.critical"]),
+    ("epoch", ...),
+    ("epoch", None),
+    ("epoch", 12),
+    ("epoch", True),
+    ("epoch", ""),
+    ("epoch", "a-b"),
+    ("epoch", "a_b"),
+    ("epoch", "a\n"),
+    ("epoch", "ä"),
+    ("epoch", "٣"),
+    ("epoch", "x" * 65),
+    ("epoch", {}),
+    ("offset", ...),
+    ("offset", None),
+    ("offset", "7"),
+    ("offset", 7.0),
+    ("offset", True),
+    ("offset", 0),
+    ("offset", -1),
+    ("offset", 2**53),
+    ("offset", 10**30),
+    ("offset", [7]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_PLACES, ids=[f"{n}={v!r:.30}" for n, v in WRONG_PLACES])
+def test_a_wrong_place_is_refused_by_its_name(name: str, value: object) -> None:
+    """An event has all three fields of a stored one, each of its type and range, or none of them."""
+    error = refusal(event_payload(**PLACE | {name: value}))
+    assert error.cause == "field"
+    assert error.detail.startswith(f"{name} must be ")
+
+
+@pytest.mark.parametrize("name", event.RESERVED)
+def test_one_field_of_a_place_alone_is_refused(name: str) -> None:
+    """Whoever claims a part of a place without the rest is refused, however right that part is."""
+    error = refusal(event_payload(**{name: PLACE[name]}))
+    assert error.cause == "field"
+    assert error.detail.endswith("got nothing")
+
+
+RIGHT_PLACES: list[tuple[str, object]] = [
+    ("channel", "x" * 128),
+    ("channel", "A-z_0:9.x"),
+    ("epoch", "0"),
+    ("epoch", "Zz9" * 21 + "a"),
+    ("offset", 1),
+    ("offset", 10**14),
+    ("offset", 2**53 - 1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), RIGHT_PLACES, ids=[f"{n}={v!r:.30}" for n, v in RIGHT_PLACES])
+def test_a_stored_event_knows_its_place(name: str, value: object) -> None:
+    """Channel and position of a stored event are read from its payload, limits inclusive."""
+    place = PLACE | {name: value}
+    decoded = event.decode(event_payload(3, **place))
+    assert decoded.channel == place["channel"]
+    assert decoded.position == Position(place["epoch"], place["offset"])
+    assert decoded.sequence == 3
+
+
+def test_an_event_that_is_not_stored_has_no_place() -> None:
+    """Without the three fields there is neither channel nor position, whatever `data` has under these names."""
+    decoded = event.decode(event_payload(data=PLACE))
+    assert (decoded.channel, decoded.position) == (None, None)
+    assert decoded.data == PLACE
+
+
+def test_the_fields_of_a_place_are_the_reserved_ones() -> None:
+    """There is no other field that an event is given when it is stored."""
+    assert tuple(PLACE) == event.RESERVED
+
+
+def test_a_place_that_stands_twice_is_refused() -> None:
+    """A foreign publisher cannot smuggle in a second place: it would stand beside the true one."""
+    forged = event_payload(**PLACE | {"offset": 9})
+    stored = b'{"channel":"events.critical","epoch":"4c6d0a1b2e3f","offset":7,' + forged[1:]
+    assert refusal(stored).cause == "duplicate_key"
+
+
 def test_a_refusal_is_short_and_of_one_line_whatever_the_value_is() -> None:
     """A refusal goes to a log: a long or many-lined value must not."""
     error = refusal(event_payload(source="a\n" * 20_000))
@@ -411,6 +506,16 @@ def test_an_event_of_exactly_the_limit_can_be_drafted() -> None:
     assert len(draft.stamp(now_us)) == 500
     with pytest.raises(InvalidEvent):
         event.draft("A", "b", 1, data={"text": "x" * (501 - empty)}, max_bytes=500)
+
+
+@pytest.mark.parametrize("channel", ["events.critical", "x" * 128], ids=["usual name", "longest name"])
+def test_an_event_of_exactly_the_limit_passes_when_it_is_stored(channel: str) -> None:
+    """The place that the store puts in front does not count: what could be published is not refused later."""
+    now_us = time.time_ns() // 1000
+    empty = len(event.draft("A", "b", 1, data={"text": ""}).stamp(now_us))
+    payload = event.draft("A", "b", 1, data={"text": "x" * (500 - empty)}, max_bytes=500).stamp(now_us)
+    stored = b'{"channel":"%b","epoch":"4c6d0a1b2e3f","offset":7,' % channel.encode() + payload[1:]
+    assert event.decode(stored, max_bytes=500).position == Position("4c6d0a1b2e3f", 7)
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "broadcaster.redis_server": {"errors", "settings"},
     "broadcaster.hub_client": {"errors"},
     "broadcaster.bus": {"errors", "redis_link", "settings"},
-    "broadcaster.history": {"errors", "position", "settings"},
+    "broadcaster.history": {"errors", "position", "settings", "redis_link"},
     "broadcaster.publish_link": {"errors", "settings", "redis_link", "bus", "history"},
     "broadcaster.publisher": {"errors", "event", "position", "settings", "publish_link"},
     "broadcaster.place": {"event", "position"},

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from broadcaster import InvalidEvent, Publisher, Settings, hub_client
-from broadcaster.errors import HubUnavailable, RedisRefused, RedisUnavailable, Unavailable
-from broadcaster.event import RESERVED, draft
-from broadcaster.publisher import due_times, on_schedule, padding
+from broadcaster.errors import HubUnavailable, RedisRefused, RedisUnavailable
+from broadcaster.event import RESERVED, decode, draft
+from broadcaster.position import Position
+from broadcaster.publisher import Published, due_times, on_schedule, padding
 from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.settings import PublisherTable, RedisTable
+from broadcaster.settings import HistoryTable, PublisherTable, RedisTable
 from tests.support import (
     HubProcess,
     RawClient,
@@ -35,9 +36,21 @@ from tests.support import (
 )
 
 
-def settings_for(redis_url: str) -> Settings:
+def settings_for(redis_url: str, *, stored: bool = True, deadline_s: float = 15.0) -> Settings:
     """The defaults with another Redis; made without reading a file, which would block the loop."""
-    return Settings.model_construct(redis=RedisTable(url=redis_url, silence_timeout_s=0.6))
+    return Settings.model_construct(
+        redis=RedisTable(url=redis_url, silence_timeout_s=0.6),
+        history=HistoryTable(enabled=stored),
+        publisher=PublisherTable(publish_deadline_s=deadline_s),
+    )
+
+
+def placed(result: Published, channel: str = "events.critical") -> bytes:
+    """The bytes of an event as they travel once it is stored: its place, then what was published."""
+    assert result.position is not None
+    epoch, offset = result.position
+    place = f'{{"channel":"{channel}","epoch":"{epoch}","offset":{offset},'.encode()
+    return place + result.event.payload[1:]
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +80,68 @@ def test_publish_says_how_many_heard_it(redis: RedisServer) -> None:
         assert run_async(story()) == [0, 1, 2]
 
 
-def test_what_is_published_is_what_travels(redis: RedisServer, publish: RedisClient) -> None:
-    """The payload of the event that `publish` returns is on the channel byte for byte, with all its fields."""
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_what_is_published_is_what_travels(redis: RedisServer, publish: RedisClient, stored: bool) -> None:
+    """The payload that `publish` returns is on the channel byte for byte, after its place if it is stored."""
 
-    async def story() -> bytes:
-        async with Publisher(settings_for(redis.url), channel="other.channel") as publisher:
+    async def story() -> Published:
+        async with Publisher(settings_for(redis.url, stored=stored), channel="other.channel") as publisher:
             data = {"host": "dömäne", "tries": 3}
-            published = await publisher.publish("DISK_FULL", "db-1", severity="warning", data=data)
-        assert published.error is None
-        return published.event.payload
+            return await publisher.publish("DISK_FULL", "db-1", severity="warning", data=data)
 
     publish.command("SUBSCRIBE", "other.channel")
     before_ms = time.time_ns() // 1_000_000
-    payload = run_async(story())
-    assert next_message(publish) == payload
-    fields = json.loads(payload)
+    published = run_async(story())
+    assert published.error is None
+    message = next_message(publish)
+    assert message == (placed(published, "other.channel") if stored else published.event.payload)
+    fields = json.loads(message)
     assert (fields["event_type"], fields["source"], fields["sequence"]) == ("DISK_FULL", "db-1", 1)
     assert (fields["severity"], fields["data"]) == ("warning", {"host": "dömäne", "tries": 3})
     assert before_ms <= fields["published_at_ms"] <= time.time_ns() // 1_000_000
     assert fields["published_at_us"] // 1000 == fields["published_at_ms"]
+    received = decode(message)
+    assert (received.position, received.event_id) == (published.position, published.event.event_id)
+    assert received.channel == ("other.channel" if stored else None)
+
+
+def test_where_an_event_is_stored_is_told(steady_redis: RedisServer) -> None:
+    """Positions of one channel rise by one, whoever publishes; without history there is none."""
+
+    async def story() -> None:
+        settings = settings_for(steady_redis.url)
+        async with (
+            Publisher(settings, channel="counted") as one,
+            Publisher(settings, channel="counted") as other,
+            Publisher(settings_for(steady_redis.url, stored=False), channel="counted") as forgetful,
+        ):
+            first = (await one.publish("T", "s")).position
+            second = (await other.publish("T", "s")).position
+            assert (await forgetful.publish("T", "s")).position is None
+            batch = [
+                result.position for result in await one.publish_all([one.draft("T", "s") for _ in range(100)])
+            ]
+        assert first is not None
+        assert [first, second, *batch] == [Position(first.epoch, offset) for offset in range(1, 103)]
+
+    run_async(story())
+
+
+def test_the_same_drafts_again_are_no_new_events(redis: RedisServer, publish: RedisClient) -> None:
+    """Drafts that are published a second time have their first positions, and nobody hears them again."""
+
+    async def story() -> list[bytes]:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            drafts = [publisher.draft("T", "s") for _ in range(3)]
+            first = await publisher.publish_all(drafts[:2])
+            again = await publisher.publish_all(drafts)
+        assert [result.position for result in again[:2]] == [result.position for result in first]
+        assert [result.heard for result in again] == [None, None, 1]
+        return [placed(result) for result in (*first, again[2])]
+
+    publish.command("SUBSCRIBE", "events.critical")
+    payloads = run_async(story())
+    assert [next_message(publish) for _ in payloads] == payloads
 
 
 def test_each_source_counts_for_itself(steady_redis: RedisServer) -> None:
@@ -99,15 +155,33 @@ def test_each_source_counts_for_itself(steady_redis: RedisServer) -> None:
     assert run_async(story()) == [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("b", 2)]
 
 
-def test_a_batch_arrives_in_its_order(redis: RedisServer, publish: RedisClient) -> None:
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_a_batch_arrives_in_its_order(redis: RedisServer, publish: RedisClient, stored: bool) -> None:
     """`publish_all` publishes in order and answers for each event."""
 
-    async def story() -> list[bytes]:
-        async with Publisher(settings_for(redis.url)) as publisher:
+    async def story() -> list[Published]:
+        async with Publisher(settings_for(redis.url, stored=stored)) as publisher:
             results = await publisher.publish_all([publisher.draft("T", "s", data={"n": n}) for n in range(200)])
         assert [result.heard for result in results] == [1] * 200
         assert [result.event.data["n"] for result in results] == list(range(200))
-        return [result.event.payload for result in results]
+        return results
+
+    publish.command("SUBSCRIBE", "events.critical")
+    results = run_async(story())
+    expected = [placed(result) if stored else result.event.payload for result in results]
+    assert [next_message(publish) for _ in results] == expected
+
+
+def test_what_is_sent_before_is_published_before(redis: RedisServer, publish: RedisClient) -> None:
+    """`send` without waiting keeps the order, whichever is settled first; each has its own results."""
+
+    async def story() -> list[bytes]:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            sent = [publisher.send([publisher.draft("T", "s") for _ in range(3)]) for _ in range(10)]
+            results = [await publisher.settle(one) for one in reversed(sent)]
+        numbers = [[result.event.sequence for result in one] for one in reversed(results)]
+        assert numbers == [[3 * n + 1, 3 * n + 2, 3 * n + 3] for n in range(10)]
+        return [placed(result) for one in reversed(results) for result in one]
 
     publish.command("SUBSCRIBE", "events.critical")
     payloads = run_async(story())
@@ -204,14 +278,16 @@ def test_without_redis_nothing_is_entered() -> None:
 
 
 def test_a_publisher_outlives_its_redis(redis: RedisServer) -> None:
-    """While Redis is dead each publish raises RedisUnavailable; after its restart the next one works."""
+    """While Redis is dead each publish raises RedisUnavailable at its deadline; afterwards the next works."""
 
     async def story() -> None:
-        async with Publisher(settings_for(redis.url)) as publisher:
+        async with Publisher(settings_for(redis.url, deadline_s=0.3)) as publisher:
             assert (await publisher.publish("T", "s")).event.sequence == 1
             redis.kill()
             for _ in range(3):
-                with pytest.raises(RedisUnavailable, match="may not have been published"):
+                with pytest.raises(
+                    RedisUnavailable, match=r"may not have been published: no answer .* within 0\.3 s"
+                ):
                     await publisher.publish("T", "s")
             again = await asyncio.to_thread(RedisServer.start, redis.port)
             try:
@@ -223,50 +299,74 @@ def test_a_publisher_outlives_its_redis(redis: RedisServer) -> None:
     run_async(story())
 
 
-def test_a_frozen_redis_is_noticed(redis: RedisServer) -> None:
-    """A Redis that does not answer in time is RedisUnavailable; when it thaws, publishing works again."""
+def test_a_restart_within_the_deadline_costs_nothing(redis: RedisServer) -> None:
+    """Events that are published while Redis is restarted are stored in the new one; nothing is raised."""
 
     async def story() -> None:
         async with Publisher(settings_for(redis.url)) as publisher:
-            redis.freeze()
+            await publisher.publish("T", "s")
+            redis.kill()
+            waiting = [asyncio.create_task(publisher.publish("T", "s")) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            again = await asyncio.to_thread(RedisServer.start, redis.port)
             try:
-                async with asyncio.timeout(10):
-                    with pytest.raises(RedisUnavailable, match="in time"):
-                        await publisher.publish("T", "s")
+                results = await asyncio.gather(*waiting)
             finally:
-                redis.thaw()
-            assert (await publisher.publish("T", "s")).heard == 0
+                await asyncio.to_thread(again.stop)
+        assert [result.event.sequence for result in results] == [2, 3, 4]
+        assert [result.position.offset for result in results if result.position] == [1, 2, 3]
 
     run_async(story())
 
 
-def test_failures_of_a_batch_are_told_one_by_one(redis: RedisServer) -> None:
+def test_a_frozen_redis_is_noticed(redis: RedisServer) -> None:
+    """A Redis that does not answer in time is RedisUnavailable; when it thaws, publishing works again."""
+
+    async def story() -> None:
+        async with Publisher(settings_for(redis.url, deadline_s=0.8)) as publisher:
+            redis.freeze()
+            try:
+                async with asyncio.timeout(10):
+                    with pytest.raises(RedisUnavailable, match=r"within 0\.8 s"):
+                        await publisher.publish("T", "s")
+            finally:
+                redis.thaw()
+            published = await publisher.publish("T", "s")
+            assert published.heard in (0, None)  # None if its first reply was too late
+            assert published.position is not None
+
+    run_async(story())
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_failures_of_a_batch_are_told_one_by_one(redis: RedisServer, stored: bool) -> None:
     """`publish_all` raises nothing: each event comes back with what is known about it."""
 
     async def story() -> None:
-        async with Publisher(settings_for(redis.url)) as publisher:
+        async with Publisher(settings_for(redis.url, stored=stored, deadline_s=0.3)) as publisher:
             assert await publisher.publish_all([]) == []
             batch = [publisher.draft("T", "s") for _ in range(3)]
             redis.kill()
             results = await publisher.publish_all(batch)
         assert [result.event.sequence for result in results] == [1, 2, 3]
-        assert all(result.heard is None and result.error for result in results)
+        assert all(result.heard is None and result.position is None and result.error for result in results)
 
     run_async(story())
 
 
-def test_a_publisher_without_the_right_is_refused(redis: RedisServer, publish: RedisClient) -> None:
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_a_publisher_without_the_right_is_refused(redis: RedisServer, publish: RedisClient, stored: bool) -> None:
     """A user that may not publish, or gives a wrong password, is told so, without the password."""
     publish.command("ACL", "SETUSER", "reader", "on", ">secret", "+@connection", "+info")
 
     async def story() -> None:
         address = redis.url.removeprefix("redis://")
         with pytest.raises(RedisRefused, match="WRONGPASS") as caught:
-            async with Publisher(settings_for(f"redis://reader:guessed@{address}")):
+            async with Publisher(settings_for(f"redis://reader:guessed@{address}", stored=stored)):
                 pytest.fail("entered with a wrong password")
         assert "guessed" not in str(caught.value)
-        async with Publisher(settings_for(f"redis://reader:secret@{address}")) as publisher:
-            with pytest.raises(Unavailable, match="NOPERM"):
+        with pytest.raises(RedisRefused, match="NOPERM"):
+            async with Publisher(settings_for(f"redis://reader:secret@{address}", stored=stored)) as publisher:
                 await publisher.publish("T", "s")
 
     run_async(story())
@@ -404,11 +504,16 @@ def test_the_role_waits_for_a_subscriber(redis: RedisServer) -> None:
 
 
 def test_the_role_outlives_its_redis(redis: RedisServer) -> None:
-    """A Redis that is killed and comes back is a line in the log; the numbers show what was lost."""
+    """A Redis that is away for longer than the deadline is a line in the log; the numbers show what was lost."""
     with (
         HubProcess(redis.url) as hub,
         RawClient(hub.until_ready().port, subprotocol="broadcaster.v1") as client,
-        role(redis.url, hub.port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher,
+        role(
+            redis.url,
+            hub.port,
+            BROADCASTER_PUBLISHER__RATE_HZ="20",
+            BROADCASTER_PUBLISHER__PUBLISH_DEADLINE_S="0.3",
+        ) as publisher,
     ):
         assert next_sequence(client) == 1
         redis.kill()
@@ -419,6 +524,23 @@ def test_the_role_outlives_its_redis(redis: RedisServer) -> None:
                 lost += 1
             assert sequence > lost
             assert [next_sequence(client) for _ in range(3)] == [sequence + 1, sequence + 2, sequence + 3]
+
+
+def test_the_role_loses_nothing_to_a_restart_of_redis(redis: RedisServer) -> None:
+    """A Redis that is back within the deadline costs no number: they go on as if nothing had happened."""
+    with (
+        HubProcess(redis.url) as hub,
+        RawClient(hub.until_ready().port, subprotocol="broadcaster.v1") as client,
+        role(redis.url, hub.port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher,
+    ):
+        numbers = [next_sequence(client) for _ in range(3)]
+        redis.kill()
+        time.sleep(0.3)
+        with RedisServer.start(redis.port):
+            numbers += [next_sequence(client) for _ in range(10)]
+            numbers = list(dict.fromkeys(numbers))  # one that nobody could answer for may come twice
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert "may not have been published" not in publisher.output
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ import pytest
 from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis_link import RedisLink
 from broadcaster.redis_server import RedisServer, free_port
-from tests.support import UNIT_S, RedisClient, frozen, in_loop, until
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+from tests.support import UNIT_S, RedisClient, Talk, frozen, in_loop, stand_in, until
 
 
 @contextlib.asynccontextmanager
@@ -28,26 +26,6 @@ async def opened(url: str, *, timeout_s: float = 5 * UNIT_S, **callables: Any) -
     finally:
         link.abort()
         await asyncio.wait_for(asyncio.shield(link.lost), 5 * UNIT_S)
-
-
-@contextlib.asynccontextmanager
-async def stand_in(talk: Talk) -> AsyncIterator[str]:
-    """A server that says what the test wants, for what no real Redis would do on demand; yields its URL."""
-    writers = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        with contextlib.suppress(ConnectionError):
-            await talk(reader, writer)
-
-    server = await asyncio.start_server(serve, "127.0.0.1")
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
-    finally:
-        for writer in writers:
-            writer.transport.abort()
-        server.close()
-        await server.wait_closed()
 
 
 async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,8 +180,26 @@ async def test_a_missing_right_is_refused_for_good(guarded: RedisServer) -> None
     url = guarded.url.replace("redis://", "redis://watcher:w%3Ard%2F%40@")
     async with opened(url) as link:
         with pytest.raises(RedisRefused, match="NOPERM"):
-            await link.execute("SUBSCRIBE", "forbidden")
-        assert await link.execute("SUBSCRIBE", "allowed") == [b"subscribe", b"allowed", 1]
+            await link.hold("forbidden")[0]
+        async with asyncio.timeout(5 * UNIT_S):
+            assert await link.hold("allowed")[0] == [b"subscribe", b"allowed", 1]
+
+
+@in_loop
+async def test_a_channel_that_is_refused_shifts_no_other_reply(guarded: RedisServer) -> None:
+    """Each channel of one `hold` has its own answer, and so has every command behind it."""
+    told: list[tuple[bytes, bool]] = []
+    url = guarded.url.replace("redis://", "redis://watcher:w%3Ard%2F%40@")
+    async with opened(url, on_subscribed=lambda *what: told.append(what)) as link:
+        forbidden, allowed, given_up = *link.hold("forbidden", "allowed"), *link.hold("allowed", hold=False)
+        echo = link.send(("ECHO", "a"))[0]
+        async with asyncio.timeout(5 * UNIT_S):
+            with pytest.raises(RedisRefused, match="NOPERM"):
+                await forbidden
+            assert await allowed == [b"subscribe", b"allowed", 1]
+            assert await given_up == [b"unsubscribe", b"allowed", 0]
+            assert await echo == b"a"
+        assert told == [(b"allowed", True), (b"allowed", False)]
 
 
 # Where Redis is
@@ -275,24 +271,110 @@ async def test_a_frozen_redis_does_not_log_in_within_the_deadline(redis: RedisSe
 # Messages
 
 
+class Heard:
+    """All that a link said of its channels, in order: messages as (channel, payload), the rest as told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[bytes, bytes | bool]] = []
+        self.batches: list[dict[bytes, list[bytes]]] = []
+
+    def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
+        self.batches.append(messages)
+        self.all.extend((channel, payload) for channel, payloads in messages.items() for payload in payloads)
+
+    def on_subscribed(self, channel: bytes, held: bool) -> None:
+        self.all.append((channel, held))
+
+    @property
+    def callables(self) -> dict[str, Any]:
+        return {"on_messages": self.on_messages, "on_subscribed": self.on_subscribed}
+
+
 @in_loop
 async def test_messages_and_confirmations_come_in_order(redis: RedisServer, publish: RedisClient) -> None:
     """A subscription is confirmed before its first message; messages keep Redis' order and bytes."""
-    heard: list[bytes | str] = []
-    async with opened(
-        redis.url, on_messages=heard.extend, on_subscribed=lambda: heard.append("confirmed")
-    ) as link:
-        await link.execute("SUBSCRIBE", "events")
+    heard = Heard()
+    async with opened(redis.url, **heard.callables) as link:
+        assert await link.hold("events")[0] == [b"subscribe", b"events", 1]
         sent = [b"%d \0\xff\r\n" % number for number in range(500)]
         for payload in sent:
             assert await asyncio.to_thread(publish.publish, payload, "events") == 1
-        await until(lambda: len(heard) == 501, f"messages are missing: {len(heard)}")
-        assert heard == ["confirmed", *sent]
+        await until(lambda: len(heard.all) == 501, f"messages are missing: {len(heard.all)}")
+        assert heard.all == [(b"events", True), *((b"events", payload) for payload in sent)]
         assert await link.execute("PING") == [b"pong", b""]
 
 
-MESSAGE = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\n%b\r\n"
-CONFIRMATION = b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n"
+@in_loop
+async def test_each_channel_has_its_own_messages(redis: RedisServer, publish: RedisClient) -> None:
+    """Payloads are handed over per channel, each with Redis' order, and no channel hears another's."""
+    heard = Heard()
+    channels = [b"one", b"two", b"three"]
+    async with opened(redis.url, **heard.callables) as link:
+        await asyncio.gather(*link.hold("one", "two", "three"))
+        for number in range(300):
+            assert await asyncio.to_thread(publish.publish, b"%d" % number, channels[number % 3].decode()) == 1
+        assert await asyncio.to_thread(publish.publish, b"elsewhere", "four") == 0
+        await link.execute("PING")
+        assert heard.all[:3] == [(channel, True) for channel in channels]
+        for first, name in enumerate(channels):
+            payloads = [payload for heard_on, payload in heard.all[3:] if heard_on == name]
+            assert payloads == [b"%d" % number for number in range(first, 300, 3)]
+        assert len(heard.all) == 303
+
+
+@in_loop
+async def test_a_channel_that_is_given_up_is_heard_no_more(redis: RedisServer, publish: RedisClient) -> None:
+    """After the confirmed end of one channel the others go on; it can be held again."""
+    heard = Heard()
+    async with opened(redis.url, **heard.callables) as link:
+        await asyncio.gather(*link.hold("kept", "given.up"))
+        assert await link.hold("given.up", hold=False)[0] == [b"unsubscribe", b"given.up", 1]
+        assert await asyncio.to_thread(publish.publish, b"a", "given.up") == 0
+        assert await asyncio.to_thread(publish.publish, b"b", "kept") == 1
+        assert await link.hold("given.up")[0] == [b"subscribe", b"given.up", 2]
+        assert await asyncio.to_thread(publish.publish, b"c", "given.up") == 1
+        await until(lambda: (b"given.up", b"c") in heard.all, f"the message is missing: {heard.all}")
+    assert heard.all == [
+        (b"kept", True),
+        (b"given.up", True),
+        (b"given.up", False),
+        (b"kept", b"b"),
+        (b"given.up", True),
+        (b"given.up", b"c"),
+    ]
+
+
+@in_loop
+async def test_a_channel_held_twice_is_confirmed_twice_and_heard_once(
+    redis: RedisServer, publish: RedisClient
+) -> None:
+    """To hold again what is held changes nothing and is confirmed; a message still comes once."""
+    heard = Heard()
+    async with opened(redis.url, **heard.callables) as link:
+        replies = await asyncio.gather(*link.hold("a", "a"), *link.hold("a"))
+        assert replies == [[b"subscribe", b"a", 1]] * 3
+        assert await asyncio.to_thread(publish.publish, b"x", "a") == 1
+        await until(lambda: (b"a", b"x") in heard.all, "the message is missing")
+        await link.execute("PING")
+        assert heard.all == [(b"a", True)] * 3 + [(b"a", b"x")]
+
+
+@in_loop
+async def test_holding_on_a_link_that_has_ended_fails(redis: RedisServer) -> None:
+    """Each channel gets its error; nothing is told as confirmed."""
+    heard = Heard()
+    async with opened(redis.url, **heard.callables) as link:
+        link.abort()
+        await asyncio.wait_for(asyncio.shield(link.lost), 5 * UNIT_S)
+        for reply in (*link.hold("a", "b"), *link.hold("a", hold=False)):
+            with pytest.raises(RedisUnavailable):
+                await reply
+    assert heard.all == []
+
+
+MESSAGE = b"*3\r\n$7\r\nmessage\r\n$1\r\n%b\r\n$1\r\n%b\r\n"
+CONFIRMATION = b"*3\r\n$9\r\nsubscribe\r\n$1\r\n%b\r\n:1\r\n"
+TAKEN_AWAY = b"*3\r\n$11\r\nunsubscribe\r\n$1\r\n%b\r\n:0\r\n"
 PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
 
 
@@ -300,7 +382,14 @@ PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
 @in_loop
 async def test_the_order_of_messages_and_confirmations_is_that_of_the_bytes(step: int) -> None:
     """However the bytes arrive, a message before a confirmation is handed over before it."""
-    data = (MESSAGE % b"1") + (MESSAGE % b"2") + CONFIRMATION + (MESSAGE % b"3") + PONG + (MESSAGE % b"4")
+    data = (
+        (MESSAGE % (b"c", b"1"))
+        + (MESSAGE % (b"d", b"2"))
+        + (CONFIRMATION % b"c")
+        + (MESSAGE % (b"c", b"3"))
+        + PONG
+        + (MESSAGE % (b"c", b"4"))
+    )
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"PING\r\n")
@@ -310,33 +399,48 @@ async def test_the_order_of_messages_and_confirmations_is_that_of_the_bytes(step
             await asyncio.sleep(0)
         await reader.read()
 
-    heard: list[list[bytes] | str] = []
-    async with (
-        stand_in(talk) as url,
-        opened(url, on_messages=heard.append, on_subscribed=lambda: heard.append("confirmed")) as link,
-    ):
-        subscribed, pong = link.send(("SUBSCRIBE", "c"), ("PING",))
+    heard = Heard()
+    async with stand_in(talk) as url, opened(url, **heard.callables) as link:
+        subscribed, pong = *link.hold("c"), *link.send(("PING",))
         assert await subscribed == [b"subscribe", b"c", 1]
         assert await pong == [b"pong", b""]
-        await until(lambda: heard and heard[-1][-1] == b"4", f"the last message is missing: {heard}")
-    flat = [word for item in heard for word in (item if isinstance(item, list) else [item])]
-    assert flat == [b"1", b"2", "confirmed", b"3", b"4"]
+        await until(lambda: heard.all and heard.all[-1][1] == b"4", f"the last message is missing: {heard.all}")
+    assert heard.all == [(b"c", b"1"), (b"d", b"2"), (b"c", True), (b"c", b"3"), (b"c", b"4")]
+
+
+@in_loop
+async def test_what_nobody_asked_for_is_told_and_answers_nothing() -> None:
+    """A subscription that Redis takes away by itself is told; the replies of commands stay with their commands."""
+    data = (TAKEN_AWAY % b"c") + PONG + (CONFIRMATION % b"x") + (CONFIRMATION % b"c") + (TAKEN_AWAY % b"c") + PONG
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"PING\r\n")
+        writer.write(data)
+        await reader.read()
+
+    heard = Heard()
+    async with stand_in(talk) as url, opened(url, **heard.callables) as link:
+        first, subscribed, second = *link.send(("PING",)), *link.hold("c"), *link.send(("PING",))
+        async with asyncio.timeout(5 * UNIT_S):
+            assert await first == await second == [b"pong", b""]
+            assert await subscribed == [b"subscribe", b"c", 1]
+    assert heard.all == [(b"c", False), (b"x", True), (b"c", True), (b"c", False)]
 
 
 @in_loop
 async def test_what_one_read_brings_is_one_batch() -> None:
-    """Messages that arrive together are handed over together."""
+    """Messages that arrive together are handed over together, by channel."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"PING\r\n")
-        writer.write(b"".join(MESSAGE % b"%d" % number for number in range(10)))
+        writer.write(b"".join(MESSAGE % ((b"c", b"d")[number % 2], b"%d" % number) for number in range(10)))
         await reader.read()
 
-    batches: list[list[bytes]] = []
-    async with stand_in(talk) as url, opened(url, on_messages=batches.append) as link:
+    heard = Heard()
+    async with stand_in(talk) as url, opened(url, **heard.callables) as link:
         link.send(("PING",))
-        await until(lambda: batches, "no message came")
-    assert batches == [[b"%d" % number for number in range(10)]]
+        await until(lambda: heard.batches, "no message came")
+    assert heard.batches == [{b"c": [b"0", b"2", b"4", b"6", b"8"], b"d": [b"1", b"3", b"5", b"7", b"9"]}]
 
 
 @in_loop
@@ -345,14 +449,14 @@ async def test_messages_before_nonsense_are_handed_over_and_the_link_ends() -> N
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"PING\r\n")
-        writer.write((MESSAGE % b"1") + b"?nonsense\r\n")
+        writer.write((MESSAGE % (b"c", b"1")) + b"?nonsense\r\n")
         await reader.read()
 
-    heard: list[bytes] = []
-    async with stand_in(talk) as url, opened(url, on_messages=heard.extend) as link:
+    heard = Heard()
+    async with stand_in(talk) as url, opened(url, **heard.callables) as link:
         pong = link.send(("PING",))[0]
         await asyncio.wait_for(asyncio.shield(link.lost), 5 * UNIT_S)
-        assert heard == [b"1"]
+        assert heard.all == [(b"c", b"1")]
         with pytest.raises(RedisUnavailable):
             await pong
 
@@ -398,16 +502,16 @@ async def test_a_link_that_was_aborted_takes_no_more_commands(redis: RedisServer
 @in_loop
 async def test_any_byte_from_redis_is_a_sign_of_life(redis: RedisServer, publish: RedisClient) -> None:
     """`heard_at` moves with replies and with messages, and with nothing else."""
-    heard: list[bytes] = []
+    heard = Heard()
     loop = asyncio.get_running_loop()
-    async with opened(redis.url, on_messages=heard.extend) as link:
-        await link.execute("SUBSCRIBE", "events")
+    async with opened(redis.url, on_messages=heard.on_messages) as link:
+        await link.hold("events")[0]
         after_reply = link.heard_at
         assert after_reply <= loop.time()
         await asyncio.sleep(0.05)
         assert link.heard_at == after_reply
         await asyncio.to_thread(publish.publish, b"x", "events")
-        await until(lambda: heard, "the message is missing")
+        await until(lambda: heard.all, "the message is missing")
         assert link.heard_at > after_reply
 
 

@@ -34,8 +34,13 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def plain(settings: Settings) -> dict[str, dict[str, Any]]:
+    """As TOML has them: lists are lists."""
+    return settings.model_dump(mode="json")
+
+
 def defaults() -> dict[str, dict[str, Any]]:
-    return Settings.model_construct().model_dump()
+    return plain(Settings.model_construct())
 
 
 # The commented file
@@ -147,6 +152,33 @@ def test_no_file_is_needed(empty_folder: Path) -> None:
     assert {line.partition("# ")[2] for line in shown.stdout.splitlines() if " = " in line} == {"default"}
 
 
+LISTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "one": ('["orders.*"]', ("orders.*",)),
+    "several": ('["orders.*", "events.critical", "a?[b-d]:_-"]', ("orders.*", "events.critical", "a?[b-d]:_-")),
+    "none": ("[]", ()),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), LISTS.values(), ids=LISTS.keys())
+@pytest.mark.parametrize("key", ["allow", "priority"])
+def test_a_list_can_be_set_in_every_layer(
+    key: str, text: str, expected: tuple[str, ...], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list is written the same way in the file, in a variable and behind --set, and shown as TOML."""
+    (empty_folder / "broadcaster.toml").write_text(f"[channels]\n{key} = {text}\n")
+    from_file = load()
+    (empty_folder / "broadcaster.toml").unlink()
+    with monkeypatch.context() as variables:
+        variables.setenv(f"BROADCASTER_CHANNELS__{key.upper()}", text)
+        from_environment = load()
+    from_option = load(overrides=assignment(f"channels.{key}={text}"))
+    for loaded in (from_file, from_environment, from_option):
+        assert getattr(loaded.settings.channels, key) == expected
+        shown = tomllib.loads(dump(loaded.settings, loaded.origins))
+        assert shown == plain(loaded.settings)
+        assert tuple(shown["channels"][key]) == expected
+
+
 def test_three_variables_are_enough_for_a_hub(empty_folder: Path, redis: RedisServer) -> None:
     """A hub runs from an empty folder, told nothing but where Redis is and where to listen."""
     variables = {
@@ -227,6 +259,35 @@ MISTAKES = [
             file="[redis]\nsilence_timeout_s = 0.5"),
     Mistake("more_processes_than_clients", ("fleet.processes", "fleet.clients"),
             file="[fleet]\nclients = 2\nprocesses = 3"),
+    Mistake("no_subscribe_url", ("redis.subscribe_url",), file='[redis]\nsubscribe_url = "127.0.0.1:6379"'),
+    Mistake("subscribe_port_no_number", ("redis.subscribe_url",),
+            file='[redis]\nsubscribe_url = "redis://127.0.0.1:abc/0"'),
+    Mistake("dedupe_shorter_than_retries", ("history.dedupe_s", "publisher.publish_deadline_s"),
+            file="[history]\ndedupe_s = 10\n[publisher]\npublish_deadline_s = 10.0"),
+    Mistake("history_of_nothing", ("history.max_events", "broadcaster.toml"), file="[history]\nmax_events = 0"),
+    Mistake("history_without_end", ("history.max_events",), file="[history]\nmax_events = 10000001"),
+    Mistake("history_expires_at_once", ("history.idle_expire_s",), file="[history]\nidle_expire_s = 0"),
+    Mistake("half_seconds_where_redis_has_none", ("history.dedupe_s", "30.5"), file="[history]\ndedupe_s = 30.5"),
+    Mistake("maybe", ("history.enabled", "maybe", "BROADCASTER_HISTORY__ENABLED"),
+            environment={"BROADCASTER_HISTORY__ENABLED": "maybe"}),
+    Mistake("nothing_may_wait", ("publisher.max_unanswered",), file="[publisher]\nmax_unanswered = 0"),
+    Mistake("no_time_to_publish", ("publisher.publish_deadline_s",), file="[publisher]\npublish_deadline_s = 0"),
+    Mistake("no_beats", ("hub.beat_interval_s",), file="[hub]\nbeat_interval_s = 0"),
+    Mistake("no_proofs", ("hub.prove_interval_s",), file="[hub]\nprove_interval_s = -1.0"),
+    Mistake("bad_pattern", ("channels.allow", "a b", "broadcaster.toml"),
+            file='[channels]\nallow = ["events.*", "a b"]'),
+    Mistake("pattern_with_newline", ("channels.priority",), file='[channels]\npriority = ["events.*\\n"]'),
+    Mistake("empty_pattern", ("channels.allow",), file='[channels]\nallow = [""]'),
+    Mistake("endless_pattern", ("channels.allow",), file=f'[channels]\nallow = ["{"x" * 129}"]'),
+    Mistake("too_many_patterns", ("channels.allow",), file=f"[channels]\nallow = {['a'] * 101}"),
+    Mistake("text_for_a_list", ("channels.allow", "events.*", "broadcaster.toml"),
+            file='[channels]\nallow = "events.*"'),
+    Mistake("text_for_a_list_in_environment", ("channels.allow", "BROADCASTER_CHANNELS__ALLOW"),
+            environment={"BROADCASTER_CHANNELS__ALLOW": "events.*"}),
+    Mistake("half_a_list_in_environment", ("channels.allow", "BROADCASTER_CHANNELS__ALLOW"),
+            environment={"BROADCASTER_CHANNELS__ALLOW": '["events.*"'}),
+    Mistake("too_many_channels_of_one", ("channels.max_per_connection",),
+            file="[channels]\nmax_per_connection = 65"),
     Mistake("two_at_once", ("hub.port", "hub.prot"), file='[hub]\nport = "abc"\nprot = 1', problems=2),
 ]  # fmt: skip
 
@@ -298,11 +359,12 @@ URLS_WITH_PASSWORD = {
 }
 
 
+@pytest.mark.parametrize("key", ["url", "subscribe_url"])
 @pytest.mark.parametrize("url", URLS_WITH_PASSWORD.values(), ids=URLS_WITH_PASSWORD.keys())
-def test_the_password_is_in_no_text_of_the_settings(url: str) -> None:
+def test_the_password_is_in_no_text_of_the_settings(url: str, key: str) -> None:
     """repr, str, dump and redact show where Redis is, and not how to get in."""
-    loaded = load(overrides={"redis": {"url": url}})
-    assert loaded.settings.redis.url == url
+    loaded = load(overrides={"redis": {key: url}})
+    assert getattr(loaded.settings.redis, key) == url
     texts = (repr(loaded), str(loaded), repr(loaded.settings), str(loaded.settings), repr(loaded.settings.redis),
              dump(loaded.settings), dump(loaded.settings, loaded.origins), redact(url))  # fmt: skip
     assert not [text for text in texts if SECRET in text]
@@ -311,11 +373,17 @@ def test_the_password_is_in_no_text_of_the_settings(url: str) -> None:
 
 
 def test_config_show_strikes_the_password_out(empty_folder: Path) -> None:
-    """`broadcaster config show` shows the URL without its password."""
+    """`broadcaster config show` shows both URLs without their passwords."""
     url = URLS_WITH_PASSWORD["user_and_password"]
-    shown = finished("config", "show", cwd=empty_folder, BROADCASTER_REDIS__URL=url)
+    shown = finished(
+        *("config", "show"),
+        cwd=empty_folder,
+        BROADCASTER_REDIS__URL=url,
+        BROADCASTER_REDIS__SUBSCRIBE_URL=url.replace(":1/", ":2/"),
+    )
     assert shown.code == 0
-    assert 'url = "redis://user:***@127.0.0.1:1/0"' in shown.stdout
+    assert '\nurl = "redis://user:***@127.0.0.1:1/0"' in shown.stdout
+    assert '\nsubscribe_url = "redis://user:***@127.0.0.1:2/0"' in shown.stdout
     assert SECRET not in shown.stdout + shown.stderr
 
 
@@ -324,6 +392,9 @@ MISTAKES_WITH_PASSWORD = {
     "wrong_port": f'[redis]\nurl = "redis://user:{SECRET}@h:abc/0"',
     "not_a_url": f'[redis]\nurl = "redis://[:{SECRET}@h/0"',
     "no_text": f'[redis]\nurl = ["redis://:{SECRET}@h"]',
+    "wrong_scheme_to_subscribe": f'[redis]\nsubscribe_url = "http://user:{SECRET}@h"',
+    "wrong_port_to_subscribe": f'[redis]\nsubscribe_url = "redis://user:{SECRET}@h:abc/0"',
+    "no_text_to_subscribe": f'[redis]\nsubscribe_url = ["redis://:{SECRET}@h"]',
     "value_instead_of_a_table": f'redis = "redis://:{SECRET}@h"',
     "mistyped_key": f'[redis]\nulr = "redis://:{SECRET}@h"',
     "mistyped_table": f'[rdis]\nurl = "redis://:{SECRET}@h"',
@@ -362,7 +433,7 @@ def test_config_init_writes_the_defaults(empty_folder: Path) -> None:
     assert (ended.code, ended.stdout, ended.stderr) == (0, "wrote broadcaster.toml\n", "")
     assert tomllib.loads((empty_folder / "broadcaster.toml").read_text()) == defaults()
     loaded = load()
-    assert loaded.settings.model_dump() == defaults()
+    assert plain(loaded.settings) == defaults()
     assert set(loaded.origins.values()) == {"broadcaster.toml"}
 
 
@@ -370,7 +441,7 @@ def test_config_init_takes_a_name(empty_folder: Path) -> None:
     """`broadcaster config init other.toml` writes there."""
     assert finished("config", "init", "other.toml", cwd=empty_folder).code == 0
     assert [path.name for path in empty_folder.iterdir()] == ["other.toml"]
-    assert load(config=Path("other.toml")).settings.model_dump() == defaults()
+    assert plain(load(config=Path("other.toml")).settings) == defaults()
 
 
 def test_config_init_leaves_a_file_alone(empty_folder: Path) -> None:

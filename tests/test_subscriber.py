@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import signal
@@ -12,11 +13,15 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
-from broadcaster import Event, Settings, Subscriber
+from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber
 from broadcaster.errors import HubRefused
 from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.settings import SubscriberTable
+from broadcaster.settings import HubTable, RedisTable, SubscriberTable
+from broadcaster.subscriber import RECENT_IDS, Notice
+from tests.faults.ledger import Proxy
 from tests.support import HubProcess, RawClient, RedisClient, event_payload, redis_client, run_async, until
 
 SETTINGS = Settings.model_construct(subscriber=SubscriberTable(connect_timeout_s=2.0, reconnect_max_s=0.2))
@@ -297,9 +302,11 @@ Talk = Callable[[ServerConnection], Any]
 
 
 @contextlib.asynccontextmanager
-async def fake_hub(talk: Talk) -> AsyncIterator[str]:
-    """A hub that says what the real one never would."""
-    async with serve(talk, "127.0.0.1", 0, compression=None, close_timeout=0.1) as server:
+async def fake_hub(talk: Talk, *, v1: bool = False, **options: Any) -> AsyncIterator[str]:
+    """A hub that says what the real one never would; in `broadcaster.v1`, or in no language of ours."""
+    if v1:
+        options["subprotocols"] = [Subprotocol("broadcaster.v1")]
+    async with serve(talk, "127.0.0.1", 0, compression=None, close_timeout=0.1, **options) as server:
         yield f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/ws"
 
 
@@ -404,6 +411,624 @@ def test_a_full_hub_is_tried_again(
     caplog.set_level(logging.INFO)
     with HubProcess(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="1") as hub:
         run_async(story(hub.until_ready()))
+
+
+# Positions
+
+
+async def publish_stored(
+    redis: RedisServer, count: int, *, channel: str | None = None, **fields: Any
+) -> list[Position]:
+    """Publish events through the product; their positions."""
+    settings = Settings.model_construct(redis=RedisTable(url=redis.url))
+    async with Publisher(settings, channel=channel) as publisher:
+        published = [await publisher.publish("SERVER_DOWN", "server-p", **fields) for _ in range(count)]
+    assert all(event.position for event in published)
+    return [event.position for event in published if event.position]
+
+
+class Notices:
+    """Everything `receive` has given so far, gathered by a task of its own."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.all: list[Notice] = []
+        self.task = asyncio.create_task(self._gather())
+
+    async def _gather(self) -> None:
+        while (notice := await self.subscriber.receive()) is not None:
+            self.all.append(notice)
+
+    @property
+    def short(self) -> list[int | str]:
+        """Numbers of events, causes of gaps, `stale` and `fresh`."""
+        return [brief(notice) for notice in self.all]
+
+    async def until(self, *short: int | str, within: float = 10.0) -> None:
+        """Wait until exactly these have come."""
+        with contextlib.suppress(AssertionError):
+            await until(lambda: self.task.done() or self.short == list(short), "", within)
+        assert self.short == list(short)
+        assert not self.task.done()
+
+
+def brief(notice: Notice | None) -> int | str:
+    if isinstance(notice, Event):
+        return notice.sequence
+    return str(notice.cause) if isinstance(notice, Gap) else type(notice).__name__.lower()
+
+
+@contextlib.asynccontextmanager
+async def noticing(url: str, settings: Settings = SETTINGS, **options: Any) -> AsyncIterator[Notices]:
+    """A subscriber whose `receive` is called for as long as the block lasts."""
+    async with Subscriber(url, settings=settings, **options) as subscriber:
+        notices = Notices(subscriber)
+        try:
+            yield notices
+        finally:
+            notices.task.cancel()
+            await asyncio.wait([notices.task])
+
+
+def test_it_knows_where_it_stands(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+    """A stored event has channel and position; the subscriber's own position is that of the last one."""
+
+    async def story() -> None:
+        async with receiving(steady_hub.url) as received:
+            subscriber = received.subscriber
+            await connected(steady_hub)
+            await until(lambda: subscriber.position is not None, "it was not welcomed")
+            positions = await publish_stored(steady_redis, 3)
+            await received.until(1, 2, 3)
+            assert [event.position for event in received.events] == positions
+            assert {event.channel for event in received.events} == {"events.critical"}
+            assert subscriber.position == positions[-1]
+            assert subscriber.positions == {"events.critical": positions[-1]}
+
+    run_async(story())
+
+
+SINCE: dict[str, Callable[[Position], Any]] = {
+    "a position": lambda position: position,
+    "text": str,
+    "a mapping": lambda position: {"events.critical": position},
+}
+
+
+@pytest.mark.parametrize("given", SINCE.values(), ids=SINCE.keys())
+def test_it_begins_where_it_is_told(
+    given: Callable[[Position], Any], steady_redis: RedisServer, steady_hub: HubProcess
+) -> None:
+    """`since` at construction: everything stored after it comes first, then what is published now."""
+
+    async def story() -> None:
+        positions = await publish_stored(steady_redis, 5)
+        async with noticing(steady_hub.url, since=given(positions[1])) as notices:
+            await notices.until(3, 4, 5)
+            await publish_stored(steady_redis, 2)
+            await notices.until(3, 4, 5, 1, 2)
+            assert notices.subscriber.gaps == 0
+
+    run_async(story())
+
+
+@pytest.mark.parametrize("since", ["", "a", "7", "nonsense-x", Position("a b", 3)])
+def test_what_is_no_position_is_an_error_at_once(since: Any) -> None:
+    """A wrong `since` is a ValueError before anything is connected; empty is none."""
+    if since == "":
+        assert Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since).positions == {}
+        return
+    with pytest.raises(ValueError, match="a position is"):
+        Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since)
+
+
+def test_a_position_nobody_has_given_is_told(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+    """Who comes with a position of the future gets a gap as a value, then what is published now."""
+
+    async def story() -> None:
+        [last] = await publish_stored(steady_redis, 1)
+        future = last._replace(offset=last.offset + 1000)
+        async with noticing(steady_hub.url, since=future) as notices:
+            await notices.until("position_unknown")
+            await publish_stored(steady_redis, 1)
+            await notices.until("position_unknown", 1)
+            assert isinstance(gap := notices.all[0], Gap)
+            assert (gap.first, gap.last, gap.position) == (future.offset + 1, None, last)
+
+    run_async(story())
+
+
+def test_several_channels_each_go_on_where_they_were(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+    """Two channels on one connection, each with its own position; what was missed on each comes in its order."""
+
+    async def story() -> None:
+        names = ("events.one", "events.two")
+        since = {}
+        for name in names:
+            since[name] = (await publish_stored(steady_redis, 4, channel=name))[1]
+        async with noticing(steady_hub.url, channels=names, since=since) as notices:
+            await until(lambda: len(notices.all) == 4, "they did not come")
+            for name in names:
+                come = [n.sequence for n in notices.all if isinstance(n, Event) and n.channel == name]
+                assert come == [3, 4]
+            await publish_stored(steady_redis, 1, channel="events.two")
+            await until(lambda: len(notices.all) == 5, "the live one did not come")
+            assert {name: position.offset for name, position in notices.subscriber.positions.items()} == {
+                "events.one": since["events.one"].offset + 2,
+                "events.two": since["events.two"].offset + 3,
+            }
+
+    run_async(story())
+
+
+def test_a_filter_holds_back_and_loses_nothing(redis: RedisServer) -> None:
+    """Only what was asked for comes; the position goes on over the rest, which is neither gap nor missing."""
+
+    async def story(hub: HubProcess) -> None:
+        wanted: dict[str, Any] = {"types": ["SERVER_DOWN"], "severities": ["critical"]}
+        async with noticing(hub.url, **wanted) as notices:
+            await connected(hub)
+            await publish_stored(redis, 3, severity="info")
+            await publish_stored(redis, 2)
+            [*_, last] = await publish_stored(redis, 3, severity="warning")
+            await notices.until(1, 2)
+            subscriber = notices.subscriber
+            await until(lambda: subscriber.position == last, "no beat moved it on")
+            assert (subscriber.gaps, subscriber.missing) == (0, {})
+
+    with HubProcess(redis.url, BROADCASTER_HUB__BEAT_INTERVAL_S="0.2") as hub:
+        run_async(story(hub.until_ready()))
+
+
+# Going on
+
+
+@pytest.mark.parametrize(("number", "code"), ENDINGS.values(), ids=ENDINGS.keys())
+def test_it_goes_on_where_it_was_after_the_hub(number: signal.Signals, code: int, redis: RedisServer) -> None:
+    """What was published while the hub was away comes when it is back, in its order, with nothing missing."""
+    port = free_port()
+
+    async def story() -> None:
+        async with ready_hub(redis, port) as first, noticing(first.url) as notices:
+            await connected(first)
+            await publish_stored(redis, 1)
+            await notices.until(1)
+            first.signal(number)
+            assert await asyncio.to_thread(first.wait) == code
+            await publish_stored(redis, 3)
+            async with ready_hub(redis, port) as second:
+                await connected(second)
+                await notices.until(1, 1, 2, 3)
+                await publish_stored(redis, 1)
+                await notices.until(1, 1, 2, 3, 1)
+            assert (notices.subscriber.reconnects, notices.subscriber.gaps) == (1, 0)
+
+    run_async(story())
+
+
+def frame(control: str, **fields: Any) -> bytes:
+    """A control frame of the default channel."""
+    return json.dumps({"control": control, "channel": "events.critical", **fields}).encode()
+
+
+def placed(number: int, offset: int | None = None, **changes: Any) -> bytes:
+    """A stored event of epoch a."""
+    return event_payload(number, channel="events.critical", epoch="a", offset=offset or number, **changes)
+
+
+WELCOME = frame("welcome", position="a-0", recovered=None, beat_interval_s=60)
+
+
+class Asked:
+    """A fake hub that notes what it is asked for, and ends each connection in its own way."""
+
+    def __init__(self, end: Talk) -> None:
+        self.paths: list[str] = []
+        self._end = end
+
+    async def __call__(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        self.paths.append(connection.request.path)
+        if connection.subprotocol:
+            await connection.send(frame("welcome", position=f"a-{len(self.paths) - 1}"), text=True)
+        await connection.send(placed(len(self.paths)), text=True)
+        await asyncio.sleep(0.02)
+        await self._end(connection)
+
+
+def closing(code: int) -> Talk:
+    async def end(connection: ServerConnection) -> None:
+        await connection.close(code, "by the test")
+
+    return end
+
+
+async def aborting(connection: ServerConnection) -> None:
+    connection.transport.abort()
+
+
+WAYS: dict[str, Talk] = {str(code): closing(code) for code in (1000, 1001, 1011, 1012, 1013, 4008)} | {
+    "RST": aborting
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_however_it_ends_it_asks_for_what_it_misses(way: Talk) -> None:
+    """After every end of a connection the next one begins behind the last event."""
+
+    async def story() -> None:
+        hub = Asked(way)
+        async with fake_hub(hub, v1=True) as url, noticing(url):
+            await until(lambda: len(hub.paths) >= 3, "it did not come back")
+        assert hub.paths[:3] == ["/ws", "/ws?since=a-1", "/ws?since=a-2"]
+
+    run_async(story())
+
+
+def test_after_4009_it_begins_anew_and_says_so() -> None:
+    """The hub cannot bring what follows our position: it is not asked for again, and the loss is told."""
+
+    async def story() -> None:
+        hub = Asked(closing(4009))
+        async with fake_hub(hub) as url, noticing(url) as notices:
+            await until(lambda: len(hub.paths) >= 2, "it did not come back")
+            assert hub.paths[:2] == ["/ws", "/ws"]
+            await until(
+                lambda: any(isinstance(notice, Gap) for notice in notices.all), "the loss is silent", within=2
+            )
+
+    run_async(story())
+
+
+def test_the_hint_of_a_drain_is_kept_to() -> None:
+    """A hub that asks to be left alone for a while is."""
+    at: list[float] = []
+
+    async def talk(connection: ServerConnection) -> None:
+        at.append(asyncio.get_running_loop().time())
+        await connection.send(frame("drain", reconnect_after_s=0.6), text=True)
+        await connection.close(1012, "")
+
+    async def story() -> None:
+        async with fake_hub(talk, v1=True) as url, noticing(url):
+            await until(lambda: len(at) >= 2, "it did not come back")
+        assert at[1] - at[0] >= 0.6
+
+    run_async(story())
+
+
+def test_retry_after_is_kept_to() -> None:
+    """A hub that refuses with Retry-After is not asked again before."""
+    at: list[float] = []
+
+    def refuse(connection: ServerConnection, request: Request) -> Response | None:
+        at.append(asyncio.get_running_loop().time())
+        if len(at) > 1:
+            return None
+        response = connection.respond(503, "full\n")
+        response.headers["Retry-After"] = "1"
+        return response
+
+    async def story() -> None:
+        async with (
+            fake_hub(send_all([event_payload(5)]), process_request=refuse) as url,
+            receiving(url) as received,
+        ):
+            await received.until(5)
+        assert at[1] - at[0] >= 1.0
+
+    run_async(story())
+
+
+# Gaps, twins, holes
+
+
+def test_gaps_stand_in_their_place() -> None:
+    """`receive` gives a gap between the events it stands between; the iteration counts it."""
+    messages = [
+        *(WELCOME, placed(1)),
+        frame("gap", cause="expired", epoch="a", first=2, last=8, position="a-8"),
+        *(placed(9), placed(10)),
+        frame("gap", cause="redis_restarted", epoch="a", first=11, last=None, position="b-20"),
+        event_payload(21, channel="events.critical", epoch="b", offset=21),
+    ]
+
+    async def story() -> None:
+        async with fake_hub(send_all(messages), v1=True) as url:
+            async with noticing(url) as notices:
+                await notices.until(1, "expired", 9, 10, "redis_restarted", 21)
+                assert notices.all[1] == Gap("events.critical", "expired", "a", 2, 8, Position("a", 8))
+                assert notices.subscriber.position == Position("b", 21)
+                assert notices.subscriber.gaps == 2
+            async with receiving(url) as received:
+                await received.until(1, 9, 10, 21)
+                assert received.subscriber.gaps == 2
+
+    run_async(story())
+
+
+STRANGE_GAPS = {
+    "without fields": {},
+    "with wrong types": {"cause": 7, "epoch": [], "first": "x", "last": 1.5, "position": {}},
+    "with no position": {"cause": "expired", "epoch": "a", "first": 2, "last": 3, "position": "nonsense"},
+}
+
+
+@pytest.mark.parametrize("fields", STRANGE_GAPS.values(), ids=STRANGE_GAPS.keys())
+def test_a_strange_gap_is_told_all_the_same(fields: dict[str, Any]) -> None:
+    """What cannot be read of it counts as not known."""
+
+    async def story() -> None:
+        messages = [WELCOME, frame("gap", **fields), event_payload(9)]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url) as notices:
+            await notices.until(brief(Gap("", str(fields.get("cause")))), 9)
+            assert notices.subscriber.gaps == 1
+
+    run_async(story())
+
+
+def test_what_comes_again_is_dropped() -> None:
+    """An event whose id is one of the last 1,024 is not given out again; an older one is."""
+    first, second = event_payload(1), event_payload(2)
+    others = [event_payload(number) for number in range(3, RECENT_IDS + 2)]
+
+    async def story() -> None:
+        messages = [first, second, first, *others, second, first]
+        async with fake_hub(send_all(messages)) as url, receiving(url) as received:
+            await received.until(1, 2, *range(3, RECENT_IDS + 2), 1)
+            assert (received.subscriber.twins, received.subscriber.received) == (2, RECENT_IDS + 2)
+
+    run_async(story())
+
+
+def test_a_twin_in_a_new_epoch_moves_the_position() -> None:
+    """A publisher has sent it again to a Redis that had forgotten it: dropped, and the position is the new one."""
+    again = placed(7)
+    fields = json.loads(again) | {"epoch": "b", "offset": 8}
+    messages = [
+        *(WELCOME, frame("gap", cause="expired", epoch="a", first=1, last=6, position="a-6"), again),
+        frame("gap", cause="redis_restarted", epoch="a", first=8, last=None, position="b-7"),
+        json.dumps(fields).encode(),
+        event_payload(9, channel="events.critical", epoch="b", offset=9),
+    ]
+
+    async def story() -> None:
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url) as notices:
+            await notices.until("expired", 7, "redis_restarted", 9)
+            assert notices.subscriber.twins == 1
+            assert notices.subscriber.position == Position("b", 9)
+
+    run_async(story())
+
+
+ONE_ID = "00000000-0000-4000-8000-000000000000"
+UNEXPLAINED: dict[str, tuple[list[bytes], list[int | str], tuple[int, int | None]]] = {
+    "an offset is skipped": ([placed(1), placed(4)], [1, "unexplained", 4], (2, 3)),
+    "the first one is skipped": ([placed(2)], ["unexplained", 2], (1, 1)),
+    "a beat goes too far": ([placed(1), frame("beat", position="a-5"), placed(6)], [1, "unexplained", 6], (2, 5)),
+    "behind it stands one that has come before": (
+        [placed(1, event_id=ONE_ID), placed(9, 4, event_id=ONE_ID), frame("beat", position="a-4")],
+        [1, "unexplained"],
+        (2, 3),
+    ),
+    "an epoch begins without a word": (
+        [placed(1), event_payload(9, channel="events.critical", epoch="b", offset=2)],
+        [1, "unexplained", 9],
+        (2, None),
+    ),
+}
+
+
+@pytest.mark.parametrize(("messages", "short", "hole"), UNEXPLAINED.values(), ids=UNEXPLAINED.keys())
+def test_a_hole_that_the_hub_did_not_announce_is_found(
+    messages: list[bytes], short: list[int | str], hole: tuple[int, int | None]
+) -> None:
+    """A hub that is wrong is found out: an unexplained gap of the very range, in its place, once."""
+
+    async def story() -> None:
+        async with fake_hub(send_all([WELCOME, *messages]), v1=True) as url, noticing(url) as notices:
+            await notices.until(*short)
+            [gap] = [notice for notice in notices.all if isinstance(notice, Gap)]
+            assert (gap.first, gap.last) == hole
+            assert notices.subscriber.gaps == 1
+
+    run_async(story())
+
+
+def test_the_position_is_never_ahead_of_what_was_given() -> None:
+    """Who saves `positions` after each `receive`, and begins there next time, has been given everything before."""
+    messages = [WELCOME, placed(1), placed(4), placed(5), frame("beat", position="a-7")]
+
+    async def story() -> list[tuple[int | str, int]]:
+        async with (
+            fake_hub(send_all(messages), v1=True) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+            asyncio.timeout(10),
+        ):
+            seen = []
+            for _ in range(5):
+                notice = await subscriber.receive()
+                assert subscriber.position is not None
+                seen.append((brief(notice), subscriber.position.offset))
+            return seen
+
+    assert run_async(story()) == [(1, 1), ("unexplained", 3), (4, 4), (5, 5), ("unexplained", 7)]
+
+
+# Waiting, and giving up
+
+
+def test_a_wait_that_is_cut_short_loses_nothing() -> None:
+    """However often `receive` is cancelled, everything comes, in order, gaps and all."""
+    messages = [WELCOME]
+    for number in range(1, 400):
+        if number % 10 == 0:
+            messages.append(
+                frame("gap", cause="expired", epoch="a", first=number, last=number, position=f"a-{number}")
+            )
+        else:
+            messages.append(placed(number))
+
+    async def talk(connection: ServerConnection) -> None:
+        for number, message in enumerate(messages):
+            await connection.send(message, text=True)
+            if number % 3 == 0:
+                await asyncio.sleep(0.003)
+        await connection.wait_closed()
+
+    async def story() -> None:
+        got: list[int | str] = []
+        cut = 0
+        async with fake_hub(talk, v1=True) as url, Subscriber(url, settings=SETTINGS) as subscriber:
+            async with asyncio.timeout(20):
+                while len(got) < 399:
+                    waiting = asyncio.ensure_future(subscriber.receive())
+                    await asyncio.sleep(0 if subscriber.position else 0.1)
+                    if not waiting.done():
+                        waiting.cancel()
+                        await asyncio.wait([waiting])
+                        cut += waiting.cancelled()
+                    if not waiting.cancelled():
+                        got.append(brief(waiting.result()))
+        assert got == ["expired" if number % 10 == 0 else number for number in range(1, 400)]
+        assert cut > 10
+
+    run_async(story())
+
+
+# Blindness
+
+
+def beating(*pauses_s: float, interval_s: float = 0.1) -> Talk:
+    """Welcomes, beats after each of these pauses, and then as it should."""
+
+    async def talk(connection: ServerConnection) -> None:
+        await connection.send(
+            frame("welcome", position="a-0", recovered=None, beat_interval_s=interval_s), text=True
+        )
+        for pause_s in itertools.chain(pauses_s, itertools.repeat(interval_s)):
+            await asyncio.sleep(pause_s)
+            await connection.send(frame("beat", position="a-0"), text=True)
+
+    return talk
+
+
+def test_missing_beats_are_blindness_and_the_next_one_ends_it() -> None:
+    """Three beats are missing: `Stale`, with the seconds of silence; the next beat: `Fresh`. Nobody reconnects."""
+
+    async def story() -> None:
+        async with fake_hub(beating(0.1, 0.1, 0.8), v1=True) as url, noticing(url) as notices:
+            await notices.until("stale")
+            assert notices.subscriber.stale
+            assert isinstance(stale := notices.all[0], Stale)
+            assert 0.3 <= stale.silent_s < 5
+            await notices.until("stale", "fresh")
+            assert not notices.subscriber.stale
+            assert isinstance(notices.all[1], Fresh)
+            assert notices.subscriber.reconnects == 0
+
+    run_async(story())
+
+
+def test_events_are_no_beats() -> None:
+    """Events alone prove nothing about the others that may be missing: without beats it is blind."""
+
+    async def talk(connection: ServerConnection) -> None:
+        await connection.send(frame("welcome", position="a-0", recovered=None, beat_interval_s=0.1), text=True)
+        for number in range(1, 1000):
+            await connection.send(placed(number), text=True)
+            await asyncio.sleep(0.02)
+
+    async def story() -> None:
+        async with fake_hub(talk, v1=True) as url, noticing(url) as notices:
+            await until(lambda: "stale" in notices.short, "it believes the events")
+
+    run_async(story())
+
+
+def test_a_hub_that_does_not_beat_but_lives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hub answers pings, so the connection is good: it stays, blind, until the hub has found its Redis."""
+    monkeypatch.setattr("broadcaster.subscriber._PONG_S", 0.2)
+
+    async def story() -> None:
+        async with fake_hub(beating(1.5), v1=True) as url, noticing(url) as notices:
+            await notices.until("stale")
+            await notices.until("stale", "fresh")
+            assert notices.subscriber.reconnects == 0
+
+    run_async(story())
+
+
+@contextlib.asynccontextmanager
+async def swallowing(url: str) -> AsyncIterator[Proxy]:
+    """A link to a hub that can be made to swallow everything."""
+    proxy = Proxy(int(url.split(":")[2].removesuffix("/ws")))
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.stop()
+
+
+def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link swallows everything: `Stale`, no answer to a ping, a new connection, and what it missed."""
+    monkeypatch.setattr("broadcaster.subscriber._PONG_S", 0.2)
+    paths: list[str] = []
+
+    async def talk(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        paths.append(connection.request.path)
+        number = len(paths)
+        await connection.send(frame("welcome", position=f"a-{number - 1}", beat_interval_s=0.1), text=True)
+        await connection.send(placed(number), text=True)
+        while True:
+            await asyncio.sleep(0.1)
+            await connection.send(frame("beat", position=f"a-{number}"), text=True)
+
+    async def story() -> None:
+        async with (
+            fake_hub(talk, v1=True) as url,
+            swallowing(url) as proxy,
+            noticing(f"ws://127.0.0.1:{proxy.port}/ws") as notices,
+        ):
+            await notices.until(1)
+            await proxy.swallow()
+            await until(lambda: "fresh" in notices.short and 2 in notices.short, "it does not come back")
+            assert sorted(map(str, notices.short)) == ["1", "2", "fresh", "stale"]
+            assert notices.short[:2] == [1, "stale"]
+            assert (notices.subscriber.reconnects, paths) == (1, ["/ws", "/ws?since=a-1"])
+
+    run_async(story())
+
+
+def test_without_a_hub_it_is_blind() -> None:
+    """A hub that is not there cannot beat either: silence is told, not taken for peace."""
+    settings = SETTINGS.model_copy(update={"hub": HubTable(beat_interval_s=0.1)})
+
+    async def story() -> None:
+        async with noticing(f"ws://127.0.0.1:{free_port()}/ws", settings) as notices:
+            await notices.until("stale")
+            await asyncio.sleep(0.5)
+            assert notices.short == ["stale"]
+
+    run_async(story())
+
+
+def test_a_foreign_hub_is_never_blind() -> None:
+    """A hub without `broadcaster.v1` cannot beat: while it is connected, silence means nothing."""
+    settings = SETTINGS.model_copy(update={"hub": HubTable(beat_interval_s=0.1)})
+
+    async def late(connection: ServerConnection) -> None:
+        await asyncio.sleep(1.0)
+        await connection.send(event_payload(3), text=True)
+        await connection.wait_closed()
+
+    async def story() -> None:
+        async with fake_hub(late) as url, noticing(url, settings) as notices:
+            await notices.until(3)
+            assert not notices.subscriber.stale
+
+    run_async(story())
 
 
 # Leaving

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import json
 import random
+import weakref
+from typing import Any
 
 import pytest
 from websockets.frames import Close
@@ -18,8 +21,8 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the example of RFC 6455, with its answer
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def let_in(target: Target) -> Refusal | None:
-    return None
+def let_in(target: Target) -> Target | Refusal:
+    return target
 
 
 def request(*, subprotocol: str = "", path: str = "/ws", **headers: str) -> bytes:
@@ -27,13 +30,13 @@ def request(*, subprotocol: str = "", path: str = "/ws", **headers: str) -> byte
     return upgrade_request(8765, path=path, subprotocol=subprotocol, **fields)
 
 
-def status_of(answer: wire.Answer) -> int:
+def status_of(answer: wire.Answer[Any]) -> int:
     version, status, _ = answer.response.split(b" ", 2)
     assert version == b"HTTP/1.1"
     return int(status)
 
 
-def header_of(answer: wire.Answer, name: str) -> str | None:
+def header_of(answer: wire.Answer[Any], name: str) -> str | None:
     head = answer.response.partition(wire.HEAD_END)[0].decode("latin-1")
     fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:])
     return {key.lower(): value for key, value in fields.items()}.get(name.lower())
@@ -60,7 +63,7 @@ OFFERS: list[tuple[str, str | None]] = [
 def test_a_subprotocol_of_ours_is_selected_and_nobody_is_refused(offered: str, selected: str | None) -> None:
     """v1 before plain, else none; a token offered beside them is neither selected nor echoed."""
     answer = wire.answer_upgrade(request(subprotocol=offered), let_in)
-    assert answer.accepted
+    assert answer.admitted is not None
     assert answer.subprotocol == selected
     assert status_of(answer) == 101
     assert header_of(answer, "Sec-WebSocket-Protocol") == selected
@@ -91,7 +94,7 @@ HARMLESS = {
 @pytest.mark.parametrize("headers", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_clients_send_beside_it_does_no_harm(headers: dict[str, str]) -> None:
     """Headers that real clients add do not refuse them."""
-    assert wire.answer_upgrade(request(**headers), let_in).accepted
+    assert wire.answer_upgrade(request(**headers), let_in).admitted
 
 
 NO_UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -127,8 +130,13 @@ REFUSED: dict[str, tuple[bytes, int]] = {
 def test_a_request_that_is_no_upgrade_is_told_why(head: bytes, status: int) -> None:
     """Every request that cannot become a WebSocket is answered with a status, and never admitted."""
     asked: list[Target] = []
-    answer = wire.answer_upgrade(head, asked.append)
-    assert not answer.accepted
+
+    def note(target: Target) -> Target:
+        asked.append(target)
+        return target
+
+    answer = wire.answer_upgrade(head, note)
+    assert answer.admitted is None
     assert answer.subprotocol is None
     assert asked == []
     assert answer.response, "the client is left without any answer"
@@ -147,8 +155,10 @@ def test_a_request_that_is_no_upgrade_is_told_why(head: bytes, status: int) -> N
 )
 def test_who_is_not_admitted_is_told_the_status_and_the_reason(refusal: Refusal, retry_after: str | None) -> None:
     """The hub's refusal becomes a whole HTTP answer that ends the connection."""
-    answer = wire.answer_upgrade(request(subprotocol="broadcaster.v1"), lambda target: refusal)
-    assert not answer.accepted
+    answer: wire.Answer[Target] = wire.answer_upgrade(
+        request(subprotocol="broadcaster.v1"), lambda target: refusal
+    )
+    assert answer.admitted is None
     assert answer.subprotocol is None
     assert status_of(answer) == refusal.status
     body = answer.response.partition(wire.HEAD_END)[2]
@@ -173,9 +183,7 @@ TARGETS: dict[str, tuple[tuple[str, str], ...]] = {
 @pytest.mark.parametrize(("path", "query"), TARGETS.items(), ids=TARGETS.keys())
 def test_the_hub_is_asked_with_what_the_client_wants(path: str, query: tuple[tuple[str, str], ...]) -> None:
     """The query is handed over in its order, decoded, repeated and empty values kept."""
-    asked: list[Target] = []
-    assert wire.answer_upgrade(request(path=path), asked.append).accepted
-    assert asked == [Target("/ws", query)]
+    assert wire.answer_upgrade(request(path=path), let_in).admitted == Target("/ws", query)
 
 
 def test_a_plain_response_is_complete() -> None:
@@ -574,6 +582,57 @@ def test_outbound_closes_once() -> None:
     assert inbound.feed(frame) == b"\x88\x02\x03\xe8"
     assert inbound.closed_by_client
     assert outbound.close() == b""
+
+
+def test_outbound_is_connected_though_the_hub_closes_in_the_same_read() -> None:
+    """The answer, a message and the close come at once: it was connected, got the message, and knows the code."""
+    outbound = Outbound("ws://127.0.0.1:8765/ws")
+    answer = accepting(outbound.request())
+    assert outbound.feed(answer + wire.text_frame(b"a") + wire.close_frame(CloseCode.RESTART, "")) == [b"a"]
+    assert outbound.connected
+    assert outbound.failure is None
+    assert outbound.close_code == 1012
+    assert outbound.to_send()
+
+
+@pytest.mark.parametrize(("extra", "speaks"), [(["Sec-WebSocket-Protocol: broadcaster.v1"], True), ([], False)])
+def test_outbound_knows_whether_the_hub_speaks_v1(extra: list[str], speaks: bool) -> None:
+    """Only if the hub has selected it; offering it is not enough."""
+    outbound = Outbound("ws://127.0.0.1:8765/ws", wire.V1)
+    assert not outbound.speaks_v1
+    outbound.feed(accepting(outbound.request(), *extra))
+    assert outbound.connected
+    assert outbound.speaks_v1 == speaks
+    assert outbound.status == 101
+
+
+FOR_GOOD = {400: True, 403: True, 404: True, 408: False, 429: False, 500: False, 503: False}
+
+
+@pytest.mark.parametrize(("status", "for_good"), FOR_GOOD.items(), ids=map(str, FOR_GOOD))
+def test_outbound_knows_a_refusal_for_good(status: int, for_good: bool) -> None:
+    """4xx will be the same next time, but for a timeout and too many requests."""
+    outbound = Outbound("ws://127.0.0.1:8765/ws")
+    outbound.request()
+    assert not outbound.refused_for_good
+    outbound.feed(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode())
+    assert not outbound.connected
+    assert (outbound.status, outbound.refused_for_good) == (status, for_good)
+
+
+def test_outbound_leaves_no_garbage_when_it_is_let_go() -> None:
+    """It is freed at once, also with the garbage collector off; its close code can still be read."""
+    outbound = connected()
+    outbound.feed(wire.close_frame(CloseCode.SLOW, "too slow"))
+    gc.disable()
+    try:
+        protocol = weakref.ref(outbound._protocol)
+        outbound.let_go()
+        assert outbound.close_code == 4008
+        del outbound
+        assert protocol() is None
+    finally:
+        gc.enable()
 
 
 def test_outbound_keeps_the_code_it_was_closed_with() -> None:

@@ -62,7 +62,7 @@ class Channel:
         self.resumption = Resumption(self.fanout, self.reader, pages, self._beat_s)
         self._clock = asyncio.get_running_loop().time
         self._pacer = pacer
-        self._waiting: dict[Listener, None] = {}
+        self._waiting: dict[Listener, int] = {}
         self._beat: tuple[object, bytes] = (None, b"")
         self._ever_steady = False
         self._opened_at = self._clock()
@@ -98,11 +98,15 @@ class Channel:
     def join(self, listener: Listener) -> None:
         """Take a listener in; it waits until this channel is open, and until its position has been looked up."""
         self.listeners += 1
+        if listener.connection.close_deadline is not None:
+            return
         since = listener.since
         if self.reader.steady and (since is None or self.reader.can_place(since)):
             self._start(listener)
         else:
-            self._waiting[listener] = None
+            if since is None:  # whatever comes from now on is promised, also what the subscription may miss
+                listener.since = self.reader.at
+            self._waiting[listener] = self.reader.looks
 
     def leave(self, listener: Listener) -> None:
         """Forget a listener, for good."""
@@ -122,13 +126,21 @@ class Channel:
     def _on_caught_up(self) -> None:
         self._ever_steady = self._ever_steady or self.reader.steady
         if self._waiting and self.reader.steady:
-            self._pacer.add(self._start_one)
+            if self.reader.at is None:  # nothing is stored: who waits must not miss what comes next
+                while self._start_one():
+                    pass
+            else:
+                self._pacer.add(self._start_one)
 
     def _start_one(self) -> bool:
         """Start one of those who wait; whether there are more."""
         if self._waiting and self.reader.steady:
             listener = next(iter(self._waiting))
-            del self._waiting[listener]
+            asked = self._waiting.pop(listener)
+            since = listener.since
+            if since is not None and self.reader.looked <= asked and not self.reader.can_place(since):
+                self._waiting[listener] = asked  # until a look that was begun after it came
+                return False
             self._start(listener)
         return bool(self._waiting) and self.reader.steady
 

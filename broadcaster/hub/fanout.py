@@ -31,7 +31,7 @@ class Audience:
 
     def __init__(self, wanted: Filter) -> None:
         self.filter = wanted
-        self.live: set[Listener] = set()
+        self.live: dict[Listener, None] = {}  # who came first is written first
         self.transports: list[asyncio.Transport] | None = None  # of the live ones; None when that has changed
 
 
@@ -48,6 +48,7 @@ class Fanout:
         filtered: Events held back by filters, each counted once per listener.
         sent_bytes: Bytes of the deliveries.
         gaps: Gaps told, by cause, each counted once per channel.
+        last_gap: Number of the last gap in the ring; -1 before there is one.
     """
 
     def __init__(self, channel: str, ring_bytes: int, rank: int = 0) -> None:
@@ -60,12 +61,14 @@ class Fanout:
         self.filtered = 0
         self.sent_bytes = 0
         self.gaps: dict[str, int] = {}
+        self.last_gap = -1
         self._clock = asyncio.get_running_loop().time
         self._everybody = Audience(EVERYTHING)
         self._audiences: dict[Filter, Audience] = {EVERYTHING: self._everybody}
         self._matching: dict[Labels, tuple[Audience, ...]] = {}
-        self._live = 0
         self._written = 0  # number of the next frame that the audience being served has not been given
+        self._base: int | None = None  # number of the first frame of the batch that is being written
+        self._given = 0  # how many of the batch the audience being served has been given
         self._eras: list[str] = []  # epochs, in the order in which they came
         self._offset = 0
 
@@ -85,9 +88,8 @@ class Fanout:
         if audience is None:
             audience = self._audiences[listener.filter] = Audience(listener.filter)
             self._matching.clear()
-        audience.live.add(listener)
+        audience.live[listener] = None
         audience.transports = None
-        self._live += 1
         self.behind.discard(listener)
         listener.cursor = listener.place = None
         listener.resuming = False
@@ -109,9 +111,8 @@ class Fanout:
         audience = self._audiences.get(listener.filter)
         if audience is None or listener not in audience.live:
             return False
-        audience.live.discard(listener)
+        del audience.live[listener]
         audience.transports = None
-        self._live -= 1
         if not audience.live and audience is not self._everybody:
             del self._audiences[listener.filter]
             self._matching.clear()
@@ -122,8 +123,7 @@ class Fanout:
     def broadcast(self, arrivals: Sequence[Arrival]) -> None:
         """Give events to everybody who wants them: one write per connection and `WRITE_BYTES`, none awaited."""
         base = self.ring.head
-        before = self.deliveries
-        live = self._live
+        self._base = base
         if len(self._audiences) == 1:
             self._serve(self._everybody, [arrival.frame for arrival in arrivals], None, base)
         else:
@@ -133,7 +133,9 @@ class Fanout:
                     wanted.setdefault(audience, []).append(index)
             for audience, indexes in wanted.items():
                 self._serve(audience, [arrivals[index].frame for index in indexes], indexes, base)
-        self.filtered += live * len(arrivals) - (self.deliveries - before)
+            for audience in self._audiences.values():
+                self.filtered += len(audience.live) * (len(arrivals) - len(wanted.get(audience, ())))
+        self._base = None
         self._written = base + len(arrivals)
         now = self._clock()  # after the writes: nobody reads the ring before this turn of the loop ends
         era = len(self._eras)
@@ -155,6 +157,7 @@ class Fanout:
         """Write frames to an audience in pieces; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
         if not audience.live:
             return
+        self._given = 0
         if len(frames) == 1:
             self._write(audience, frames[0], 1, base + (indexes[0] if indexes else 0) + 1)
             return
@@ -170,6 +173,7 @@ class Fanout:
 
     def _write(self, audience: Audience, data: bytes, frames: int, written: int) -> None:
         """Write to all of an audience. The one place where live frames leave."""
+        self._given += frames
         self._written = written  # first: a connection that pauses inside its write has been given these
         transports = audience.transports
         if transports is None:
@@ -190,6 +194,7 @@ class Fanout:
         self.gaps[gap.cause] = self.gaps.get(gap.cause, 0) + 1
         self.ring.append(Entry(frame, self._clock(), len(self._eras), self._offset, None, gap))
         self._written = self.ring.head
+        self.last_gap = self.ring.head - 1
         for audience in list(self._audiences.values()):
             for listener in list(audience.live):
                 if listener.connection.wants_control:
@@ -202,6 +207,8 @@ class Fanout:
     def fall_behind(self, listener: Listener) -> None:
         """A listener's socket is full: from now on it reads from the ring."""
         if self._leave_live(listener):
+            if self._base is not None:  # of the batch it has been given some; what came between was held back
+                self.filtered += self._written - self._base - self._given
             listener.cursor = self._written  # which may not be in the ring yet, but soon is
             listener.behind_since = self._clock()
             self.behind.add(listener)

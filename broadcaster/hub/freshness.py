@@ -17,7 +17,7 @@ import secrets
 from typing import Final
 
 from broadcaster import history
-from broadcaster.bus import CommandLink, Subscription
+from broadcaster.bus import CommandLink, Subscription, server_info
 from broadcaster.errors import RedisUnavailable
 from broadcaster.hub.channels import OWN, Channels
 from broadcaster.settings import Settings
@@ -106,7 +106,7 @@ class Freshness:
         """
         self._probe = asyncio.get_running_loop().create_future()
         self._expected = secrets.token_hex(8).encode()
-        names = list(self._channels.open) if self._history.enabled else []
+        names = [name for name in self._channels.open if self._is_due(name)] if self._history.enabled else []
         _, info, *heads = await self._commands.execute(
             ("SET", self.channel, "", "EX", _KEY_EXPIRE_S),
             ("INFO", "server"),
@@ -116,7 +116,7 @@ class Freshness:
         )
         await subscription.prove()
         await self._probe
-        run_id = history.read_run_id(info)
+        run_id = server_info(info).get("run_id", "")
         missing = [
             name
             for name, head in zip(names, heads, strict=False)

@@ -6,7 +6,13 @@ Redis that came back with older data gives offsets again that another epoch had 
 
 from __future__ import annotations
 
+import itertools
+from typing import Final
+
 from broadcaster.position import Cause, Gap, Position
+
+_REMEMBERED: Final = 64
+"""Epochs, the latest; Redis remembers 16."""
 
 
 class Order:
@@ -20,6 +26,21 @@ class Order:
         self._channel = channel
         self._epochs = epochs
         self._index = {epoch: index for index, (epoch, _) in enumerate(epochs)}
+
+    def followed_by(self, epochs: tuple[Position, ...]) -> Order:
+        """The order according to Redis, with those epochs in their place that only we remember.
+
+        A Redis that crashes twice has never known of the epoch between, if its data is older than that.
+        """
+        merged = list(epochs)
+        for before, epoch in itertools.pairwise(self._epochs):
+            names = [name for name, _ in merged]
+            if epoch.epoch not in names and before.epoch in names:
+                merged.insert(names.index(before.epoch) + 1, epoch)
+        return Order(self._channel, tuple(merged[-_REMEMBERED:]))
+
+    def knows(self, epoch: str) -> bool:
+        return epoch in self._index
 
     def is_after(self, one: Position, other: Position) -> bool:
         """Whether `one` comes later in the channel than `other`."""

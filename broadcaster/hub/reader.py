@@ -31,6 +31,8 @@ class Reader:
     Attributes:
         at: Up to where everything was handed on, or told as a gap; None before the first look.
         order: The order of this channel's positions.
+        looks: How often it has begun to look where the channel stands.
+        looked: The number of the last look after which everything was handed on.
         steady: Whether the subscription holds, and everything before it has been handed on.
         twins: Events that came again, or late, and were not handed on a second time.
         forged: Events whose position nobody has given them.
@@ -46,6 +48,8 @@ class Reader:
         self._confirmed = False
         self._changes = 0  # of the subscription
         self._skipped: Position | None = None  # the highest event that was not handed on since the last look
+        self.looks = 0
+        self.looked = 0
         self.at: Position | None = None
         self.order = Order(self._channel, ())
         self.steady = False
@@ -127,8 +131,9 @@ class Reader:
         while True:
             self._wake.clear()
             changes, skipped, self._skipped = self._changes, self._skipped, None
+            self.looks += 1
             head = await self._log.look(self._channel)
-            self.order = Order(self._channel, head.epochs)
+            self.order = self.order.followed_by(head.epochs)
             if self.at is None:
                 self.at = head.position
                 self._fanout.begin(self.at)
@@ -137,10 +142,11 @@ class Reader:
             while self.order.is_after(head.position, self.at):
                 page = await self._log.page(self._channel, self.order.next_offset(self.at))
                 head = page.head
-                self.order = Order(self._channel, head.epochs)
+                self.order = self.order.followed_by(head.epochs)
                 self._read(page)
             if self._skipped is None:
                 break
+        self.looked = self.looks
         if self._confirmed and changes == self._changes and not self.steady:
             self.steady = True
         self._on_caught_up()
@@ -165,6 +171,10 @@ class Reader:
         if page.complete and self.order.is_after(page.head.position, self.at):
             self._tell(self.order.head_gaps(self.at, page.head.position), refused)
             self.at = page.head.position
+        elif not page.complete and page.last > self.at.offset:  # all that is left of the page was refused
+            end = Position(self.at.epoch, page.last)
+            self._tell(self.order.head_gaps(self.at, end), refused)
+            self.at = end
 
     def _hand_on(self, arrivals: list[Arrival]) -> None:
         if arrivals:
@@ -201,6 +211,8 @@ class PassingReader:
     at: Position | None = None
     order = Order("", ())
     twins = forged = recovered = 0
+    looks = 0
+    looked = 1
 
     def __init__(self, fanout: Fanout, on_caught_up: Callable[[], None]) -> None:
         self._fanout = fanout

@@ -12,6 +12,7 @@ from broadcaster.hub.arrival import Arrival
 from broadcaster.hub.fanout import WRITE_BYTES, Fanout, close_for, gap_frame
 from broadcaster.hub.listener import Listener
 from broadcaster.hub.log import Page
+from broadcaster.hub.order import Order
 from broadcaster.hub.pages import LogPage, Pages
 from broadcaster.hub.reader import PassingReader, Reader, because
 from broadcaster.hub.ring import Entry
@@ -71,7 +72,8 @@ class Resumption:
         else:
             self._fanout.join_behind(listener, since)
             if listener.cursor is not None:
-                self._welcome(listener, since, recovered=since.epoch == head.epoch)
+                whole = listener.cursor > self._fanout.last_gap
+                self._welcome(listener, since, recovered=since.epoch == head.epoch and whole)
 
     def _go_live(self, listener: Listener, gap: Gap) -> None:
         self._welcome(listener, gap.position, recovered=False)
@@ -87,7 +89,7 @@ class Resumption:
         assert place is not None
         assert pages is not None
         if (number := self._fanout.number_after(place)) is not None:
-            self._welcome_once(listener, [])
+            self._welcome_once(listener, missing=number <= self._fanout.last_gap)
             listener.cursor = number
             return True
         first = self._reader.order.next_offset(place)
@@ -109,10 +111,14 @@ class Resumption:
 
     def _serve(self, listener: Listener, found: LogPage) -> bool:
         """Write what a page has for a listener, up to `WRITE_BYTES`; whether that got it any further."""
-        place, page, order = listener.place, found.page, found.order
+        place, page, head = listener.place, found.page, self._fanout.position
         assert place is not None
-        if run := found.run(place, WRITE_BYTES):
-            self._welcome_once(listener, [])
+        assert head is not None  # nothing after it is given: it comes live
+        # The reader may remember epochs that Redis has forgotten.
+        order = self._reader.order if self._reader.order.knows(page.head.position.epoch) else found.order
+        run = found.run(place, WRITE_BYTES)
+        if run and run[-1].position is not None and not order.is_after(run[-1].position, head):
+            self._welcome_once(listener, missing=False)
             listener.place = run[-1].position
             listener.behind_since = self._loop.time()
             self._fanout.give_run(listener, run)
@@ -123,7 +129,7 @@ class Resumption:
         start = bisect_left(page.arrivals, order.next_offset(place), key=_offset)
         for frame, labels, position in page.arrivals[start:]:
             assert position is not None
-            if size and size + len(frame) > WRITE_BYTES:
+            if (size and size + len(frame) > WRITE_BYTES) or order.is_after(position, head):
                 break
             if not order.is_after(position, place):
                 continue
@@ -132,21 +138,22 @@ class Resumption:
             place = position
             size += len(frame)
         else:
-            place, more = self._end_of(found, place)
+            place, more = self._end_of(page, order, place, head)
             gaps += self._pass_over(entries, more, page)
         if place == listener.place:
             return False
-        self._welcome_once(listener, gaps)
+        self._welcome_once(listener, missing=bool(gaps))
         listener.place = place
         listener.behind_since = self._loop.time()
         self._fanout.give(listener, entries)
         return True
 
-    def _end_of(self, found: LogPage, place: Position) -> tuple[Position, list[Gap]]:
+    def _end_of(self, page: Page, order: Order, place: Position, head: Position) -> tuple[Position, list[Gap]]:
         """Where somebody stands who has read a page to its end, and what he has to be told."""
-        page, order = found.page, found.order
         if not page.complete:
             end = Position(place.epoch, page.last)
+            if order.is_after(end, head):
+                return place, []
             return max(place, end), order.head_gaps(place, end) if end > place else []
         ring = self._fanout.ring_place
         if ring is None or order.is_after(ring, page.head.position) or not order.is_after(ring, place):
@@ -158,12 +165,14 @@ class Resumption:
         entries += [Entry(gap_frame(gap), 0.0, 0, 0, None, gap) for gap in told]
         return told
 
-    def _welcome_once(self, listener: Listener, gaps: list[Gap]) -> None:
+    def _welcome_once(self, listener: Listener, *, missing: bool) -> None:
         """The first piece has been found: now it is known whether something is missing before it."""
         if (since := listener.since) is not None:
             listener.since = None
             head = self._fanout.position
-            self._welcome(listener, since, recovered=not gaps and head is not None and since.epoch == head.epoch)
+            self._welcome(
+                listener, since, recovered=not missing and head is not None and since.epoch == head.epoch
+            )
 
     def _welcome(self, listener: Listener, position: Position | None, *, recovered: bool) -> None:
         self.recovered += recovered

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from broadcaster.errors import ConfigurationError
+from broadcaster.loadtest.records import whole_file
 from broadcaster.loadtest.run import locked
 
 COLUMNS: Final = (
@@ -39,8 +40,13 @@ COLUMNS: Final = (
     "system",
     "cpu",
     "cores",
+    "lost_named",
+    "lost_unexplained",
+    "reconnects",
 )
 """Columns of `archive.csv` and of each run's `summary.csv`. New ones are only ever added at the end."""
+
+_LAST_OF_0_1_0: Final = "cores"
 
 Row = Mapping[str, object]
 
@@ -56,18 +62,32 @@ def write_summary(path: Path, rows: Sequence[Row]) -> None:
 def append(path: Path, row: Row) -> None:
     """Add a run to the archive; the file is locked meanwhile, so that no two runs mix their rows.
 
+    An archive of an earlier version gets the columns that it lacks; they are empty in its rows.
+
     Raises:
         ConfigurationError: The archive has other columns; it is left as it is.
     """
     with locked(path.with_name(".lock")):
         is_new = not path.exists() or path.stat().st_size == 0
         if not is_new:
-            with path.open(newline="") as file:
-                header = next(csv.reader(file), [])
-            if header != list(COLUMNS):
-                raise ConfigurationError(f"{path} has other columns; move it away to begin a new archive")
+            _bring_up_to_date(path)
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def _bring_up_to_date(path: Path) -> None:
+    with path.open(newline="") as file:
+        rows = csv.reader(file)
+        header = tuple(next(rows, []))
+        if header == COLUMNS:
+            return
+        if header != COLUMNS[: len(header)] or _LAST_OF_0_1_0 not in header:
+            raise ConfigurationError(f"{path} has other columns; move it away to begin a new archive")
+        kept = [row + [""] * (len(COLUMNS) - len(row)) for row in rows]
+    with whole_file(path) as draft:
+        writer = csv.writer(draft)
+        writer.writerow(COLUMNS)
+        writer.writerows(kept)

@@ -1,7 +1,8 @@
 """Many subscribers in one process, built so that the rig is not in the picture.
 
 When bytes arrive, the clock is read and both are put on a list; that is all. Frames are parsed and events are
-read later, in short slices, when nothing is arriving.
+read later, in short slices, when nothing is arriving. Who loses his connection comes back by himself, and goes
+on where he was.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import gc
 import logging
 import ssl
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from broadcaster.errors import InvalidEvent
-from broadcaster.event import check
-from broadcaster.loadtest.records import DeliveryRecord
-from broadcaster.wire import PING, Outbound
+from broadcaster.bus import backoff_s
+from broadcaster.errors import ConfigurationError, InvalidEvent
+from broadcaster.event import Event, decode
+from broadcaster.loadtest.client import Client, Connection, Inbox
+from broadcaster.loadtest.records import DeliveryRecord, LossRecord
+from broadcaster.wire import read_control
 
 log = logging.getLogger("broadcaster.fleet")
 
@@ -32,6 +35,8 @@ _BACKLOG_BYTES: Final = 64 * 2**20
 _LAG_EVERY_S: Final = 0.02
 _CONNECTING_AT_ONCE: Final = 200
 _CONNECT_S: Final = 10.0
+_COME_BACK_S: Final = 0.1
+"""Bound of the first random wait before somebody comes back; it doubles with each attempt in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +47,11 @@ class FleetResult:
         process: Its number, from 1.
         clients: Clients it was to connect.
         connected: Clients that did connect.
-        disconnects: Clients that lost their connection before the end, by close code (`1006`: without).
-        failures: Clients that could not connect, by reason.
-        foreign: Messages that were no events.
+        disconnects: Connections that were lost before the end, by close code (`1006`: without).
+        failures: Clients that could not connect, or not again, by reason.
+        foreign: Messages that were neither events nor control frames.
         lag_p50_ms, lag_p99_ms, lag_max_ms: How late its event loop ran a timer: the error bar of its stamps.
+        reconnects: Connections that were made after a client had lost one.
     """
 
     process: int
@@ -57,52 +63,7 @@ class FleetResult:
     lag_p50_ms: float
     lag_p99_ms: float
     lag_max_ms: float
-
-
-class Client(asyncio.Protocol):
-    """One subscriber: answers pings, stamps what arrives."""
-
-    def __init__(self, number: int, fleet: Fleet) -> None:
-        self.number = number
-        self.outbound = Outbound(fleet.url)
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._arrivals = fleet.arrivals
-        self._fleet = fleet
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
-        self.write(self.outbound.request())
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = time.monotonic_ns()  # the receive has just returned: nothing comes before this line
-        if not self.outbound.connected:
-            self._shake_hands(now_ns, data)
-            return
-        self._arrivals.append((now_ns, self, data))
-        self._fleet.arrived_bytes += len(data)
-        if PING in data:  # not inside an event, which has no NUL; in a frame's length it costs one pong too many
-            self.write(self.outbound.pong())
-
-    def _shake_hands(self, now_ns: int, data: bytes) -> None:
-        messages = self.outbound.feed(data)
-        self._fleet.record(now_ns, self, messages)
-        if not self.ready.done() and (self.outbound.connected or self.outbound.failure):
-            self.ready.set_result(None)
-
-    def write(self, data: bytes) -> None:
-        if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.ready.done():
-            self.ready.set_result(None)
-        elif self.outbound.connected:
-            self._fleet.lost.append(self)
+    reconnects: int
 
 
 class Fleet:
@@ -112,27 +73,56 @@ class Fleet:
         url: The hub's ws:// address.
         deliveries: What has been parsed so far; empty if it is only counted.
         received: How many deliveries have been parsed.
-        arrivals: What has arrived and is not parsed: time in ns (CLOCK_MONOTONIC), client, bytes.
-        lost: Clients that lost their connection, in order.
+        reconnects: How often a client that had lost its connection has come back.
+        inbox: What has arrived and is not parsed.
     """
 
     def __init__(
-        self, url: str, *, first: int = 0, clients: int, ramp_per_s: float, only_count: bool = False
+        self,
+        url: str,
+        *,
+        first: int = 0,
+        clients: int,
+        ramp_per_s: float,
+        reconnect_max_s: float = 5.0,
+        only_count: bool = False,
     ) -> None:
+        """Prepare a fleet; nobody is connected yet.
+
+        Args:
+            url: The hub's ws:// address.
+            first: Number of the first client.
+            clients: How many.
+            ramp_per_s: Connections opened per second.
+            reconnect_max_s: Longest wait between two attempts to come back.
+            only_count: Keep no deliveries and no losses.
+
+        Raises:
+            ConfigurationError: The address has a `since` that is no position.
+        """
         self.url = url
         self._only_count = only_count
+        try:
+            self._all = [Client(number, url, only_count=only_count) for number in range(first, first + clients)]
+        except ValueError as error:
+            raise ConfigurationError(f"fleet.url: {error}") from None
+        parts = urlsplit(url)
+        self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
+        self._ramp_per_s = ramp_per_s
+        self._reconnect_max_s = reconnect_max_s
+        self._clients: list[Client] = []
+        self._away: asyncio.Queue[Client] = asyncio.Queue()
+        self._disconnects: Counter[int] = Counter()
+        self._failures: Counter[str] = Counter()
+        self.reconnects = 0
+        self.inbox = Inbox()
         self.received = 0
         self.deliveries: list[DeliveryRecord] = []
-        self.arrivals: deque[tuple[int, Client, bytes]] = deque()
-        self.arrived_bytes = 0
-        self.lost: list[Client] = []
-        self._first = first
-        self._count = clients
-        self._ramp_per_s = ramp_per_s
-        self._clients: list[Client] = []
-        self._failures: Counter[str] = Counter()
         self._foreign = 0
-        self._known: dict[bytes, tuple[str, int]] = {}
+        self._known: dict[bytes, Event] = {}
         self._wall_ahead_ns = time.time_ns() - time.monotonic_ns()
         self._lags_ms: list[float] = []
 
@@ -140,80 +130,137 @@ class Fleet:
 
     async def connect(self) -> None:
         """Connect all clients at the ramp's pace; who cannot is counted, not retried."""
-        parts = urlsplit(self.url)
-        tls = ssl.create_default_context() if parts.scheme == "wss" else None
-        port = parts.port or (443 if tls else 80)
-        gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         loop = asyncio.get_running_loop()
         start = loop.time()
 
-        async def one(number: int) -> None:
-            await asyncio.sleep(start + number / self._ramp_per_s - loop.time())
-            async with gate:
-                client = Client(self._first + number, self)
-                try:
-                    async with asyncio.timeout(_CONNECT_S):
-                        await loop.create_connection(lambda: client, parts.hostname or "127.0.0.1", port, ssl=tls)
-                        await client.ready
-                except TimeoutError:
-                    self._failures[f"no answer within {_CONNECT_S:g} s"] += 1
-                    client.abort()
-                    return
-                except OSError as error:
-                    self._failures[f"cannot connect: {error.strerror or error}"] += 1
-                    return
-            if client.outbound.connected:
+        async def one(place: int, client: Client) -> None:
+            await asyncio.sleep(start + place / self._ramp_per_s - loop.time())
+            connection, failure = await self._open(client)
+            if connection.outbound.connected:
                 self._clients.append(client)
             else:
-                self._failures[client.outbound.failure or "closed during the handshake"] += 1
+                self._failures[failure] += 1
+                client.on_never_connected(time.monotonic_ns())
 
         gc.collect()
         gc.disable()  # a collection over thousands of stamps would be a pause in the measurement
-        await asyncio.gather(*(one(number) for number in range(self._count)))
+        await asyncio.gather(*(one(place, client) for place, client in enumerate(self._all)))
+
+    async def _open(self, client: Client) -> tuple[Connection, str]:
+        """Try to connect a client; why not, if it could not."""
+        loop = asyncio.get_running_loop()
+        async with self._gate:
+            connection = Connection(client, self.inbox, self.record)
+            failure = ""
+            try:
+                async with asyncio.timeout(_CONNECT_S):
+                    await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
+                    await connection.ready
+            except TimeoutError:
+                failure = f"no answer within {_CONNECT_S:g} s"
+            except OSError as error:
+                failure = f"cannot connect: {error.strerror or error}"
+            finally:
+                if not connection.outbound.connected:
+                    connection.abort()
+                    connection.outbound.let_go()
+        return connection, failure or connection.outbound.failure or "closed during the handshake"
+
+    async def keep_coming_back(self) -> None:
+        """Connect those again who have lost their connection; runs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                group.create_task(self._come_back(await self._away.get()))
+
+    async def _come_back(self, client: Client) -> None:
+        # A hub that lets in and closes at once must not be stormed: that is an attempt in vain, too.
+        shortest_s = _COME_BACK_S * 2 ** min(client.in_vain - 1, 10)
+        for wait_s in backoff_s(shortest_s, self._reconnect_max_s):
+            await asyncio.sleep(wait_s)
+            connection, failure = await self._open(client)
+            if connection.outbound.connected:
+                self.reconnects += 1
+                return
+            if connection.outbound.refused_for_good:
+                client.gone = True
+                self._failures[failure] += 1
+                return
 
     @property
     def connected(self) -> int:
-        return len(self._clients) - len(self.lost)
+        return sum(client.connection is not None for client in self._clients)
+
+    def awaiting(self, events: int) -> int:
+        """How many deliveries may still come, now or once a client is back, if each is to have so many events."""
+        return sum(max(0, events - client.received) for client in self._clients if not client.gone)
 
     # Parsing, later
 
     async def keep_parsing(self) -> None:
         """Parse in slices while nothing arrives; runs until cancelled."""
         while True:
-            await asyncio.sleep(0.005)
-            if self.arrivals and (self._is_quiet() or self.arrived_bytes > _BACKLOG_BYTES):
+            await asyncio.sleep(0 if self.inbox.lost else 0.005)
+            if self._is_time_to_parse():
                 self.parse(_SLICE_S)
 
-    def _is_quiet(self) -> bool:
-        return time.monotonic_ns() - self.arrivals[-1][0] > _QUIET_NS
+    def _is_time_to_parse(self) -> bool:
+        # Who has lost his connection cannot come back before it is known up to where everything had come.
+        if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
+            return True
+        arrivals = self.inbox.arrivals
+        return bool(arrivals) and time.monotonic_ns() - arrivals[-1][0] > _QUIET_NS
 
     def parse(self, within_s: float) -> None:
         """Parse arrivals for at most about `within_s` seconds."""
+        arrivals = self.inbox.arrivals
         end = time.monotonic() + within_s
-        while self.arrivals and time.monotonic() < end:
-            stamp_ns, client, data = self.arrivals.popleft()
-            self.arrived_bytes -= len(data)
-            self.record(stamp_ns, client, client.outbound.feed(data))
-            client.write(client.outbound.to_send())
+        while arrivals and time.monotonic() < end:
+            stamp_ns, connection, data = arrivals.popleft()
+            if not data:
+                self._read_loss(stamp_ns, connection)
+                continue
+            self.inbox.bytes -= len(data)
+            self.record(stamp_ns, connection.client, connection.outbound.feed(data))
+            connection.write(connection.outbound.to_send())
+
+    async def parse_all(self) -> None:
+        """Parse everything that has arrived."""
+        while self.inbox.arrivals:
+            self.parse(0.05)
+            await asyncio.sleep(0)
+
+    def _read_loss(self, stamp_ns: int, connection: Connection) -> None:
+        outbound = connection.outbound
+        close_code = outbound.close_code or 1006
+        outbound.let_go()
+        self.inbox.lost -= 1
+        self._disconnects[close_code] += 1
+        connection.client.on_lost(close_code, stamp_ns, may_resume=outbound.speaks_v1)
+        self._away.put_nowait(connection.client)
 
     def record(self, stamp_ns: int, client: Client, messages: list[bytes]) -> None:
-        """Note what a client received; the same bytes are decoded once for all clients."""
+        """Note what a client received; the bytes of an event are decoded once for all clients."""
         for message in messages:
-            known = self._known.get(message)
-            if known is None:
+            event = self._known.get(message)
+            if event is None:
+                if (control := read_control(message)) is not None:
+                    client.on_control(control, stamp_ns)
+                    continue
                 try:
-                    fields = check(message, max_bytes=len(message))
+                    event = decode(message, max_bytes=len(message))
                 except InvalidEvent:
                     self._foreign += 1
                     continue
                 if len(self._known) >= 1024:
                     self._known.clear()
-                known = self._known[message] = (fields["event_id"], fields["sequence"])
+                self._known[message] = event
             self.received += 1
+            client.on_event(event)
             if self._only_count:
                 continue
             wall_us = (stamp_ns + self._wall_ahead_ns) // 1000
-            self.deliveries.append(DeliveryRecord(client.number, *known, stamp_ns, wall_us))
+            row = DeliveryRecord(client.number, event.event_id, event.sequence, stamp_ns, wall_us)
+            self.deliveries.append(row)
 
     # Knowing oneself
 
@@ -225,24 +272,30 @@ class Fleet:
             await asyncio.sleep(_LAG_EVERY_S)
             self._lags_ms.append((loop.time() - due) * 1000)
 
+    def losses(self) -> list[LossRecord]:
+        """What the clients may have missed, by client and in order."""
+        return [row for client in self._all for row in client.losses]
+
     def result(self, process: int) -> FleetResult:
         lags = sorted(self._lags_ms) or [0.0]
         return FleetResult(
             process=process,
-            clients=self._count,
+            clients=len(self._all),
             connected=len(self._clients),
-            disconnects=dict(Counter(str(client.outbound.close_code or 1006) for client in self.lost)),
+            disconnects={str(code): count for code, count in self._disconnects.items()},
             failures=dict(self._failures),
             foreign=self._foreign,
             lag_p50_ms=round(lags[len(lags) // 2], 3),
             lag_p99_ms=round(lags[int(len(lags) * 0.99)], 3),
             lag_max_ms=round(lags[-1], 3),
+            reconnects=self.reconnects,
         )
 
     async def close(self) -> None:
         """Say goodbye (1000) and go; who is not answered at once does not wait."""
-        for client in self._clients:
-            client.write(client.outbound.close())
+        connections = [client.connection for client in self._all if client.connection is not None]
+        for connection in connections:
+            connection.write(connection.outbound.close())
         await asyncio.sleep(0.1)
-        for client in self._clients:
-            client.abort()
+        for connection in connections:
+            connection.abort()

@@ -15,7 +15,7 @@ from broadcaster import hub_client, process
 from broadcaster.errors import ConfigurationError, HubUnavailable
 from broadcaster.loadtest import records
 from broadcaster.loadtest.fleet import Fleet
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.settings import Settings
 
@@ -23,7 +23,7 @@ log = logging.getLogger("broadcaster.fleet")
 
 
 async def measure_run(settings: Settings) -> None:
-    """Connect this process' share of the clients, receive the run, write the delivery log and the result.
+    """Connect this process' share of the clients, receive the run, write deliveries, losses and the result.
 
     Raises:
         ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says.
@@ -38,15 +38,22 @@ async def measure_run(settings: Settings) -> None:
         hub_client.base_url(settings.fleet_url), within_s=settings.loadtest.start_timeout_s
     )
     first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
-    fleet = Fleet(settings.fleet_url, first=first, clients=clients, ramp_per_s=settings.fleet.ramp_per_s)
+    fleet = Fleet(
+        settings.fleet_url,
+        first=first,
+        clients=clients,
+        ramp_per_s=settings.fleet.ramp_per_s,
+        reconnect_max_s=settings.subscriber.reconnect_max_s,
+    )
     async with _background(fleet):
         await fleet.connect()
         log.info("%d of %d subscribers connected", fleet.connected, clients)
         await _check_the_others(run, settings)
-        await _wait_for_the_end(fleet, run.published, clients, settings.fleet.drain_s)
+        await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
     result = fleet.result(number)
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
+    records.write(run.losses(number), LossRecord, fleet.losses())
     with records.whole_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
@@ -62,6 +69,7 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
         settings.fleet_url,
         clients=settings.fleet.clients,
         ramp_per_s=settings.fleet.ramp_per_s,
+        reconnect_max_s=settings.subscriber.reconnect_max_s,
         only_count=True,  # it may run for days
     )
     async with _background(fleet):
@@ -74,15 +82,15 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await stop.wait()
-            waiting = len(fleet.arrivals)
+            waiting = len(fleet.inbox.arrivals)
             log.info("%d deliveries, %d connected, %d reads to parse",
                      fleet.received, fleet.connected, waiting)  # fmt: skip
-        while fleet.arrivals:
-            fleet.parse(1.0)
+        await fleet.parse_all()
     result = fleet.result(1)
     await fleet.close()
-    log.info("total: %d deliveries to %d subscribers; disconnects: %s; failures: %s",
-             fleet.received, result.connected, result.disconnects or 0, result.failures or 0)  # fmt: skip
+    log.info("total: %d deliveries to %d subscribers; disconnects: %s; reconnects: %d; failures: %s",
+             fleet.received, result.connected, result.disconnects or 0, result.reconnects,
+             result.failures or 0)  # fmt: skip
 
 
 def process_number() -> int:
@@ -122,32 +130,37 @@ async def _check_the_others(run: Run, settings: Settings) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _wait_for_the_end(fleet: Fleet, published: Path, clients: int, drain_s: float) -> None:
-    """Until everything published has come, or nothing has come for `drain_s` after the last publish."""
+async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> None:
+    """Until everything meant to be published has come, or nothing that is missing has come for `drain_s`.
+
+    Also an event whose publish failed may come; and what was announced as lost will not. Beats, twins and
+    clients that come back are not what is waited for, or this might never end.
+    """
     loop = asyncio.get_running_loop()
     while not published.exists():
         await asyncio.sleep(0.05)
-    expected = clients * sum(not row.error for row in records.read(published, PublishedRecord))
-    seen, changed_at = -1, loop.time()
-    while len(fleet.deliveries) < expected and fleet.connected:
-        progress = len(fleet.deliveries) + len(fleet.arrivals)
-        if progress != seen or fleet.arrivals:
-            seen, changed_at = progress, loop.time()
+    events = len(records.read(published, PublishedRecord))
+    fewest, changed_at = fleet.awaiting(events), loop.time()
+    while missing := fleet.awaiting(events):
         if loop.time() - changed_at > drain_s:
-            log.warning("%d of %d deliveries have come, and no more", len(fleet.deliveries), expected)
+            await fleet.parse_all()  # what has come is looked at before it is missed
+            missing = fleet.awaiting(events)
+        if missing < fewest:
+            fewest, changed_at = missing, loop.time()
+        elif loop.time() - changed_at > drain_s:
+            log.warning("%d deliveries have not come, and nothing more comes", missing)
             break
         await asyncio.sleep(0.05)
-    while fleet.arrivals:
-        fleet.parse(0.05)
-        await asyncio.sleep(0)
+    await fleet.parse_all()
 
 
 @contextlib.asynccontextmanager
 async def _background(fleet: Fleet) -> AsyncIterator[None]:
-    """The fleet's two tasks, for as long as the block lasts; if one fails, so does the block."""
+    """The fleet's own tasks, for as long as the block lasts; if one fails, so does the block."""
+    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.keep_measuring_lag())
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(fleet.keep_parsing()), group.create_task(fleet.keep_measuring_lag())]
+            tasks = [group.create_task(part) for part in work]
             yield
             for task in tasks:
                 task.cancel()

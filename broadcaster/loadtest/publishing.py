@@ -74,6 +74,8 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> list[Publish
                     published_wall_us=(published_ns + wall_ahead_ns) // 1000,
                     heard=result.heard,
                     error=result.error or "",
+                    epoch=result.position.epoch if result.position else "",
+                    offset=result.position.offset if result.position else None,
                 )
             )
         ready.extend(islice(drafts, len(batch)))

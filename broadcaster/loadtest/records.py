@@ -1,4 +1,4 @@
-"""The rows of a run's CSV files: what was published, and what was delivered. Recorded first, read later."""
+"""The rows of a run's CSV files: what was published, delivered, and lost. Recorded first, read later."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 Row = TypeVar("Row", bound="Record")
 
@@ -30,6 +30,8 @@ class PublishedRecord(Record):
         published_wall_us: As `published_mono_ns`, in microseconds since 1970.
         heard: Redis subscriptions that heard it; empty if not known.
         error: Why it is not known whether it was published; empty if it was.
+        epoch: In which epoch it is stored; empty if events are not stored, or with an error.
+        offset: Its offset in that epoch; empty as `epoch`.
     """
 
     sequence: int
@@ -40,6 +42,13 @@ class PublishedRecord(Record):
     published_wall_us: int
     heard: int | None
     error: str
+    epoch: str = ""
+    offset: int | None = None
+
+    @property
+    def position(self) -> str:
+        """`<epoch>-<offset>`; empty if it has none."""
+        return "" if self.offset is None else f"{self.epoch}-{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,48 @@ class DeliveryRecord(Record):
     sequence: int
     received_mono_ns: int
     received_wall_us: int
+
+
+DISCONNECTED: Final = "disconnected"
+"""The cause of a client that was away; behind it stands the close code, 1006 if the connection just ended."""
+
+NEVER_CONNECTED: Final = "never connected"
+"""The cause of a client that could not connect at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossRecord(Record):
+    """What one client may have missed: a gap that the hub announced, or a time without a connection.
+
+    Attributes:
+        client: Number of the client in the whole fleet, from 0.
+        cause: Of a gap as the hub named it; else `disconnected <close code>`, or `never connected`.
+        epoch: Of a gap: in which epoch; empty if it is not known.
+        first: Of a gap: the first missing offset; empty if it is not known.
+        last: Of a gap: the last missing offset; empty if it reaches to the end of its epoch.
+        after_sequence: Highest sequence that had come before; empty if none.
+        before_sequence: First higher sequence that came afterwards; empty if none.
+        resumed_after: Of a disconnected client: the position after which it asked its hub to go on, so that
+            nothing need be missing; empty if it could not, or did not come back.
+        from_mono_ns: When the gap was announced, or the connection lost; CLOCK_MONOTONIC, nanoseconds.
+        to_mono_ns: When the client was connected again; empty if never. Of a gap: as `from_mono_ns`.
+    """
+
+    client: int
+    cause: str
+    epoch: str
+    first: int | None
+    last: int | None
+    after_sequence: int | None
+    before_sequence: int | None
+    resumed_after: str
+    from_mono_ns: int
+    to_mono_ns: int | None
+
+    @property
+    def was_announced(self) -> bool:
+        """Whether the hub has told of it; else the client was not connected, and knows it by itself."""
+        return self.cause != NEVER_CONNECTED and not self.cause.startswith(DISCONNECTED)
 
 
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:

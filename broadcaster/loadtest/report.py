@@ -19,7 +19,8 @@ from broadcaster import bus, hub_client
 from broadcaster.errors import HubUnavailable, RunIncomplete, Unavailable
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.latency import Figures, figures
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.ledger import Ledger, balance, complaint, in_words
+from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.settings import LoadtestTable, ReportTable, Settings, dump
 
@@ -28,7 +29,9 @@ Dropped: a delivery that was expected (every event published, to every client) a
 Latency: from the moment the schedule meant an event to be published to the moment the read that brought it
   to a client returned; both on the same clock (CLOCK_MONOTONIC), so publisher, Redis, hub and network are in it.
 p99: 99 of 100 deliveries were as fast or faster; max is the slowest of all. Each is a measured value.
-Fleet lag: how late the subscribers' own event loop ran a timer (1 ms coarse): the error bar of the figures."""
+Fleet lag: how late the subscribers' own event loop ran a timer (1 ms coarse): the error bar of the figures.
+Ledger: every event that was to be published, for every client. What was lost was named by the hub (a gap), or
+  the client had no connection and could not go on where it was, or the event could not be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Outcome:
     name: str
     rate_hz: float
     whole: Figures
-    per_process: dict[int, Figures]
+    ledger: Ledger
+    per_process: dict[int, tuple[Figures, Ledger]]
     fleet: dict[int, dict[str, Any]]
     hub: dict[str, Any]
     machine: dict[str, Any]
@@ -51,7 +55,7 @@ class Outcome:
 
 
 def disconnects(result: dict[str, Any]) -> int:
-    """Clients of a fleet process that lost their connection or never had one."""
+    """Connections of a fleet process that were lost, and clients that never had one."""
     lost: int = sum(result["disconnects"].values())
     never: int = result["clients"] - result["connected"]
     return lost + never
@@ -91,17 +95,35 @@ def read_run(folder: Path) -> Outcome:
 
 def _read_run(run: Run) -> Outcome:
     config = _parsed(run.config, tomllib.loads)
-    published = records.read(run.published, PublishedRecord)
     processes = range(1, config["fleet"]["processes"] + 1)
+    for path in map(run.losses, processes):
+        if not path.exists():
+            raise RunIncomplete(
+                f"{run.folder} has no {path.name}: not a complete run, or of version 0.1.0, which kept no ledger"
+            )
+    published = records.read(run.published, PublishedRecord)
     fleet = {number: _parsed(run.fleet(number), json.loads) for number in processes}
     deliveries = {number: records.read(run.deliveries(number), DeliveryRecord) for number in processes}
+    losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
     hub, described = _parsed(run.hub, json.loads), _parsed(run.machine, json.loads)
+    clients = range(config["fleet"]["clients"])
     everything = [row for rows in deliveries.values() for row in rows]
+    every_loss = [row for rows in losses.values() for row in rows]
+    per_process = {}
+    first = 0
+    for number in processes:
+        share = range(first, first + fleet[number]["clients"])
+        first = share.stop
+        per_process[number] = (
+            figures(published, deliveries[number], len(share)),
+            balance(published, deliveries[number], losses[number], share),
+        )
     outcome = Outcome(
         name=run.name,
         rate_hz=config["loadtest"]["rate_hz"],
-        whole=figures(published, everything, config["fleet"]["clients"]),
-        per_process={n: figures(published, deliveries[n], fleet[n]["clients"]) for n in processes},
+        whole=figures(published, everything, len(clients)),
+        ledger=balance(published, everything, every_loss, clients),
+        per_process=per_process,
         fleet=fleet,
         hub=hub,
         machine=described,
@@ -133,6 +155,8 @@ def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable
     broken = [f"{count} {what}, {limit} allowed" for what, (count, limit) in counted.items() if count > limit]
     if limits.max_p99_ms and (whole.p99_ms is None or whole.p99_ms > limits.max_p99_ms):
         broken.append(f"p99 is {whole.p99_ms} ms, {limits.max_p99_ms:g} ms allowed")
+    if outcome.ledger.unexplained:  # whatever the limits say
+        broken.append(complaint(outcome.ledger))
     return broken
 
 
@@ -140,7 +164,7 @@ def present(outcome: Outcome, folder: Path) -> str:
     """The report as text."""
     columns = {"whole run": (outcome.whole, outcome.disconnects)}
     if len(outcome.per_process) > 1:
-        for number, part in outcome.per_process.items():
+        for number, (part, _) in outcome.per_process.items():
             columns[f"fleet.{number}"] = (part, disconnects(outcome.fleet[number]))
     lines: list[tuple[str, list[Any]]] = [
         ("Clients", [part.clients for part, _ in columns.values()]),
@@ -163,7 +187,8 @@ def present(outcome: Outcome, folder: Path) -> str:
         disable_numparse=True,
         colalign=["left"] + ["right"] * len(columns),
     )
-    text = [f"Run {outcome.name}", table, *_notes(outcome), "", _MEANINGS, "", _verdict(outcome, folder)]
+    ledger = in_words(outcome.ledger)
+    text = [f"Run {outcome.name}", table, *ledger, *_notes(outcome), "", _MEANINGS, "", _verdict(outcome, folder)]
     return "\n".join(text)
 
 
@@ -186,6 +211,10 @@ def _notes(outcome: Outcome) -> list[str]:
             f"Hub: {hub['events_received']} events received, {refused} refused, {hub['deliveries']} deliveries, "
             f"{hub['slow_closed']} closed as slow, {hub['redis_reconnects']} Redis reconnects."
         )
+    lost = sum(sum(result["disconnects"].values()) for result in outcome.fleet.values())
+    if lost:
+        again = sum(result["reconnects"] for result in outcome.fleet.values())
+        notes.append(f"Connections: {lost} were lost, {again} were made again.")
     if outcome.whole.negative:
         notes.append(f"{outcome.whole.negative} latencies are negative: the clocks cannot be trusted.")
     for number, result in outcome.fleet.items():
@@ -209,18 +238,22 @@ def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
         "publish_failed": outcome.publish_failed,
     }
     common |= {key: value for key, value in outcome.machine.items() if key in archive.COLUMNS}
-    rows = [_row("run", outcome.whole, list(outcome.fleet.values()))]
-    rows += [_row(f"fleet.{n}", part, [outcome.fleet[n]]) for n, part in outcome.per_process.items()]
+    rows = [_row("run", outcome.whole, outcome.ledger, list(outcome.fleet.values()))]
+    for number, (part, ledger) in outcome.per_process.items():
+        rows.append(_row(f"fleet.{number}", part, ledger, [outcome.fleet[number]]))
     return [common | row for row in rows]
 
 
-def _row(scope: str, part: Figures, results: list[dict[str, Any]]) -> dict[str, object]:
+def _row(scope: str, part: Figures, ledger: Ledger, results: list[dict[str, Any]]) -> dict[str, object]:
     return {
         "scope": scope,
         **asdict(part),
         "disconnects": sum(disconnects(result) for result in results),
         "fleet_lag_p99_ms": max(result["lag_p99_ms"] for result in results),
         "fleet_lag_max_ms": max(result["lag_max_ms"] for result in results),
+        "lost_named": ledger.named,
+        "lost_unexplained": len(ledger.unexplained),
+        "reconnects": sum(result["reconnects"] for result in results),
     }
 
 

@@ -80,6 +80,9 @@ class Run:
     def deliveries(self, process: int) -> Path:
         return self.folder / f"deliveries.{process}.csv"
 
+    def losses(self, process: int) -> Path:
+        return self.folder / f"losses.{process}.csv"
+
     def fleet(self, process: int) -> Path:
         """What a fleet process says of itself; written last, so that it means: done."""
         return self.folder / f"fleet.{process}.json"

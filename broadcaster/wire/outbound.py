@@ -9,12 +9,18 @@ from websockets.protocol import OPEN, State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from broadcaster.wire.frames import PLAIN, CloseCode
-from broadcaster.wire.quiet import QUIET
+from broadcaster.wire.frames import PLAIN, V1, CloseCode
+from broadcaster.wire.quiet import QUIET, let_go
 
 
 class Outbound:
-    """The client's side of one connection, for those who stamp first and parse later (the fleet)."""
+    """The client's side of one connection, for those who stamp first and parse later (the fleet).
+
+    Attributes:
+        connected: Whether the hub has accepted; stays so when it closes.
+        failure: Why it has not.
+        status: The HTTP status of its answer; None before it.
+    """
 
     def __init__(self, url: str, subprotocol: str = PLAIN) -> None:
         self._protocol = ClientProtocol(
@@ -23,6 +29,7 @@ class Outbound:
         self._fragments: list[bytes] = []
         self.connected = False
         self.failure: str | None = None
+        self.status: int | None = None
 
     def request(self) -> bytes:
         """The upgrade request."""
@@ -36,7 +43,8 @@ class Outbound:
         messages = []
         for event in protocol.events_received():
             if isinstance(event, Response):
-                self.connected = protocol.state is OPEN
+                self.connected = protocol.handshake_exc is None  # it may be closed already, by the same read
+                self.status = event.status_code
                 if not self.connected:
                     self.failure = f"refused: {event.status_code} {event.reason_phrase}"
             elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
@@ -64,6 +72,20 @@ class Outbound:
     def to_send(self) -> bytes:
         """What the protocol wants written: pongs, the answer to a close."""
         return b"".join(self._protocol.data_to_send())
+
+    def let_go(self) -> None:
+        """Free the memory now; nothing can be fed any more."""
+        let_go(self._protocol)
+
+    @property
+    def speaks_v1(self) -> bool:
+        """Whether the hub has selected `broadcaster.v1`: others give no positions that they would know again."""
+        return self._protocol.subprotocol == V1
+
+    @property
+    def refused_for_good(self) -> bool:
+        """Whether the hub's refusal will be the same next time (4xx, but for 408 and 429)."""
+        return self.status in range(400, 500) and self.status not in (408, 429)
 
     @property
     def close_code(self) -> int | None:

@@ -48,17 +48,30 @@ typedef struct {
     const char *help;
 } option;
 
-static inline void read_options(int argc, char **argv, option *options, size_t count) {
+/* The same with a text. */
+typedef struct {
+    const char *name, *value, *help;
+} text_option;
+
+static inline _Noreturn void show_options(const option *options, size_t count, const text_option *texts,
+                                          size_t text_count) {
+    for (size_t i = 0; i < count; i++)
+        fprintf(stderr, "%-14s %s (%g)\n", options[i].name, options[i].help, options[i].value);
+    for (size_t i = 0; i < text_count; i++)
+        fprintf(stderr, "%-14s %s (%s)\n", texts[i].name, texts[i].help, texts[i].value);
+    exit(2);
+}
+
+static inline void read_options(int argc, char **argv, option *options, size_t count, text_option *texts,
+                                size_t text_count) {
     for (int i = 1; i < argc; i += 2) {
-        size_t which = 0;
+        size_t which = 0, text = 0;
         while (which < count && strcmp(argv[i], options[which].name)) which++;
-        if (which == count || i + 1 == argc) {
-            for (which = 0; which < count; which++)
-                fprintf(stderr, "%-14s %s (%g)\n", options[which].name, options[which].help,
-                        options[which].value);
-            exit(2);
-        }
-        options[which].value = atof(argv[i + 1]);
+        while (text < text_count && strcmp(argv[i], texts[text].name)) text++;
+        if ((which == count && text == text_count) || i + 1 == argc)
+            show_options(options, count, texts, text_count);
+        if (which < count) options[which].value = atof(argv[i + 1]);
+        else texts[text].value = argv[i + 1];
     }
 }
 

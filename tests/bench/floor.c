@@ -149,7 +149,7 @@ static int listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    read_options(argc, argv, options, OPTIONS);
+    read_options(argc, argv, options, OPTIONS, NULL, 0);
     prepare_process();
     int redis = subscribe((int)options[REDIS_PORT].value);
     int listener = listen_on((int)options[PORT].value);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from broadcaster.redis_server import free_port
 from tests.bench.processes import ROOT, Process, TrialError
@@ -50,15 +51,36 @@ def running_hub(kind: str, redis_port: int, tools: Tools, env: Mapping[str, str]
 
 
 def hub_environment(port: int, redis_port: int) -> dict[str, str]:
-    """The caller's environment with this hub's address and nobody else's BROADCASTER_ settings."""
+    """The environment of a hub, and of those who look for it."""
+    return {
+        **clean_environment(redis_port),
+        "BROADCASTER_HUB__HOST": "127.0.0.1",
+        "BROADCASTER_HUB__PORT": str(port),
+    }
+
+
+def clean_environment(redis_port: int) -> dict[str, str]:
+    """The caller's environment with the address of this Redis and nobody else's BROADCASTER_ settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BROADCASTER_")}
     return {
         **kept,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH")))),
-        "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{redis_port}/0",
-        "BROADCASTER_HUB__HOST": "127.0.0.1",
-        "BROADCASTER_HUB__PORT": str(port),
+        "BROADCASTER_REDIS__URL": redis_url(redis_port),
     }
+
+
+def redis_url(port: int) -> str:
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def statistics(port: int) -> dict[str, Any]:
+    """What `/stats` of the product's hub says; asking costs it about a millisecond."""
+    try:
+        with _direct.open(f"http://127.0.0.1:{port}/stats", timeout=5) as answer:
+            said: dict[str, Any] = json.load(answer)
+            return said
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise TrialError(f"/stats: {error}") from None
 
 
 def _command(kind: str, port: int, redis_port: int, tools: Tools) -> list[str]:

@@ -17,6 +17,11 @@ class Plan:
     event_bytes: int = 256
     warmup: int = 0
     frozen: int = 0
+    path: str = "/ws"
+    """What subscribers ask for; a %d in it is the number of the subscriber, counted modulo `groups`."""
+    groups: int = 1
+    sources: int = 1
+    """Sources that take turns, src-0 first. More than one: each subscriber gets the events of one of them."""
     grace_s: float = 5.0
     """Time after the last event for deliveries to come; later ones are missing."""
 
@@ -26,7 +31,8 @@ class Plan:
 
     def shrunk(self) -> Self:
         """A fifth of the connections and events: shows that everything works, and nothing else."""
-        return replace(self, conns=max(self.conns // 5, 10), events=max(self.events // 5, 20))
+        fewer = replace(self, conns=max(self.conns // 5, 10), events=max(self.events // 5, 20))
+        return replace(fewer, groups=max(self.groups // 5, 1), sources=max(self.sources // 5, 1))
 
 
 BURST: Final = Plan(conns=50, events=1000, burst=50, period_ms=250, warmup=100)
@@ -43,6 +49,39 @@ LADDER: Final = tuple(round(1_000_000 * 1.4**k) for k in range(-9, 5))
 IDLE_CONNS: Final = 5000
 PING_ROUNDS: Final = 2
 CONNECT_RAMP_PER_S: Final = 4000
+
+DENSE_PATH: Final = "/ws?type=SERVER_DOWN&source=bench&source=other-%d"
+"""Another filter for each group, and every event passes all of them."""
+DENSE: Final = replace(FANOUT, path=DENSE_PATH, groups=100)
+SPARSE: Final = Plan(
+    conns=1000, events=2000, period_ms=2, warmup=200, path="/ws?source=src-%d", groups=100, sources=100
+)
+FEW: Final = Plan(conns=10, events=2000, period_ms=2, warmup=200)
+"""As many deliveries as `SPARSE`, to subscribers that want everything."""
+
+OUTAGE_EVENTS: Final = 10_000
+OUTAGE_CONNS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class StormPlan:
+    """`live` subscribers follow a stream while `conns` others come at once and want the last `events`."""
+
+    live: int = 200
+    rate_hz: float = 50.0
+    conns: int = 1000
+    events: int = 100
+    stored: int = 150
+    """Events that are stored before the hub starts, and therefore are not in its ring."""
+    event_bytes: int = 256
+    repeat: int = 3
+    """Storms, each with a quiet window, that make one figure of a round."""
+
+    def shrunk(self) -> Self:
+        return replace(self, live=self.live // 5, conns=self.conns // 5, repeat=1)
+
+
+STORM: Final = StormPlan()
 
 PAIRS: Final = 5
 """Least rounds of the rows that look for small differences."""

@@ -8,7 +8,7 @@
 #include "common.h"
 #include <sys/random.h>
 
-enum { PORT, COUNT, BURST, PERIOD_MS, BYTES, FIRST, DELAY_MS, OPTIONS };
+enum { PORT, COUNT, BURST, PERIOD_MS, BYTES, FIRST, DELAY_MS, SOURCES, OPTIONS };
 static option options[OPTIONS] = {
     [PORT] = {"--port", 0, "port of Redis"},
     [COUNT] = {"--count", 50, "events in all"},
@@ -17,6 +17,7 @@ static option options[OPTIONS] = {
     [BYTES] = {"--bytes", 256, "size of an event; never below its fixed part"},
     [FIRST] = {"--first", 1, "sequence of the first event"},
     [DELAY_MS] = {"--delay-ms", 20, "before the first event is due, ms"},
+    [SOURCES] = {"--sources", 1, "how many sources take turns, src-0 first; 1: all events are of `bench`"},
 };
 
 enum { WRITE_BYTES = 4 << 20, MAX_EVENT_BYTES = 1 << 20, REPLY_WAIT_S = 5 };
@@ -33,13 +34,15 @@ static void put_uuid(char text[37]) {
 
 /* Writes one valid event, due at `due_ns` on the wall clock, and returns its length. */
 static size_t put_event(char *at, uint64_t sequence, uint64_t due_ns, size_t bytes) {
-    char id[37];
+    char id[37], source[24] = "bench";
+    uint64_t sources = (uint64_t)options[SOURCES].value;
+    if (sources > 1) snprintf(source, sizeof source, "src-%u", (unsigned)((sequence - 1) % sources));
     put_uuid(id);
     size_t length = (size_t)sprintf(
         at,
-        "{\"event_id\":\"%s\",\"event_type\":\"SERVER_DOWN\",\"source\":\"bench\",\"sequence\":%llu,"
+        "{\"event_id\":\"%s\",\"event_type\":\"SERVER_DOWN\",\"source\":\"%s\",\"sequence\":%llu,"
         "\"published_at_ms\":%llu,\"published_at_us\":%llu,\"published_at_ns\":%llu,\"data\":{\"pad\":\"",
-        id, (unsigned long long)sequence, (unsigned long long)(due_ns / 1000000),
+        id, source, (unsigned long long)sequence, (unsigned long long)(due_ns / 1000000),
         (unsigned long long)(due_ns / 1000), (unsigned long long)due_ns);
     size_t padding = bytes > length + 3 ? bytes - length - 3 : 0;
     memset(at + length, 'x', padding);
@@ -123,7 +126,7 @@ static void await_replies(int redis) {
 }
 
 int main(int argc, char **argv) {
-    read_options(argc, argv, options, OPTIONS);
+    read_options(argc, argv, options, OPTIONS, NULL, 0);
     if (options[BURST].value < 1 || options[BYTES].value > MAX_EVENT_BYTES) die("bad --burst or --bytes");
     prepare_process();
     size_t count = (size_t)options[COUNT].value;

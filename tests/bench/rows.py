@@ -12,7 +12,10 @@ from statistics import median
 from typing import Final
 
 from broadcaster.settings import HubTable
+from tests.bench.catchup import catchup
 from tests.bench.figures import Line, absolute_line, number, ratio_line, ratios_of, spread, verdict
+from tests.bench.filters import filters
+from tests.bench.history import history
 from tests.bench.hubs import FLOOR, NAIVE
 from tests.bench.own_loadtest import own_loadtest
 from tests.bench.plan import (
@@ -29,6 +32,8 @@ from tests.bench.plan import (
     Plan,
     ladder_plan,
 )
+from tests.bench.resume import resume
+from tests.bench.series import Side, cpu_us, growth_mb, interleaved, last, p50, p95, p99, summary
 from tests.bench.trial import Bench, Outcome, say
 
 _KB: Final = 1000
@@ -40,24 +45,24 @@ def burst(bench: Bench) -> list[Line]:
     """20 bursts of 50 events to 50 subscribers, until delivered."""
     hub, floor, naive = _interleaved(bench, "burst", BURST, bench.hub, FLOOR, NAIVE)
     return [
-        ratio_line("burst: p50, ms", _p50(hub), "floor", _p50(floor), 0.2),
-        ratio_line("burst: p99, ms", _p99(hub), "floor", _p99(floor), 0.4),
-        ratio_line("burst: p50, ms", _p50(hub), "naive", _p50(naive), 1 / 20),
+        ratio_line("burst: p50, ms", p50(hub), "floor", p50(floor), 0.2),
+        ratio_line("burst: p99, ms", p99(hub), "floor", p99(floor), 0.4),
+        ratio_line("burst: p50, ms", p50(hub), "naive", p50(naive), 1 / 20),
     ]
 
 
 def steady(bench: Bench) -> list[Line]:
     """10 events/s to 50 subscribers."""
     hub, floor = _interleaved(bench, "steady", STEADY, bench.hub, FLOOR)
-    return [ratio_line("steady: p50, ms", _p50(hub), "floor", _p50(floor), 1.35)]
+    return [ratio_line("steady: p50, ms", p50(hub), "floor", p50(floor), 1.35)]
 
 
 def fanout(bench: Bench) -> list[Line]:
     """20 events/s to 1,000 subscribers."""
     hub, floor = _interleaved(bench, "fanout", FANOUT, bench.hub, FLOOR)
     return [
-        ratio_line("fanout: hub CPU per delivery, µs", _cpu_us(hub), "floor", _cpu_us(floor), 1.35),
-        ratio_line("fanout: to the last subscriber, p50, ms", _last(hub), "floor", _last(floor), 1.3),
+        ratio_line("fanout: hub CPU per delivery, µs", cpu_us(hub), "floor", cpu_us(floor), 1.35),
+        ratio_line("fanout: to the last subscriber, p50, ms", last(hub), "floor", last(floor), 1.3),
     ]
 
 
@@ -114,13 +119,13 @@ def frozen(bench: Bench) -> list[Line]:
     lost = sum(outcome.result.missing for outcome in with_one)
     return [
         Line("frozen: missing at the others", str(lost), goal="0", verdict=verdict(lost == 0)),
-        ratio_line("frozen: p50 of the others, ms", _p50(with_one), "without", _p50(without), 1.1),
-        ratio_line("frozen: p95 of the others, ms", _p95(with_one), "without", _p95(without), 1.3),
+        ratio_line("frozen: p50 of the others, ms", p50(with_one), "without", p50(without), 1.1),
+        ratio_line("frozen: p95 of the others, ms", p95(with_one), "without", p95(without), 1.3),
         absolute_line(
             "frozen: growth of the hub, MB",
-            _growth_mb(with_one),
+            growth_mb(with_one),
             bound_mb,
-            f"without {number(median(_growth_mb(without)))}",
+            f"without {number(median(growth_mb(without)))}",
         ),
     ]
 
@@ -133,20 +138,17 @@ ROWS: Final[dict[str, Callable[[Bench], list[Line]]]] = {
     "memory": memory,
     "connect": connect,
     "frozen": frozen,
+    "filters": filters,
+    "history": history,
+    "resume": resume,
+    "catchup": catchup,
     "loadtest": own_loadtest,
 }
 
 
 def _interleaved(bench: Bench, row: str, plan: Plan, *kinds: str) -> list[list[Outcome]]:
     """Trials of every kind of hub in turn; per kind, the outcomes of all rounds."""
-    outcomes: list[list[Outcome]] = [[] for _ in kinds]
-    for number_of_round in range(1, bench.rounds + 1):
-        for place, kind in enumerate(kinds):
-            outcome = bench.trial(kind, plan)
-            outcome.check(kind)
-            outcomes[place].append(outcome)
-            say(f"{row} {number_of_round}/{bench.rounds} {kind}: {_summary(outcome)}")
-    return outcomes
+    return interleaved(bench, row, bench.rounds, *(Side(kind, kind, plan) for kind in kinds))
 
 
 def _paired(bench: Bench) -> tuple[list[Outcome], list[Outcome]]:
@@ -157,7 +159,7 @@ def _paired(bench: Bench) -> tuple[list[Outcome], list[Outcome]]:
         for outcomes, count in ((with_one, 1), (without, 0)):
             outcome = bench.trial(bench.hub, replace(FROZEN, frozen=count))
             outcomes.append(outcome)
-            said = f"{_summary(outcome)}, hub grew by {outcome.hub_growth_bytes / 1e6:.1f} MB"
+            said = f"{summary(outcome)}, hub grew by {outcome.hub_growth_bytes / 1e6:.1f} MB"
             say(f"frozen {number_of_round}/{bench.rounds} with {count}: {said}")
             if not count or not outcome.result.missing:
                 outcome.check(bench.hub)
@@ -180,42 +182,8 @@ def _climb(bench: Bench, kind: str, number_of_round: int) -> float:
 def _holds(bench: Bench, kind: str, per_s: float) -> bool:
     """Whether the hub delivers everything at this rate, and 99 % of it in time."""
     outcome = bench.trial(kind, ladder_plan(per_s))
-    say(f"throughput {kind} at {per_s:,.0f}/s: {_summary(outcome)}")
+    say(f"throughput {kind} at {per_s:,.0f}/s: {summary(outcome)}")
     if outcome.result.missing:
         return False
     outcome.check(kind)
     return outcome.result.p99_ms <= LADDER_P99_MS
-
-
-def _summary(outcome: Outcome) -> str:
-    result = outcome.result
-    said = [
-        f"p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms, last {result.last_ms:.2f} ms",
-        f"CPU {outcome.cpu_us_per_delivery:.1f} µs per delivery",
-        f"publisher late {outcome.late_p99_us:.0f} µs",
-    ]
-    return ", ".join([*said, f"{result.missing:,} missing"] if result.missing else said)
-
-
-def _p50(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.result.p50_ms for outcome in outcomes]
-
-
-def _p95(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.result.p95_ms for outcome in outcomes]
-
-
-def _p99(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.result.p99_ms for outcome in outcomes]
-
-
-def _last(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.result.last_ms for outcome in outcomes]
-
-
-def _cpu_us(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.cpu_us_per_delivery for outcome in outcomes]
-
-
-def _growth_mb(outcomes: list[Outcome]) -> list[float]:
-    return [outcome.hub_growth_bytes / 1e6 for outcome in outcomes]

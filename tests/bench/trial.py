@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 from tests.bench.hubs import running_hub
 from tests.bench.plan import Plan
 from tests.bench.processes import MemoryPeak, Process, TrialError, anonymous_bytes, cpu_s
+from tests.bench.stored import clear, publisher
 from tests.bench.tools import Tools
 
 _CONNECT_S: Final = 30.0
@@ -33,12 +34,39 @@ class Result:
     outside: int
     closed: int
     close_code: int
+    whole: int
+    """Subscribers that got all they were to get."""
+    holes: int
+    """Where an offset was not the one after the last (only counted by offset)."""
+    surplus: int
+    """Deliveries beyond what a subscriber was to get."""
+    began_at_us: int
+    """When the first subscriber began to connect, on the wall clock."""
+    ended_at_us: int
+    """When the last counted delivery came."""
     latency_us: dict[str, float]
     last_us: dict[str, float]
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         return cls(**{field.name: record[field.name] for field in fields(cls)})
+
+    def check(self, hub: str) -> None:
+        """Raise TrialError unless every event reached every subscriber once and in order."""
+        if self.missing:
+            closed = f", {self.closed} connections closed ({self.close_code})" if self.closed else ""
+            raise TrialError(f"{hub}: {self.missing} of {self.expected} deliveries are missing{closed}")
+        self.check_order(hub)
+
+    def check_order(self, hub: str) -> None:
+        """Raise TrialError unless what came, came once and in order."""
+        if self.duplicates or self.out_of_order or self.holes or self.surplus:
+            raise TrialError(
+                f"{hub}: {self.duplicates} duplicates, {self.out_of_order} out of order, {self.holes} holes, "
+                f"{self.surplus} too many"
+            )
+        if self.negative:
+            raise TrialError(f"{hub}: {self.negative} deliveries came before they were due: was the clock set?")
 
     @property
     def p50_ms(self) -> float:
@@ -72,14 +100,7 @@ class Outcome:
 
     def check(self, hub: str) -> None:
         """Raise TrialError unless every event reached every subscriber once and in order."""
-        result = self.result
-        if result.missing:
-            closed = f", {result.closed} connections closed ({result.close_code})" if result.closed else ""
-            raise TrialError(f"{hub}: {result.missing} of {result.expected} deliveries are missing{closed}")
-        if result.duplicates or result.out_of_order:
-            raise TrialError(f"{hub}: {result.duplicates} duplicates, {result.out_of_order} out of order")
-        if result.negative:
-            raise TrialError(f"{hub}: {result.negative} deliveries came before they were due: was the clock set?")
+        self.result.check(hub)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +114,40 @@ class Bench:
     rounds: int
     quick: bool
 
-    def trial(self, kind: str, plan: Plan) -> Outcome:
-        """Broadcast the plan's events through a fresh hub."""
-        plan = plan.shrunk() if self.quick else plan
-        with running_hub(kind, self.redis_port, self.tools) as hub:
-            return self.broadcast(hub.pid, hub.port, plan)
+    def trial(self, kind: str, plan: Plan, history: bool | None = None) -> Outcome:
+        """Broadcast the plan's events through a fresh hub.
 
-    def broadcast(self, pid: int, port: int, plan: Plan) -> Outcome:
-        """Broadcast the plan's events through a hub that runs already."""
-        first, last = plan.warmup + 1, plan.warmup + plan.events
-        max_s = int(plan.length_s * 2 + 60)
-        with self.load(port, plan.conns, frozen=plan.frozen, first=first, last=last, max_s=max_s) as load:
+        With `history` on or off (None: as the hub has it) they come from the product's own publisher.
+        """
+        plan = plan.shrunk() if self.quick else plan
+        env = {} if history is None else {"BROADCASTER_HISTORY__ENABLED": str(history).lower()}
+        if history is not None:
+            clear(self.redis_port)
+        with running_hub(kind, self.redis_port, self.tools, env) as hub:
+            return self.broadcast(hub.pid, hub.port, plan, None if history is None else env)
+
+    def broadcast(self, pid: int, port: int, plan: Plan, env: Mapping[str, str] | None = None) -> Outcome:
+        """Broadcast the plan's events through a hub that runs already.
+
+        They come from publish.c, or from the product's own publisher if `env` has settings for it.
+        """
+        options: dict[str, int | str] = {
+            "frozen": plan.frozen,
+            "first": plan.warmup + 1,
+            "last": plan.warmup + plan.events,
+            "each": plan.events // plan.sources,
+            "path": plan.path,
+            "groups": plan.groups,
+            "max_s": int(plan.length_s * 2 + 60),
+        }
+        with self.load(port, plan.conns, **options) as load:
             started_s = cpu_s(pid)
             with MemoryPeak(pid) as memory:
-                published = self.publish(plan)
-                result = _await_result(load, plan.grace_s)
+                published = self.publish(plan, env)
+                result = await_result(load, plan.grace_s)
             return Outcome(result, published["late_us"]["p99"], cpu_s(pid) - started_s, memory.growth_bytes)
 
-    def load(self, port: int, conns: int, **options: int) -> Process:
+    def load(self, port: int, conns: int, **options: int | str) -> Process:
         """Subscribers, all connected; give `last` (sequence) or they stay idle until terminated."""
         load = Process("load", _command(self.tools.load, port=port, conns=conns, **options), talks=True)
         try:
@@ -122,24 +159,31 @@ class Bench:
             raise
         return load
 
-    def publish(self, plan: Plan) -> dict[str, Any]:
+    def publish(self, plan: Plan, env: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Publish warm-up and events on schedule; returns how late the publisher was."""
-        command = _command(
-            self.tools.publish,
-            port=self.redis_port,
-            count=plan.warmup + plan.events,
-            burst=plan.burst,
-            period_ms=plan.period_ms,
-            bytes=plan.event_bytes,
-        )
-        with Process("publish", command, talks=True) as publisher:
-            record = publisher.record("PUBLISHED", plan.length_s * 2 + 15)
+        with self._publisher(plan, env) as child:
+            record = child.record("PUBLISHED", plan.length_s * 2 + 15)
         if record["errors"] or record["heard"] < record["published"]:
             raise TrialError(
                 f"publish: of {record['published']} events Redis refused {record['errors']} "
                 f"and passed on {record['heard']}"
             )
         return record
+
+    def _publisher(self, plan: Plan, env: Mapping[str, str] | None) -> Process:
+        count = plan.warmup + plan.events
+        if env is not None:
+            return publisher(self.redis_port, count, 1000 / plan.period_ms, plan.event_bytes, env)
+        command = _command(
+            self.tools.publish,
+            port=self.redis_port,
+            count=count,
+            burst=plan.burst,
+            period_ms=plan.period_ms,
+            bytes=plan.event_bytes,
+            sources=plan.sources,
+        )
+        return Process("publish", command, talks=True)
 
     def connect_cpu_us(self, kind: str, conns: int, ramp_per_s: int) -> float:
         """CPU time of a hub per accepted subscriber, µs."""
@@ -167,7 +211,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _await_result(load: Process, grace_s: float) -> Result:
+def await_result(load: Process, grace_s: float) -> Result:
+    """What the load tool counted, once it has everything; after `grace_s` what it has by then."""
     try:
         return Result.from_record(load.record("RESULT", grace_s))
     except TrialError:
@@ -175,7 +220,7 @@ def _await_result(load: Process, grace_s: float) -> Result:
         return Result.from_record(load.record("RESULT", 10))
 
 
-def _command(tool: str, **options: float) -> list[str]:
+def _command(tool: str, **options: float | str) -> list[str]:
     """`period_ms=5` becomes `--period-ms 5`."""
     return [
         tool,

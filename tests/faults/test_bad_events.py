@@ -106,8 +106,10 @@ def scene(house: tuple[HubProcess, RedisClient]) -> Iterator[Scene]:
 
 
 def next_text(client: RawClient) -> bytes:
-    """The next frame that is no ping; it has to be an event."""
-    opcode, payload = next_but_ping(client)
+    """The next frame that is no ping and no beat; it has to be an event."""
+    while b'{"control": "beat"' in (frame := next_but_ping(client))[1][:20]:
+        pass
+    opcode, payload = frame
     assert opcode == 1
     return payload
 

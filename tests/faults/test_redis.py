@@ -88,10 +88,13 @@ class Diary:
         self.told: list[Told] = []
 
     def next(self) -> Told:
-        opcode, payload = next_but_ping(self._client)
+        """The next thing it is told; the hub's pings and beats, which may come at any time, are no news."""
+        while (control := wire.read_control((frame := next_but_ping(self._client))[1])) and _is_beat(control):
+            pass
+        opcode, payload = frame
         if opcode == 8:
             told: Told = f"close {int.from_bytes(payload[:2], 'big')}"
-        elif control := wire.read_control(payload):
+        elif control is not None:
             told = str(control["control"])
         else:
             told = int(payload.partition(b'"sequence": ')[2].partition(b",")[0])
@@ -118,10 +121,24 @@ class Diary:
         self._client.socket.close()
 
 
+def _is_beat(control: dict[str, Any]) -> bool:
+    return bool(control["control"] == "beat")
+
+
 def assert_no_hole(told: list[Told]) -> None:
     """Each event is one more than the one before it."""
     assert told
     assert told == list(range(int(told[0]), int(told[0]) + len(told)))
+
+
+UNSTORED = {"BROADCASTER_HISTORY__ENABLED": "false"}
+
+
+@pytest.fixture
+def unstored(redis: RedisServer) -> Iterator[HubProcess]:
+    """A ready hub on that Redis, where events are not stored."""
+    with HubProcess(redis.url, None, **UNSTORED) as process:
+        yield process.until_ready()
 
 
 # A hole, and who is told
@@ -149,12 +166,13 @@ FAULTS: dict[str, Fault] = {"killed and restarted": killed, "frozen for 4 s": fr
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_whoever_may_have_missed_something_is_told(redis: RedisServer, hub: HubProcess, fault: Fault) -> None:
-    """While events flow Redis goes away, noticed within 3 s, and comes back.
+def test_whoever_may_have_missed_something_is_told(redis: RedisServer, unstored: HubProcess, fault: Fault) -> None:
+    """Without history: while events flow Redis goes away, noticed within 3 s, and comes back.
 
     v1: exactly one gap, in its place, then events again. Plain: closed 4009. Newcomers of the outage:
     welcomed, and told of no gap.
     """
+    hub = unstored
     with contextlib.ExitStack() as stack:
         after = stack.enter_context(contextlib.ExitStack())
         v1 = stack.enter_context(Diary(hub, "broadcaster.v1"))
@@ -190,15 +208,85 @@ def test_whoever_may_have_missed_something_is_told(redis: RedisServer, hub: HubP
         assert_calm(hub)
 
 
+@contextlib.contextmanager
+def cut(server: RedisServer, after: contextlib.ExitStack) -> Iterator[None]:
+    """Redis hangs up."""
+    with redis_client(server) as client:
+        assert client.command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+    yield
+
+
+@contextlib.contextmanager
+def stopped(server: RedisServer, after: contextlib.ExitStack) -> Iterator[None]:
+    """Redis stands still for as long as the block takes."""
+    with frozen(server):
+        yield
+
+
+@pytest.mark.parametrize("fault", [cut, stopped])
+def test_a_mere_loss_of_the_link_closes_nobody(redis: RedisServer, hub: HubProcess, fault: Fault) -> None:
+    """With history: the same Redis is back, and its log was read, so nobody is told anything.
+
+    What was published by hand meanwhile has no position: it went to those who were live, which was nobody.
+    """
+    with contextlib.ExitStack() as stack:
+        after = stack.enter_context(contextlib.ExitStack())
+        v1 = stack.enter_context(Diary(hub, "broadcaster.v1"))
+        plain = stack.enter_context(Diary(hub))
+        hub.until_connected(2)
+        flow = stack.enter_context(Flow(redis))
+        v1.reads_until(lambda told: told == 20)
+        with fault(redis, after):
+            eventually(
+                lambda: hub.get("/health/ready")[0] == 503 or hub.stats()["redis_reconnects"],
+                "the hub has not noticed",
+                within=3.0,
+            )
+        eventually(lambda: hub.stats()["redis_reconnects"] == 1, "no reconnect")
+        hub.until_ready()
+        end = flow.sent + 50
+        for diary in (v1, plain):
+            diary.reads_until(lambda told: isinstance(told, int) and told > end)
+        assert v1.told.pop(0) == "welcome"
+        for diary in (v1, plain):
+            numbers = [told for told in diary.told if isinstance(told, int)]
+            assert numbers == diary.told, "somebody was told of something"
+            assert numbers == sorted(set(numbers)), "an event came twice, or out of order"
+        assert_calm(hub)
+
+
+def test_after_a_restart_everybody_is_told(redis: RedisServer, hub: HubProcess) -> None:
+    """With history: another Redis may have forgotten what it had accepted. v1: one gap; plain: closed 4009."""
+    with contextlib.ExitStack() as stack:
+        after = stack.enter_context(contextlib.ExitStack())
+        v1 = stack.enter_context(Diary(hub, "broadcaster.v1"))
+        plain = stack.enter_context(Diary(hub))
+        hub.until_connected(2)
+        flow = stack.enter_context(Flow(redis))
+        v1.reads_until(lambda told: told == 20)
+        with killed(redis, after):
+            eventually(lambda: hub.get("/health/ready")[0] == 503, "the hub has not noticed", within=3.0)
+        hub.until_ready()
+        end = flow.sent + 50
+        plain.reads_until(lambda told: told == "close 4009")
+        v1.reads_until(lambda told: isinstance(told, int) and told > end)
+        assert v1.told.count("gap") == 1
+        assert [told for told in v1.told if not isinstance(told, int)] == ["welcome", "gap"]
+        channel = hub.stats()["channels"]["events.critical"]
+        assert channel["gaps"] == {"redis_restarted": 1}
+        assert_calm(hub)
+
+
 def test_every_cut_of_the_link_is_a_gap_of_its_own(
-    redis: RedisServer, hub: HubProcess, publish: RedisClient
+    redis: RedisServer, unstored: HubProcess, publish: RedisClient
 ) -> None:
-    """Redis hangs up five times while events flow: five gaps, and no hole anywhere else."""
+    """Without history: Redis hangs up five times while events flow: five gaps, and no hole anywhere else."""
+    hub = unstored
     with Diary(hub, "broadcaster.v1") as v1, Flow(redis) as flow:
-        for cut in range(1, 6):
+        for number in range(1, 6):
             flow.reached(flow.sent + 10)
             assert publish.command("CLIENT", "KILL", "TYPE", "pubsub") == 1
-            eventually(lambda cut=cut: hub.stats()["redis_reconnects"] == cut, "no reconnect")  # type: ignore[misc]
+            eventually(lambda number=number: hub.stats()["redis_reconnects"] == number, "no reconnect")  # type: ignore[misc]
         end = flow.sent + 20
         v1.reads_until(lambda told: isinstance(told, int) and told >= end)
         assert v1.told[0] == "welcome"

@@ -9,15 +9,17 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from broadcaster.event import CAUSES
-from broadcaster.hub.statistics import HubStatistics
+from broadcaster.hub.statistics import ChannelStatistics, HubStatistics
 from broadcaster.redis_server import RedisServer, free_port
 from broadcaster.version import VERSION
+from tests.hub.parts import store_by_script
 from tests.support import (
     UNIT_S,
     HubProcess,
@@ -36,14 +38,18 @@ from tests.support import (
 
 
 def test_ready_follows_redis_and_live_does_not() -> None:
-    """503 before Redis is there, 200 while the subscription holds, 503 after it is gone; live is always 200."""
+    """503 before Redis is there, 200 while events get through, 503 after it is gone; live is always 200."""
     port = free_port()
 
     def readiness(hub: HubProcess) -> tuple[int, bool]:
         code, body = hub.get("/health/ready")
         assert hub.get("/health")[0] == code
         assert hub.get("/health/live") == (200, {"live": True})
-        assert hub.stats()["ready"] == body["ready"] == body["redis"]
+        assert set(body) == {"ready", "redis", "stopping", "trouble"}
+        assert hub.stats()["ready"] == body["ready"]
+        assert bool(body["trouble"]) != body["ready"]
+        assert body["stopping"] is False
+        assert body["redis"] or not body["ready"]
         return code, body["ready"]
 
     with HubProcess(f"redis://127.0.0.1:{port}/0") as hub:
@@ -95,8 +101,26 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
         )
         uptime = stats.pop("uptime_s")
         assert 0 < uptime < 60 * UNIT_S
-        ring = stats.pop("ring_bytes")
-        assert frames <= ring < frames + 300  # it also holds the mark of the first confirmation
+        assert stats.pop("proofs") >= 1
+        channels = stats.pop("channels")
+        assert list(channels) == ["events.critical"]
+        position = channels["events.critical"].pop("position")
+        assert position.endswith("-0"), "nothing was stored"
+        assert channels["events.critical"] == {
+            "listeners": 2,
+            "behind": 0,
+            "received": 5,
+            "recovered": 0,
+            "twins": 0,
+            "forged": 0,
+            "gaps": {},
+            "deliveries": 15,
+            "filtered": 0,
+            "sent_bytes": 3 * frames,
+            "resumed": 0,
+            "resumed_whole": 0,
+            "ring_bytes": frames,
+        }
         assert stats == {
             "version": VERSION,
             "pid": hub.process.pid,
@@ -108,7 +132,10 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "events_received": 5,
             "invalid": dict.fromkeys(CAUSES, 0) | {"not_json": 1, "not_object": 1, "not_utf8": 1, "field": 3},
             "deliveries": 15,
+            "filtered": 0,
             "sent_bytes": 3 * frames,
+            "pages_read": 0,
+            "ring_bytes": frames,
             "slow_closed": 0,
             "talkers_closed": 0,
             "ping_timeouts": 0,
@@ -122,6 +149,62 @@ def test_stats_show_every_counter_there_is(hub: HubProcess) -> None:
     stats = hub.stats()
     assert set(stats) == set(HubStatistics.__dataclass_fields__)
     eventually(lambda: hub.stats()["uptime_s"] > stats["uptime_s"], "the uptime stands still")
+
+
+def test_the_channels_stand_in_the_statistics(hub: HubProcess, publish: RedisClient) -> None:
+    """Per open channel, field by field; filtered, refused, twins, forged and told are counted apart."""
+    path = "/ws?channel=events.critical&channel=events.audit"
+    with (
+        RawClient(hub.port, path=path) as both,
+        RawClient(hub.port, path="/ws?severity=info") as filtering,
+        RawClient(hub.port, path="/ws?since=zz-5", subprotocol="broadcaster.v1") as v1,
+    ):
+        hub.until_connected(3)
+        assert v1.event()["control"] == "welcome"
+        assert v1.event()["control"] == "gap"
+        eventually(lambda: hub.stats()["channels"].get("events.audit", {}).get("position"), "it was not opened")
+        payloads = [event_payload(n, severity="info" if n % 2 else "critical") for n in range(4)]
+        positions = [store_by_script(publish, payload)[0] for payload in payloads]
+        stored = [both.text() for _ in payloads]
+        assert [filtering.event()["sequence"] for _ in range(2)] == [1, 3]
+        store_by_script(publish, event_payload(9), "events.audit")
+        assert both.event()["sequence"] == 9
+        publish.publish(stored[0].encode())
+        publish.publish(stored[0].replace('"offset":1', '"offset":77').encode())
+        assert [v1.event()["sequence"] for _ in payloads] == [0, 1, 2, 3]
+        stats = eventually(
+            lambda: (s := hub.stats())["channels"]["events.critical"]["forged"] and s, "the forged one not counted"
+        )
+        critical, audit = stats["channels"]["events.critical"], stats["channels"]["events.audit"]
+        assert set(critical) == set(audit) == set(ChannelStatistics.__dataclass_fields__)
+        shown = {key: critical[key] for key in ("position", "listeners", "received", "twins", "forged", "gaps")}
+        assert shown == {
+            "position": positions[-1],
+            "listeners": 3,
+            "received": 6,
+            "twins": 1,
+            "forged": 1,
+            "gaps": {},
+        }
+        assert (critical["deliveries"], critical["filtered"]) == (10, 2)
+        assert (critical["resumed"], critical["resumed_whole"], critical["recovered"]) == (1, 0, 0)
+        assert (audit["listeners"], audit["received"], audit["deliveries"], audit["filtered"]) == (1, 1, 1, 0)
+        assert (stats["deliveries"], stats["filtered"], stats["events_received"]) == (11, 2, 7)
+        assert stats["ring_bytes"] == critical["ring_bytes"] + audit["ring_bytes"]
+
+
+def test_stored_events_pass_as_they_are_stored(hub: HubProcess, publish: RedisClient) -> None:
+    """Channel, epoch and offset in front, then the bytes of the publisher, the same for everybody."""
+    payload = event_payload(3, note="unknown field", data={"text": "Süd 🔥"})
+    with RawClient(hub.port) as plain, RawClient(hub.port, subprotocol="broadcaster.v1") as v1:
+        hub.until_connected(2)
+        welcome = v1.event()
+        position, heard = store_by_script(publish, payload)
+        epoch = position.partition("-")[0]
+        assert heard == 1
+        assert welcome["position"] == f"{epoch}-0"
+        front = f'{{"channel":"events.critical","epoch":"{epoch}","offset":1,'
+        assert plain.text() == v1.text() == front + payload.decode()[1:]
 
 
 def test_events_pass_as_they_are(hub: HubProcess, publish: RedisClient) -> None:
@@ -139,6 +222,49 @@ def test_events_pass_as_they_are(hub: HubProcess, publish: RedisClient) -> None:
             publish.publish(payload)
         assert [client.text().encode() for _ in payloads] == payloads
         assert [stock.recv(timeout=5 * UNIT_S) for _ in payloads] == [payload.decode() for payload in payloads]
+
+
+# Two hubs
+
+
+def test_two_hubs_give_the_same_positions_and_one_can_go_on_at_the_other(
+    hub: HubProcess, redis: RedisServer, publish: RedisClient
+) -> None:
+    """What one hub has given, the other one knows: nothing is missing, and nothing comes twice."""
+    with HubProcess(redis.url) as other:
+        other.until_ready()
+        with RawClient(hub.port) as here, RawClient(other.port) as there:
+            hub.until_connected(1)
+            other.until_connected(1)
+            sent = [store_by_script(publish, event_payload(n))[0] for n in range(20)]
+            given = [here.text() for _ in sent]
+            assert [there.text() for _ in sent] == given
+            publish.publish(event_payload(99))
+            assert here.event()["sequence"] == there.event()["sequence"] == 99
+        for number, hub_then in ((5, other), (12, hub)):
+            with RawClient(hub_then.port, path=f"/ws?since={sent[number]}", subprotocol="broadcaster.v1") as back:
+                welcome = back.event()
+                assert (welcome["position"], welcome["recovered"]) == (sent[number], True)
+                # The one that was not stored stands in the ring, too: it comes with the rest.
+                assert [back.text() for _ in given[number + 1 :]] == given[number + 1 :]
+
+
+def test_a_hub_that_is_started_anew_gives_what_was_published_before(
+    redis: RedisServer, publish: RedisClient
+) -> None:
+    """It has seen nothing of it, and reads it from the log; who comes without a position begins now."""
+    with HubProcess(redis.url) as first:
+        first.until_ready()
+        sent = [store_by_script(publish, event_payload(n))[0] for n in range(300)]
+    with HubProcess(redis.url, first.port) as second:
+        second.until_ready()
+        path = f"/ws?since={sent[9]}"
+        with RawClient(second.port, path=path) as back, RawClient(second.port) as newcomer:
+            second.until_connected(2)
+            assert [back.event()["sequence"] for _ in range(290)] == list(range(10, 300))
+            store_by_script(publish, event_payload(300))
+            assert back.event()["sequence"] == newcomer.event()["sequence"] == 300
+            assert second.stats()["pages_read"] == 2
 
 
 # The limit of connections
@@ -173,6 +299,48 @@ def test_connections_beyond_the_limit_are_told_to_come_later(redis: RedisServer)
                 assert fourth.response.startswith(b"HTTP/1.1 101 ")
                 hub.until_connected(2)
         assert_calm(hub)
+
+
+def test_the_limits_of_channels(redis: RedisServer) -> None:
+    """Too many channels of one connection are 400, too many open ones 503, others than allowed 404."""
+    limits: dict[str, Any] = {
+        "BROADCASTER_CHANNELS__MAX_OPEN": "3",
+        "BROADCASTER_CHANNELS__MAX_PER_CONNECTION": "2",
+        "BROADCASTER_CHANNELS__ALLOW": '["*"]',
+        "BROADCASTER_CHANNELS__LINGER_S": "0.2",
+    }
+    with HubProcess(redis.url, **limits) as hub:
+        hub.until_ready()
+
+        def refused(path: str) -> bytes:
+            with RawClient(hub.port, path=path) as client:
+                return client.response.split(b"\r\n")[0] + b" " + rest_of(client)
+
+        assert b" 400 " in refused("/ws?channel=a&channel=b&channel=c")
+        assert b" 404 " in refused("/ws?channel=broadcaster.hub.0123456789abcdef")
+        with RawClient(hub.port, path="/ws?channel=a&channel=b") as client:
+            assert client.response.startswith(b"HTTP/1.1 101 ")
+            with RawClient(hub.port, path="/ws?channel=c") as further:
+                assert further.response.startswith(b"HTTP/1.1 503 ")
+                assert b"\r\nRetry-After: 5" in further.response
+            with RawClient(hub.port, path="/ws?channel=a&channel=events.critical") as welcome:
+                assert welcome.response.startswith(b"HTTP/1.1 101 ")
+        eventually(lambda: list(hub.stats()["channels"]) == ["events.critical"], "they were not closed")
+        with RawClient(hub.port, path="/ws?channel=c") as further:
+            assert further.response.startswith(b"HTTP/1.1 101 ")
+        assert_calm(hub)
+
+
+def test_opening_channels_does_not_turn_the_hub_red(redis: RedisServer) -> None:
+    """A channel that has just been opened is not expected to be there yet."""
+    quick: dict[str, Any] = {"BROADCASTER_HUB__PROVE_INTERVAL_S": "0.02"}
+    with HubProcess(redis.url, **quick) as hub:
+        hub.until_ready()
+        for number in range(30):
+            with RawClient(hub.port, path=f"/ws?channel=events.{number}", subprotocol="broadcaster.v1") as client:
+                assert client.event()["control"] == "welcome"
+                assert hub.get("/health/ready")[1]["trouble"] == ""
+        assert not any("not ready" in line for line in hub.lines), hub.output
 
 
 # The end

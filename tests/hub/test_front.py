@@ -16,12 +16,12 @@ import uvloop
 from sanic import HTTPResponse, Request, Sanic, text
 from sanic.config import Config
 
-from broadcaster.hub.fanout import Fanout
+from broadcaster.hub.filters import EVERYTHING
 from broadcaster.hub.front import Front
-from broadcaster.hub.roster import Roster
+from broadcaster.hub.request import Ask
 from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.settings import HubTable
 from broadcaster.wire import Refusal, Target
+from tests.hub.parts import House
 from tests.support import (
     ROOT,
     UNIT_S,
@@ -135,9 +135,20 @@ def test_a_head_of_almost_16_kib_is_let_in(patient: HubProcess) -> None:
         assert connection.recv(65_536).startswith(b"HTTP/1.1 101 ")
 
 
-@pytest.mark.parametrize("path", ["/ws", "/ws?", "/ws?channel=events.critical", "/ws?channel=events%2Ecritical"])
+PATHS = [
+    "/ws",
+    "/ws?",
+    "/ws?channel=events.critical",
+    "/ws?channel=events%2Ecritical",
+    "/ws?channel=events.critical&channel=events.audit",
+    "/ws?since=a-5",
+    "/ws?channel=events.critical&since=a-5&type=A&type=B&source=S%C3%BCd&severity=info",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_websocket_has_one_path(patient: HubProcess, path: str) -> None:
-    """With or without the channel that this hub serves."""
+    """With or without channels, positions and filters."""
     with RawClient(patient.port, path=path) as client:
         assert client.response.startswith(b"HTTP/1.1 101 ")
 
@@ -156,10 +167,17 @@ WEBSOCKET_REFUSALS: dict[str, tuple[bytes, int]] = {
     "HEAD": (get("/ws", method="HEAD"), 405),
     "other channel": (upgrade("/ws?channel=other"), 404),
     "this channel and another": (upgrade("/ws?channel=events.critical&channel=other"), 404),
-    "empty channel": (upgrade("/ws?channel="), 404),
+    "channel of hubs": (upgrade("/ws?channel=broadcaster.hub.x"), 404),
+    "empty channel": (upgrade("/ws?channel="), 400),
+    "pattern": (upgrade("/ws?channel=events.*"), 400),
+    "channel twice": (upgrade("/ws?channel=events.critical&channel=events.critical"), 400),
     "channel of other case": (upgrade("/ws?channel=Events.Critical"), 404),
-    "channel that is no text": (upgrade("/ws?channel=%ff%00"), 404),
-    "unknown query": (upgrade("/ws?since=5"), 400),
+    "channel that is no text": (upgrade("/ws?channel=%ff%00"), 400),
+    "17 channels": (upgrade("/ws?" + "&".join(f"channel=events.{n}" for n in range(17))), 400),
+    "wrong position": (upgrade("/ws?since=5"), 400),
+    "position before its channel": (upgrade("/ws?since=a-5&channel=events.critical"), 400),
+    "unknown severity": (upgrade("/ws?severity=fatal"), 400),
+    "unknown query": (upgrade("/ws?debug=1"), 400),
     "unknown query beside a known one": (upgrade("/ws?channel=events.critical&token=secret"), 400),
     "query without a value": (upgrade("/ws?debug"), 400),
     "200 query parameters": (upgrade("/ws?" + "a=b&" * 200), 400),
@@ -361,14 +379,14 @@ def test_an_upgrade_on_a_used_connection_is_not_lost_in_sanic(patient: HubProces
 
 async def serve_echo(port: int) -> None:
     """A Sanic application of the test's own behind a front, put together as the hub is."""
-    settings = HubTable()
-    roster = Roster(settings, Fanout("events.critical", settings.ring_bytes))
+    house = House()
+    roster = house.roster
     app: Sanic[Config, SimpleNamespace] = Sanic("echo", configure_logging=False)
     app.config.KEEP_ALIVE = False
     app.config.ACCESS_LOG = False
 
-    def admit(target: Target) -> Refusal | None:
-        return None
+    def admit(target: Target) -> Ask | Refusal:
+        return Ask((("events.critical", None),), EVERYTHING)
 
     @app.post("/echo")
     async def echo(request: Request) -> HTTPResponse:
@@ -388,7 +406,7 @@ async def serve_echo(port: int) -> None:
     server: Any = await app.create_server(
         "127.0.0.1",
         port,
-        protocol=Front.bound(roster, admit, settings.header_max_bytes),
+        protocol=Front.bound(roster, admit, house.settings.hub.header_max_bytes),
         asyncio_server_kwargs={"start_serving": False},
     )
     await server.startup()

@@ -6,14 +6,28 @@ import random
 
 import pytest
 
-from broadcaster.hub.ring import Ring
+from broadcaster.hub.filters import Labels
+from broadcaster.hub.ring import Entry, Ring
+from broadcaster.position import Cause, Gap
+
+LABELS = Labels("SERVER_DOWN", "server-a", "critical")
 
 
 def filled(max_bytes: int, *sizes: int) -> Ring:
     """A ring that was given frames of these sizes; frame n is n times its last digit and came at n seconds."""
     ring = Ring(max_bytes)
+    ring.begin(1, 0)
     for number, size in enumerate(sizes):
-        ring.append(frame(number, size), float(number))
+        ring.append(Entry(frame(number, size), float(number), 1, number + 1, LABELS))
+    return ring
+
+
+def placed(max_bytes: int, *places: tuple[int, int], begin: tuple[int, int] = (1, 0)) -> Ring:
+    """A ring with a frame of 10 bytes at each of these places (era, offset), in order."""
+    ring = Ring(max_bytes)
+    ring.begin(*begin)
+    for place in places:
+        ring.append(Entry(b"." * 10, 0.0, *place, LABELS))
     return ring
 
 
@@ -86,12 +100,78 @@ def test_the_time_is_that_of_the_frame_a_reader_waits_for() -> None:
     assert [ring.came_at(cursor) for cursor in range(5)] == [3.0, 3.0, 3.0, 3.0, 4.0]
 
 
-def test_a_control_frame_is_marked() -> None:
-    """Readers can tell the frames that only some of them get."""
+def test_a_gap_is_marked() -> None:
+    """Readers can tell what is missing from what is an event."""
     ring = Ring(100)
-    ring.append(b"event", 0.0)
-    ring.append(b"gap", 1.0, control=True)
-    assert [(entry.frame, entry.control) for entry in ring.read(0, 100)] == [(b"event", False), (b"gap", True)]
+    gap = Gap("events.x", Cause.EXPIRED, "e1", 2, 3)
+    ring.append(Entry(b"event", 0.0, 1, 1, LABELS))
+    ring.append(Entry(b"gap", 1.0, 1, 3, None, gap))
+    first, second = ring.read(0, 100)
+    assert (first.labels, first.gap) == (LABELS, None)
+    assert (second.labels, second.gap) == (None, gap)
+
+
+# Places
+
+PLACES = [(1, 6), (1, 7), (1, 7), (1, 9), (2, 8), (2, 9), (3, 8), (3, 8)]
+"""Two events that are not stored (their place is that of the event before), a hole, two restarts, one back."""
+
+AFTER = [
+    ("where it began", (1, 5), 0),
+    ("after the first", (1, 6), 1),
+    ("behind those that are not stored", (1, 7), 3),
+    ("in a hole", (1, 8), 3),
+    ("at the end of an epoch", (1, 9), 4),
+    ("beyond the end of an epoch", (1, 500), 4),
+    ("before the first of the next", (2, 7), 4),
+    ("in it", (2, 8), 5),
+    ("at the gap that begins an epoch", (3, 7), 6),
+    ("at the head", (3, 8), 8),
+    ("before all", (1, 4), None),
+    ("in an epoch before all", (0, 100), None),
+]
+
+
+@pytest.mark.parametrize(("place", "number"), [case[1:] for case in AFTER], ids=[case[0] for case in AFTER])
+def test_the_frame_after_a_place_is_found(place: tuple[int, int], number: int | None) -> None:
+    """The first frame that is later; None only if something after the place is not here any more."""
+    ring = placed(1000, *PLACES, begin=(1, 5))
+    assert ring.after(*place) == number
+
+
+def test_what_was_dropped_moves_the_oldest_place() -> None:
+    """After the drop one can begin at the last dropped frame's place, and at none before it."""
+    ring = placed(40, *PLACES, begin=(1, 5))
+    assert ring.tail == 4
+    assert ring.after(1, 9) == 4
+    assert ring.after(1, 8) is None
+    assert ring.place(ring.tail) == (1, 9)
+
+
+def test_a_reader_stands_where_the_frame_before_its_cursor_was() -> None:
+    """At the front it stands where the ring began; at the head, where the last frame was."""
+    ring = placed(1000, *PLACES, begin=(1, 5))
+    assert [ring.place(cursor) for cursor in range(9)] == [(1, 5), *PLACES]
+
+
+def test_an_empty_ring_stands_where_it_began() -> None:
+    """Nothing has come yet: only whoever stands there, or later, can go on."""
+    ring = placed(100, begin=(1, 5))
+    assert ring.place(0) == (1, 5)
+    assert ring.after(1, 5) == 0
+    assert ring.after(1, 4) is None
+
+
+def test_a_ring_that_holds_something_does_not_begin_again() -> None:
+    """A new epoch changes nothing about what is held; an empty ring begins there."""
+    ring = placed(15, (1, 1))
+    ring.begin(2, 0)
+    assert ring.place(0) == (1, 0)
+    ring.append(Entry(b"." * 16, 0.0, 2, 1, LABELS))
+    assert (ring.tail, ring.head) == (2, 2)
+    assert ring.place(2) == (2, 1)
+    ring.begin(3, 7)
+    assert ring.place(2) == (3, 7)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -100,9 +180,15 @@ def test_the_ring_is_the_end_of_the_list_of_all_frames(seed: int) -> None:
     chance = random.Random(seed)
     bound = chance.randrange(1, 2000)
     ring, frames = Ring(bound), list[bytes]()
+    era, offset, places = 1, 0, [(1, 0)]
+    ring.begin(era, offset)
     for number in range(300):
         frames.append(chance.randbytes(chance.randrange(1, 300)))
-        ring.append(frames[-1], float(number))
+        offset += chance.choice([0, 1, 1, 1, 3])
+        if chance.random() < 0.02:
+            era, offset = era + 1, max(0, offset - 5)
+        places.append((era, offset))
+        ring.append(Entry(frames[-1], float(number), era, offset, LABELS))
         held = [entry.frame for entry in ring.read(ring.tail, 10**9)]
         assert ring.head == len(frames)
         assert held == frames[ring.tail :]
@@ -115,3 +201,7 @@ def test_the_ring_is_the_end_of_the_list_of_all_frames(seed: int) -> None:
         assert read == frames[cursor : cursor + len(read)]
         assert len(read) <= 1 or sum(map(len, read)) <= piece
         assert bool(read) == (cursor < ring.head)
+        assert ring.place(cursor) == places[cursor]
+        place = chance.choice([*places[-40:], (era, offset + 1), (era, chance.randrange(1 + offset))])
+        later = next((n for n, other in enumerate(places[1:]) if other > place), ring.head)
+        assert ring.after(*place) == (later if place >= places[ring.tail] else None)

@@ -22,6 +22,9 @@ RELEASED = [
 ]
 """The columns of version 0.1.0: they never change; others may follow them."""
 
+ADDED = ["lost_named", "lost_unexplained", "reconnects"]
+"""What has followed them since, in this order."""
+
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
@@ -30,7 +33,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_the_columns_are_stable() -> None:
     """Columns that were released stay, with their names and places; no name comes twice."""
-    assert list(archive.COLUMNS[: len(RELEASED)]) == RELEASED
+    assert list(archive.COLUMNS) == RELEASED + ADDED
     assert len(set(archive.COLUMNS)) == len(archive.COLUMNS)
     units = [name for name in archive.COLUMNS if "p50" in name or "p99" in name or "lag" in name or "max" in name]
     assert all(name.endswith("_ms") for name in units)
@@ -88,6 +91,7 @@ def test_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
 OTHERS = {
     "other_columns": "a,b,c\n1,2,3\n",
     "fewer_columns": ",".join(RELEASED[:-1]) + "\n",
+    "of_a_later_version": ",".join([*archive.COLUMNS, "later"]) + "\n",
     "another_order": ",".join(reversed(RELEASED)) + "\n",
     "no_header": "x" * 100 + "\n",
     "blank_line": "\n",
@@ -102,6 +106,37 @@ def test_another_file_is_left_alone(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"archive\.csv has other columns; move it away"):
         archive.append(path, {"run": "mine"})
     assert path.read_text() == text
+
+
+def test_an_archive_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """The columns of today are added to it, empty in its rows, which stay as they are; no draft is left."""
+    path = tmp_path / "archive.csv"
+    old = {name: f"old {name}" for name in RELEASED} | {"cpu": 'A "CPU", 2 GHz\nand a line'}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, RELEASED)
+        writer.writeheader()
+        writer.writerow(old)
+    for name in ("first", "second"):
+        archive.append(path, {"run": name, "reconnects": 3})
+    rows = rows_of(path)
+    assert list(rows[0]) == list(archive.COLUMNS)
+    assert rows[0] == dict.fromkeys(archive.COLUMNS, "") | old
+    assert [(row["run"], row["reconnects"]) for row in rows[1:]] == [("first", "3"), ("second", "3")]
+    assert {file.name for file in tmp_path.iterdir()} == {"archive.csv", ".lock"}
+
+
+def test_runs_at_the_same_time_bring_an_archive_up_to_date(tmp_path: Path) -> None:
+    """Two processes find an archive of an earlier version: it is extended once, and no row is lost."""
+    path = tmp_path / "archive.csv"
+    path.write_text(",".join(RELEASED) + "\n" + "\n".join(f"old-{number}" for number in range(5000)) + "\n")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", APPEND_MANY, str(path), name], cwd=ROOT, env=clean_environment())
+        for name in ("a", "b")
+    ]
+    assert [writer.wait(30) for writer in writers] == [0, 0]
+    rows = rows_of(path)
+    assert [row["run"] for row in rows[:5000]] == [f"old-{number}" for number in range(5000)]
+    assert Counter(row["run"] for row in rows[5000:]) == {"a": 150, "b": 150}
 
 
 def test_an_unknown_column_is_refused(tmp_path: Path) -> None:

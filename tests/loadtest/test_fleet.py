@@ -47,8 +47,9 @@ async def fleet_on(
     url: str, clients: int = 5, *, first: int = 0, ramp_per_s: float = 5000.0
 ) -> AsyncIterator[Fleet]:
     """A connected fleet with its background tasks, closed when the block ends."""
-    fleet = Fleet(url, first=first, clients=clients, ramp_per_s=ramp_per_s)
-    tasks = [asyncio.create_task(fleet.keep_parsing()), asyncio.create_task(fleet.keep_measuring_lag())]
+    fleet = Fleet(url, first=first, clients=clients, ramp_per_s=ramp_per_s, reconnect_max_s=0.2)
+    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.keep_measuring_lag())
+    tasks = [asyncio.create_task(part) for part in work]
     try:
         async with asyncio.timeout(20):
             await fleet.connect()
@@ -181,7 +182,9 @@ def test_pings_are_answered_while_events_keep_coming(pinging_hub: HubProcess, pu
                 number += 1
                 await asyncio.to_thread(publish.publish, event_payload(number))
                 await asyncio.sleep(0.002)
-            await until(lambda: fleet.lost or len(fleet.deliveries) == 10 * number, "deliveries are missing")
+            await until(
+                lambda: fleet.connected < 10 or len(fleet.deliveries) == 10 * number, "deliveries are missing"
+            )
             assert fleet.result(1).disconnects == {}
             assert (await asyncio.to_thread(pinging_hub.stats))["ping_timeouts"] == 0
 
@@ -205,7 +208,7 @@ def test_lost_connections_are_counted(
             publish.publish(event_payload(1))
             await until(lambda: len(fleet.deliveries) == 7, "deliveries are missing")
             hub.signal(number)
-            await until(lambda: fleet.connected == 0 and not fleet.arrivals, "nobody noticed")
+            await until(lambda: fleet.connected == 0 and not fleet.inbox.arrivals, "nobody noticed")
             result = fleet.result(1)
             assert (result.connected, result.disconnects, result.failures) == (7, {code: 7}, {})
             assert len(fleet.deliveries) == 7
@@ -342,7 +345,7 @@ def test_alone_it_prints_totals_until_it_is_ended(steady_hub: HubProcess, client
         fleet.said("6 deliveries, 3 connected")
         fleet.signal(signal.SIGINT)
         assert fleet.wait(within=5) == 130
-    assert fleet.lines[-1] == "total: 6 deliveries to 3 subscribers; disconnects: 0; failures: 0"
+    assert fleet.lines[-1] == "total: 6 deliveries to 3 subscribers; disconnects: 0; reconnects: 0; failures: 0"
     assert "Traceback" not in fleet.output
 
 

@@ -10,18 +10,24 @@ from pathlib import Path
 import pytest
 
 from broadcaster.loadtest import records
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord, Record
+from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord, Record
 
 PUBLISHED = [
     PublishedRecord(1, "a", 10**18, 10**18 + 1, 1_768_068_834_227_000, 1_768_068_834_227_001, 3, ""),
     PublishedRecord(2, "b", 0, 0, 0, 0, None, 'Redis closed the connection, "now"\nwith a second line'),
     PublishedRecord(3, "c", -5, 0, 0, 0, 0, "ä,;"),
+    PublishedRecord(4, "d", 0, 0, 0, 0, 1, "", "a1b2", 2**53 - 1),
 ]
 DELIVERED = [DeliveryRecord(0, "a", 1, 10**18, 1_768_068_834_227_000), DeliveryRecord(49, "b", 2, 5, 6)]
+LOST = [
+    LossRecord(0, "redis_restarted", "a1b2", 13, None, 4, 9, "", 10**18, 10**18),
+    LossRecord(49, "disconnected 1006", "", None, None, None, None, "a1b2-12", 5, None),
+]
 
 ROWS: dict[str, tuple[type[Record], list[Record]]] = {
     "published": (PublishedRecord, [*PUBLISHED]),
     "delivered": (DeliveryRecord, [*DELIVERED]),
+    "lost": (LossRecord, [*LOST]),
     "none": (DeliveryRecord, []),
 }
 
@@ -34,7 +40,7 @@ def test_what_is_written_is_read(kind: type[Record], rows: list[Record], tmp_pat
     assert records.read(path, kind) == rows
 
 
-@pytest.mark.parametrize("kind", [PublishedRecord, DeliveryRecord])
+@pytest.mark.parametrize("kind", [PublishedRecord, DeliveryRecord, LossRecord])
 def test_the_header_is_made_of_the_fields(kind: type[Record], tmp_path: Path) -> None:
     """The first line names the record's fields in order; a time has its unit and its clock in the name."""
     path = tmp_path / "rows.csv"
@@ -100,3 +106,23 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         records.write(path, DeliveryRecord, (DELIVERED[1 // number] for number in (1, 0)))
     assert records.read(path, DeliveryRecord) == DELIVERED[:1]
     assert list(tmp_path.iterdir()) == [path]
+
+
+KINDS = {
+    "redis_restarted": True,
+    "no_history": True,
+    "disconnected 1006": False,
+    "disconnected 4008": False,
+    "never connected": False,
+}
+
+
+@pytest.mark.parametrize(("cause", "was_announced"), KINDS.items(), ids=KINDS.keys())
+def test_who_knows_of_a_loss(cause: str, was_announced: bool) -> None:
+    """Gaps are told by the hub; that it has no connection a client knows by itself."""
+    assert LossRecord(0, cause, "", None, None, None, None, "", 0, None).was_announced == was_announced
+
+
+def test_a_position_in_words() -> None:
+    """Epoch and offset as everywhere, nothing for an event that is not stored."""
+    assert [row.position for row in PUBLISHED] == ["", "", "", f"a1b2-{2**53 - 1}"]

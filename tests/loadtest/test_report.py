@@ -13,7 +13,7 @@ import pytest
 
 from broadcaster.errors import RunIncomplete
 from broadcaster.loadtest import archive, records
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.report import present, read_run, summary_rows
 from broadcaster.loadtest.run import Run
 from broadcaster.redis_server import RedisServer, free_port
@@ -35,7 +35,7 @@ HUB = {
 def fleet_result(process: int, clients: int, **changes: Any) -> dict[str, Any]:
     return {
         "process": process, "clients": clients, "connected": clients, "disconnects": {}, "failures": {},
-        "foreign": 0, "lag_p50_ms": 0.5, "lag_p99_ms": 1.5 * process, "lag_max_ms": 2.0 * process,
+        "foreign": 0, "lag_p50_ms": 0.5, "lag_p99_ms": 1.5 * process, "lag_max_ms": 2.0 * process, "reconnects": 0,
     } | changes  # fmt: skip
 
 
@@ -47,11 +47,12 @@ def run(tmp_path: Path) -> Run:
     run = Run(folder)
     write_config(run)
     numbers = range(1, 5)
-    published = [PublishedRecord(n, f"e{n}", n * 100 * MS, n * 100 * MS, 0, 0, 1, "") for n in numbers]
+    published = [PublishedRecord(n, f"e{n}", n * 100 * MS, n * 100 * MS, 0, 0, 1, "", "a1b2", n) for n in numbers]
     records.write(run.published, PublishedRecord, published)
     for process, clients in ((1, [0, 1, 2]), (2, [3])):
         rows = [DeliveryRecord(c, f"e{n}", n, (n * 100 + c + n) * MS, 0) for n in numbers for c in clients]
         records.write(run.deliveries(process), DeliveryRecord, rows)
+        records.write(run.losses(process), LossRecord, [])
         run.fleet(process).write_text(json.dumps(fleet_result(process, len(clients))))
     run.hub.write_text(json.dumps(HUB))
     run.machine.write_text(json.dumps(MACHINE))
@@ -111,7 +112,8 @@ def test_what_stands_around_the_table(run: Run) -> None:
     assert "Machine: Test CPU, 2 cores, Linux 6, load 0.5." in text
     assert "broadcaster 0.1.0, Python 3.11.7, Redis 6.2.14, Sanic 25.12.1, uvloop 0.23.0, websockets 17.4" in text
     assert "Hub: 4 events received, 3 refused, 16 deliveries, 0 closed as slow, 0 Redis reconnects." in text
-    for word in ("Dropped:", "Latency:", "p99:", "Fleet lag:"):
+    assert "Ledger: 16 expected = 16 delivered + 0 filtered + 0 lost.\nSchedule:" in text
+    for word in ("Dropped:", "Latency:", "p99:", "Fleet lag:", "Ledger:"):
         assert re.search(rf"^{word} \w+", text, re.MULTILINE), f"{word} is not explained"
     assert f"PASSED: all limits of [report] hold.\nResults: {run.folder}" in text
 
@@ -132,6 +134,9 @@ def test_a_run_without_deliveries_has_no_latency(run: Run) -> None:
     assert table_of(text)["p99 latency (ms)"] == ["-", "-", "-"]
     assert table_of(text)["Dropped deliveries"] == ["16", "12", "4"]
     assert "FAILED: 16 dropped deliveries, 0 allowed" in text
+    assert (
+        "FAILED: the ledger does not close: 16 deliveries are missing and nobody said so: client 0: a1b2-1" in text
+    )
 
 
 def test_what_went_wrong_is_noted(run: Run) -> None:
@@ -140,11 +145,13 @@ def test_what_went_wrong_is_noted(run: Run) -> None:
     run.hub.write_text(json.dumps({"error": "no statistics: no answer (timed out)"}))
     failures = {"refused: 503 Service Unavailable": 2}
     run.fleet(1).write_text(json.dumps(fleet_result(1, 3, connected=1, failures=failures)))
+    write_fleet(run, disconnects={"1006": 3, "4008": 1}, reconnects=3)
     text = printed(run)
+    assert "Connections: 4 were lost, 3 were made again." in text
     assert "1 latencies are negative: the clocks cannot be trusted." in text
     assert "Hub: no statistics: no answer (timed out)." in text
     assert "fleet.1: 2 x refused: 503 Service Unavailable" in text
-    assert table_of(text)["Disconnects"] == ["2", "2", "0"]
+    assert table_of(text)["Disconnects"] == ["6", "2", "4"]
 
 
 # The limits
@@ -158,16 +165,43 @@ def publish_with_errors(run: Run) -> None:
     rows = records.read(run.published, PublishedRecord)
     failed = PublishedRecord(4, "e4", 0, 0, 0, 0, None, "Redis closed the connection")
     records.write(run.published, PublishedRecord, [*rows[:3], failed])
+    change(run, 1, lambda rows: [row for row in rows if row.sequence < 4])
+
+
+def announce(run: Run, process: int, *losses: LossRecord) -> None:
+    records.write(run.losses(process), LossRecord, losses)
+
+
+def gap(client: int, first: int, last: int | None = None) -> LossRecord:
+    return LossRecord(client, "redis_restarted", "a1b2", first, last, None, None, "", 0, 0)
+
+
+def lose_two(run: Run) -> None:
+    """Clients 0 and 1 do not get the first event, and both are told."""
+    change(run, 1, lambda rows: rows[2:])
+    announce(run, 1, gap(0, 1, 1), gap(1, 1, 1))
 
 
 def lose_everything(run: Run) -> None:
+    """Nothing comes, and everybody is told."""
     write_config(run, max_p99_ms=1.0, max_dropped=1000)
-    for process in (1, 2):
+    for process, clients in ((1, [0, 1, 2]), (2, [3])):
         change(run, process, lambda rows: [])
+        announce(run, process, *(gap(client, 1) for client in clients))
+
+
+def lose_silently(run: Run) -> None:
+    """Clients 0 and 1 do not get the first event, nobody is told, and the limits would allow it."""
+    write_config(run, max_dropped=1000)
+    change(run, 1, lambda rows: rows[2:])
 
 
 BROKEN: dict[str, tuple[Callable[[Run], None], str]] = {
-    "dropped": (lambda run: change(run, 1, lambda rows: rows[2:]), "2 dropped deliveries, 0 allowed"),
+    "dropped": (lose_two, "2 dropped deliveries, 0 allowed"),
+    "silently_lost": (
+        lose_silently,
+        "the ledger does not close: 2 deliveries are missing and nobody said so: client 0: a1b2-1; client 1",
+    ),
     "duplicates": (lambda run: change(run, 1, lambda rows: [*rows, rows[-1]]), "1 duplicates, 0 allowed"),
     "out_of_order": (
         lambda run: change(run, 2, lambda rows: [rows[1], rows[0], *rows[2:]]),
@@ -217,6 +251,49 @@ def test_a_limit_that_is_just_met_holds(spoil: Callable[[Run], None], limits: di
     assert read_run(run.folder).broken == []
 
 
+# The ledger
+
+
+def test_the_ledger_is_printed_with_its_causes(run: Run) -> None:
+    """Lost, but told: a line per cause; as many as allowed, so that the run has passed."""
+    write_config(run, max_dropped=6, max_disconnects=1)
+    change(run, 1, lambda rows: rows[2:])
+    change(run, 2, lambda rows: [])
+    away = LossRecord(3, "disconnected 4008", "", None, None, None, None, "", 0, None)
+    announce(run, 1, gap(0, 1, 1), gap(1, 1, None))
+    announce(run, 2, away)
+    write_fleet(run, disconnects={"4008": 1})
+    text = printed(run)
+    assert (
+        "Ledger: 16 expected = 10 delivered + 0 filtered + 6 lost, all named:\n"
+        "  4  disconnected 4008 (too slow)\n"
+        "  2  redis_restarted (gap announced by the hub)\n"
+    ) in text
+    assert "PASSED" in text
+    rows = summary_rows(read_run(run.folder))
+    assert [(row["lost_named"], row["lost_unexplained"]) for row in rows] == [(6, 0), (2, 0), (4, 0)]
+
+
+def test_a_publish_that_failed_is_in_the_ledger(run: Run) -> None:
+    """The event is not expected to come, but it is accounted for; to whom it came, it was delivered."""
+    publish_with_errors(run)
+    text = printed(run)
+    assert table_of(text)["Expected deliveries"] == ["12", "9", "3"]
+    assert (
+        "Ledger: 16 expected = 13 delivered + 0 filtered + 3 lost, all named:\n"
+        "  3  publish failed (Redis has not confirmed it, and it did not come)\n"
+        "  1 of the delivered came though their publish seemed to have failed.\n"
+    ) in text
+
+
+def test_a_gap_told_to_a_client_of_another_process_explains_nothing(run: Run) -> None:
+    """Each client's losses are its own."""
+    lose_silently(run)
+    announce(run, 2, gap(3, 1))
+    rows = summary_rows(read_run(run.folder))
+    assert [row["lost_unexplained"] for row in rows] == [2, 2, 0]
+
+
 # The rows
 
 
@@ -229,6 +306,8 @@ def test_the_rows_of_the_summary(run: Run) -> None:
         assert (row["run"], row["verdict"], row["cpu"]) == ("20260101-120000-1-2", "PASSED", "Test CPU")
     assert [row["received"] for row in rows] == [16, 12, 4]
     assert [row["fleet_lag_max_ms"] for row in rows] == [4.0, 2.0, 4.0]
+    write_fleet(run, reconnects=2)
+    assert [row["reconnects"] for row in summary_rows(read_run(run.folder))] == [2, 0, 2]
     BROKEN["dropped"][0](run)
     assert {row["verdict"] for row in summary_rows(read_run(run.folder))} == {"FAILED"}
 
@@ -251,12 +330,25 @@ def test_the_command_prints_a_run_again(run: Run, command: CommandLine) -> None:
     assert list(run.folder.parent.iterdir()) == [run.folder]
 
 
-def test_the_command_fails_as_the_run_did(run: Run) -> None:
-    """A broken limit is exit code 1, with the reason."""
-    BROKEN["dropped"][0](run)
+@pytest.mark.parametrize("name", ["dropped", "silently_lost"])
+def test_the_command_fails_as_the_run_did(name: str, run: Run) -> None:
+    """A broken limit, or a ledger that does not close, is exit code 1, with the reason."""
+    spoil, reason = BROKEN[name]
+    spoil(run)
     ended = finished("report", str(run.folder))
     assert (ended.code, ended.stderr) == (1, "")
-    assert "FAILED: 2 dropped deliveries, 0 allowed" in ended.stdout
+    assert f"FAILED: {reason}" in ended.stdout
+
+
+def test_a_run_of_an_earlier_version_is_told(run: Run, command: CommandLine) -> None:
+    """It has no losses and no positions: one line that says so, exit code 69."""
+    for process in (1, 2):
+        run.losses(process).unlink()
+    lines = [line.rpartition(",")[0].rpartition(",")[0] for line in run.published.read_text().splitlines()]
+    run.published.write_text("\n".join(lines) + "\n")
+    ended = command("report", str(run.folder))
+    assert (ended.code, ended.stdout) == (69, "")
+    assert "has no losses.1.csv: not a complete run, or of version 0.1.0" in ended.complaint
 
 
 def test_the_limits_are_those_of_the_run(run: Run, command: CommandLine) -> None:
@@ -265,8 +357,8 @@ def test_the_limits_are_those_of_the_run(run: Run, command: CommandLine) -> None
     assert ended.code == 0
 
 
-FILES = ["broadcaster.toml", "published.csv", "deliveries.1.csv", "deliveries.2.csv", "fleet.2.json", "hub.json",
-         "machine.json"]  # fmt: skip
+FILES = ["broadcaster.toml", "published.csv", "deliveries.1.csv", "deliveries.2.csv", "losses.1.csv",
+         "losses.2.csv", "fleet.2.json", "hub.json", "machine.json"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -82,11 +82,13 @@ def test_the_files_of_a_run_stand_in_its_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)
     files = [run.published, run.config, run.hub, run.machine, run.summary]
     files += [
-        path for number in (1, 2) for path in (run.deliveries(number), run.fleet(number), run.present(number))
+        path
+        for number in (1, 2)
+        for path in (run.deliveries(number), run.losses(number), run.fleet(number), run.present(number))
     ]
     assert {path.parent for path in files} == {tmp_path}
     assert len({path.name for path in files}) == len(files)
-    assert run.deliveries(2).name == "deliveries.2.csv"
+    assert (run.deliveries(2).name, run.losses(2).name) == ("deliveries.2.csv", "losses.2.csv")
 
 
 def test_results_that_cannot_be_made_are_told(tmp_path: Path) -> None:

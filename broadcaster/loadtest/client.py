@@ -1,0 +1,195 @@
+"""One subscriber of the fleet: connections that only stamp what arrives, and what it may have missed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from broadcaster.event import Event
+from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, LossRecord
+from broadcaster.place import Places
+from broadcaster.position import Gap
+from broadcaster.wire import PING, V1, CloseCode, Outbound
+
+
+class Inbox:
+    """What has arrived and is not parsed yet.
+
+    Attributes:
+        arrivals: Time in ns (CLOCK_MONOTONIC), connection, bytes; no bytes mean that the connection was lost.
+        bytes: Of all arrivals.
+        lost: How many of the arrivals are the loss of a connection.
+    """
+
+    def __init__(self) -> None:
+        self.arrivals: deque[tuple[int, Connection, bytes]] = deque()
+        self.bytes = 0
+        self.lost = 0
+
+
+class Client:
+    """One subscriber over all of its connections.
+
+    Attributes:
+        number: Its number in the whole fleet.
+        connection: The present one; None while there is none.
+        gone: Whether it will not come back: the hub has refused it for good.
+        received: Events received, but for those that came again or late.
+        in_vain: How many connections it has lost since the last event.
+        losses: Gaps that were announced to it and times it was away, in order.
+    """
+
+    def __init__(self, number: int, url: str, *, only_count: bool = False) -> None:
+        """Prepare a client.
+
+        Args:
+            number: Its number in the whole fleet.
+            url: ws:// address of the hub.
+            only_count: Keep no losses but the last: it may run for days.
+
+        Raises:
+            ValueError: The address has a `since` that is no position.
+        """
+        self.number = number
+        self.connection: Connection | None = None
+        self.gone = False
+        self.received = 0
+        self.in_vain = 0
+        self.losses: list[LossRecord] = []
+        self._url = url
+        self._only_count = only_count
+        self._places = Places(url, (), None, (), (), ())
+        self._since = ""
+        self._away = False
+        self._highest: int | None = None
+        self._unclosed: list[int] = []  # losses after which nothing has come yet
+
+    def url(self) -> str:
+        """Where to connect, so that it goes on where it was if it knows."""
+        positions = self._places.positions
+        self._since = " ".join(map(str, positions.values()))
+        return self._places.url() if positions else self._url
+
+    def on_connected(self, connection: Connection, stamp_ns: int) -> None:
+        """The hub has accepted, for the first time or again."""
+        self.connection = connection
+        if self._away:
+            self._away = False
+            since = self._since if connection.outbound.speaks_v1 else ""
+            self.losses[-1] = replace(self.losses[-1], to_mono_ns=stamp_ns, resumed_after=since)
+
+    def on_lost(self, close_code: int, stamp_ns: int, *, may_resume: bool) -> None:
+        """The connection was lost, and everything it had brought is parsed."""
+        self._away = True
+        self.in_vain += 1
+        self._note(Gap("", f"{DISCONNECTED} {close_code}"), stamp_ns, None)
+        if not may_resume or close_code == CloseCode.HOLE:
+            self._places.forget()
+
+    def on_never_connected(self, stamp_ns: int) -> None:
+        self._note(Gap("", NEVER_CONNECTED), stamp_ns, None)
+
+    def on_event(self, event: Event) -> None:
+        self.in_vain = 0
+        if self._highest is None or event.sequence > self._highest:
+            self._highest = event.sequence
+            self.received += 1
+            for at in self._unclosed:
+                self.losses[at] = replace(self.losses[at], before_sequence=event.sequence)
+            self._unclosed.clear()
+        self._places.on_event(event)  # a hole that nobody has announced is for the ledger to find
+
+    def on_control(self, frame: dict[str, Any], stamp_ns: int) -> None:
+        """Take in a control frame; of those that are neither gap nor position there is nothing to know."""
+        kind = frame["control"]
+        if kind == "welcome":
+            self._places.on_welcome(frame)
+        elif kind == "beat":
+            self._places.on_beat(frame)
+        elif kind == "gap":
+            gap = Gap.from_fields(frame)
+            self._note(gap, stamp_ns, stamp_ns)
+            self._places.on_gap(gap)
+
+    def _note(self, gap: Gap, from_ns: int, to_ns: int | None) -> None:
+        if self._only_count:
+            self.losses.clear()
+            self._unclosed.clear()
+        self._unclosed.append(len(self.losses))
+        self.losses.append(
+            LossRecord(
+                client=self.number,
+                cause=gap.cause,
+                epoch=gap.epoch or "",
+                first=gap.first,
+                last=gap.last,
+                after_sequence=self._highest,
+                before_sequence=None,
+                resumed_after="",
+                from_mono_ns=from_ns,
+                to_mono_ns=to_ns,
+            )
+        )
+
+
+class Connection(asyncio.Protocol):
+    """One connection of a client: answers pings, stamps what arrives."""
+
+    def __init__(self, client: Client, inbox: Inbox, record: Callable[[int, Client, list[bytes]], None]) -> None:
+        """Prepare a connection.
+
+        Args:
+            client: Whose it is.
+            inbox: Where to put what arrives.
+            record: Called with what comes together with the answer to the handshake.
+        """
+        self.client = client
+        self.outbound = Outbound(client.url(), V1)
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._inbox = inbox
+        self._arrivals = inbox.arrivals
+        self._record = record
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self.write(self.outbound.request())
+
+    def data_received(self, data: bytes) -> None:
+        now_ns = time.monotonic_ns()  # the receive has just returned: nothing comes before this line
+        if not self.outbound.connected:
+            self._shake_hands(now_ns, data)
+            return
+        self._arrivals.append((now_ns, self, data))
+        self._inbox.bytes += len(data)
+        if PING in data:  # not inside an event, which has no NUL; in a frame's length it costs one pong too many
+            self.write(self.outbound.pong())
+
+    def _shake_hands(self, now_ns: int, data: bytes) -> None:
+        messages = self.outbound.feed(data)
+        if self.outbound.connected:
+            self.client.on_connected(self, now_ns)
+        self._record(now_ns, self.client, messages)
+        self.write(self.outbound.to_send())
+        if not self.ready.done() and (self.outbound.connected or self.outbound.failure):
+            self.ready.set_result(None)
+
+    def write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
+        if self.outbound.connected:
+            self.client.connection = None
+            self._arrivals.append((time.monotonic_ns(), self, b""))
+            self._inbox.lost += 1

@@ -1,0 +1,215 @@
+"""The ledger of a run: each event, for each client, was delivered, filtered, or lost for a reason that was told.
+
+A pure function of what was published, delivered and lost. What is left over has been lost silently, and that is
+the one thing that must not happen.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, DeliveryRecord, LossRecord, PublishedRecord
+
+PUBLISH_FAILED: Final = "publish failed"
+"""The cause of what was not delivered because it was not published."""
+
+
+class Missing(NamedTuple):
+    """A delivery that did not come, and nobody has said why.
+
+    Attributes:
+        client: Number of the client.
+        sequence: Of the event.
+        position: `<epoch>-<offset>` of the event; empty if it has none.
+    """
+
+    client: int
+    sequence: int
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """`expected` = `delivered` + `filtered` + `named` + `unexplained`, always, and `unexplained` should be empty.
+
+    Attributes:
+        expected: Clients × events that were meant to be published.
+        delivered: Deliveries that came, each counted once.
+        filtered: Deliveries that a client did not want; load tests set no filter yet.
+        lost: Deliveries that did not come, by the cause that was told; the most frequent first.
+        unexplained: Deliveries that did not come though nobody has said so, by client and sequence.
+        unconfirmed: Of the delivered, those of events whose publish seemed to have failed.
+    """
+
+    expected: int
+    delivered: int
+    filtered: int
+    lost: dict[str, int]
+    unexplained: list[Missing]
+    unconfirmed: int
+
+    @property
+    def named(self) -> int:
+        """Losses with a cause."""
+        return sum(self.lost.values())
+
+
+def balance(
+    published: Sequence[PublishedRecord],
+    deliveries: Iterable[DeliveryRecord],
+    losses: Iterable[LossRecord],
+    clients: Sequence[int],
+) -> Ledger:
+    """Account for every event and client.
+
+    What was not delivered has one cause, the first of these: its publish failed; the hub has announced a gap that
+    it lies in; the client was not connected, and could not resume.
+
+    Args:
+        published: Events that were meant to be published, of one source.
+        deliveries: What came.
+        losses: Gaps that were announced to clients, and times they were away.
+        clients: The numbers of the clients that count; rows of others are ignored.
+    """
+    events = _Events(published)
+    accounts = {client: bytearray(len(published)) for client in clients}  # per event 1 once it is accounted for
+    for delivery in deliveries:
+        account, place = accounts.get(delivery.client), events.places.get(delivery.event_id)
+        if account is not None and place is not None:
+            account[place] = 1
+    delivered = sum(account.count(1) for account in accounts.values())
+    lost: Counter[str] = Counter()
+    lost[PUBLISH_FAILED] = sum(_settle(account, events.failed) for account in accounts.values())
+    for loss in sorted(losses, key=lambda row: not row.was_announced):
+        if loss.client in accounts:
+            lost[loss.cause] += _settle(accounts[loss.client], events.covered_by(loss))
+    return Ledger(
+        expected=len(published) * len(clients),
+        delivered=delivered,
+        filtered=0,
+        lost={cause: count for cause, count in lost.most_common() if count},
+        unexplained=[
+            Missing(client, events.rows[place].sequence, events.rows[place].position)
+            for client, account in accounts.items()
+            for place in _unsettled(account)
+        ],
+        unconfirmed=len(events.failed) * len(clients) - lost[PUBLISH_FAILED],
+    )
+
+
+class _Events:
+    """The events of a run in the order of their sequence; a place is an index into it.
+
+    Attributes:
+        rows: The events.
+        places: By event_id.
+        failed: Places of those whose publish failed.
+    """
+
+    def __init__(self, published: Sequence[PublishedRecord]) -> None:
+        self.rows = sorted(published, key=lambda row: row.sequence)
+        self.places = {row.event_id: place for place, row in enumerate(self.rows)}
+        self.failed = [place for place, row in enumerate(self.rows) if row.error]
+        self._sequences = [row.sequence for row in self.rows]
+        self._stored: dict[str, list[tuple[int, int]]] = {}  # by epoch: offset and place, in order of the offsets
+        for place, row in enumerate(self.rows):
+            if row.offset is not None:
+                self._stored.setdefault(row.epoch, []).append((row.offset, place))
+        for stored in self._stored.values():
+            stored.sort()
+
+    def covered_by(self, loss: LossRecord) -> Iterable[int]:
+        """Places of the events whose absence a loss explains."""
+        if loss.first is not None:
+            stored = self._stored.get(loss.epoch, [])
+            start = bisect_left(stored, (loss.first, 0))
+            end = len(stored) if loss.last is None else bisect_left(stored, (loss.last + 1, 0))
+            return [place for _, place in stored[start:end]]
+        if loss.resumed_after:  # whoever goes on where he was has nothing to miss but announced gaps
+            return ()
+        after, before = loss.after_sequence, loss.before_sequence
+        start = 0 if after is None else bisect_right(self._sequences, after)
+        end = len(self.rows) if before is None else bisect_left(self._sequences, before)
+        return range(start, end)
+
+
+def _settle(account: bytearray, places: Iterable[int]) -> int:
+    """Account for some events; for how many of them nobody had before."""
+    count = 0
+    for place in places:
+        if not account[place]:
+            account[place] = 1
+            count += 1
+    return count
+
+
+def _unsettled(account: bytearray) -> Iterable[int]:
+    place = account.find(0)
+    while place >= 0:
+        yield place
+        place = account.find(0, place + 1)
+
+
+# In words
+
+_REASONS: Final = {
+    PUBLISH_FAILED: "Redis has not confirmed it, and it did not come",
+    NEVER_CONNECTED: "could not connect at all",
+    f"{DISCONNECTED} 1001": "the hub was going away",
+    f"{DISCONNECTED} 1006": "the connection just ended",
+    f"{DISCONNECTED} 1011": "no sign of life",
+    f"{DISCONNECTED} 1012": "the hub was restarting",
+    f"{DISCONNECTED} 4008": "too slow",
+    f"{DISCONNECTED} 4009": "a gap that a plain client cannot be told",
+}
+"""In words: what a client knows by itself. All other causes are those of gaps."""
+
+_MISSING_SHOWN: Final = 10
+
+
+def in_words(ledger: Ledger) -> list[str]:
+    """The equation, and a line per cause, for people."""
+    parts = f"{ledger.delivered:,} delivered + {ledger.filtered:,} filtered"
+    lost = ledger.named + len(ledger.unexplained)
+    if not lost:
+        named = "0 lost."
+    elif not ledger.unexplained:
+        named = f"{lost:,} lost, all named:"
+    else:
+        named = f"{lost:,} lost, {len(ledger.unexplained):,} of them without a word:"
+    counts = {f"{_printable(cause)} ({_reason(cause)})": count for cause, count in ledger.lost.items()}
+    if ledger.unexplained:
+        counts["unexplained (nobody said so: this must not happen)"] = len(ledger.unexplained)
+    width = max((len(f"{count:,}") for count in counts.values()), default=0)
+    lines = [f"Ledger: {ledger.expected:,} expected = {parts} + {named}"]
+    lines += [f"  {count:{width},}  {cause}" for cause, count in counts.items()]
+    if ledger.unconfirmed:
+        lines.append(f"  {ledger.unconfirmed:,} of the delivered came though their publish seemed to have failed.")
+    return lines
+
+
+def _printable(cause: str) -> str:
+    """A foreign hub may have said anything, and this goes to a terminal."""
+    return cause if cause.isprintable() else repr(cause)
+
+
+def _reason(cause: str) -> str:
+    if cause.startswith(DISCONNECTED):
+        return _REASONS.get(cause, "closed by the hub")
+    return _REASONS.get(cause, "gap announced by the hub")
+
+
+def complaint(ledger: Ledger) -> str:
+    """One sentence about a ledger that does not close, with the first deliveries that are missing."""
+    count = len(ledger.unexplained)
+    shown: dict[int, list[str]] = {}
+    for client, sequence, position in ledger.unexplained[:_MISSING_SHOWN]:
+        shown.setdefault(client, []).append(position or f"#{sequence}")
+    where = "; ".join(f"client {client}: {', '.join(names)}" for client, names in shown.items())
+    more = f" and {count - _MISSING_SHOWN:,} more" if count > _MISSING_SHOWN else ""
+    are = "delivery is" if count == 1 else "deliveries are"
+    return f"the ledger does not close: {count:,} {are} missing and nobody said so: {where}{more}"

@@ -1,0 +1,538 @@
+"""A hub without sockets and without Redis: its real parts, on a wire and a memory that the test commands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, cast
+
+import hiredis
+
+from broadcaster import history, wire
+from broadcaster.bus import CommandLink, Subscription
+from broadcaster.errors import RedisUnavailable
+from broadcaster.hub.arrival import Arrival, read
+from broadcaster.hub.channel import Channel
+from broadcaster.hub.channels import Channels
+from broadcaster.hub.connection import Connection
+from broadcaster.hub.crew import Crew
+from broadcaster.hub.fanout import Fanout
+from broadcaster.hub.freshness import Freshness
+from broadcaster.hub.intake import Intake
+from broadcaster.hub.log import EventLog
+from broadcaster.hub.pacer import Pacer
+from broadcaster.hub.pages import Pages
+from broadcaster.hub.reader import Reader
+from broadcaster.hub.request import read_query
+from broadcaster.hub.roster import Roster
+from broadcaster.position import Position
+from broadcaster.settings import (
+    ChannelsTable,
+    EventTable,
+    HistoryTable,
+    HubTable,
+    RedisTable,
+    Settings,
+)
+from tests.support import RedisClient, server_frames, until
+
+CHANNEL = "events.critical"
+
+HIGH_WATER = 65_536
+"""Bytes a transport holds before it asks for a pause, as asyncio's and uvloop's do."""
+
+Told = bytes | str
+"""What a client was sent: the payload of an event, or the name of a control frame, or `close 4008`."""
+
+
+def payload(number: int = 1, size: int = 0, **labels: Any) -> bytes:
+    """A valid event, not stored yet; as stored in the default channel it has `size` bytes, if that is enough."""
+    fields = {
+        "event_id": f"00000000-0000-4000-8000-{number:012d}",
+        "event_type": "SERVER_DOWN",
+        "source": "server-a",
+        "sequence": number,
+        "published_at_ms": 1,
+        **labels,
+        "data": {"pad": ""},
+    }
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    return text.replace(b'"pad":""', b'"pad":"%b"' % (b"." * (size - len(text))))
+
+
+INVALID = b'{"no":"event"}'
+"""What the script would store, and the hub must refuse."""
+
+
+def splice(channel: str, position: Position, event: bytes) -> bytes:
+    """An event as it is stored."""
+    front = f'{{"channel":"{channel}","epoch":"{position.epoch}","offset":{position.offset},'.encode()
+    return front + event[1:]
+
+
+def sized(number: int, size: int, channel: str, position: Position) -> bytes:
+    """A stored event of exactly `size` bytes."""
+    least = len(splice(channel, position, payload(number)))
+    assert size >= least, f"an event has at least {least} bytes"
+    stored = splice(channel, position, payload(number, len(payload(number)) + size - least))
+    assert len(stored) == size
+    return stored
+
+
+@dataclass
+class Shelf:
+    """One channel in Redis."""
+
+    epochs: list[Position]
+    offset: int
+    began_by: int
+    log: dict[int, bytes] = field(default_factory=dict)
+
+
+class Memory:
+    """What the hub asks of Redis, answered from memory: `history`'s script, pages; with faults on command.
+
+    Attributes:
+        failures: So many of the next commands find no Redis.
+        on_publish: Called with what is published.
+        on_the_way: Called when an answer has been given and has not arrived yet.
+        gate: Answers arrive only while it is set.
+        looks, pages: How often each was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.shelves: dict[str, Shelf] = {}
+        self.run = 1
+        self.failures = 0
+        self.on_the_way: Callable[[], None] | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.on_publish: Callable[[bytes], object] = len
+        self.looks = 0
+        self.pages: list[tuple[str, int]] = []
+        self._epochs = 0
+
+    # As a publisher
+
+    def shelf(self, channel: str = CHANNEL) -> Shelf:
+        """A channel; its epoch is begun if that is due."""
+        shelf = self.shelves.get(channel)
+        if shelf is None:
+            shelf = self.shelves[channel] = Shelf([], 0, 0)
+        if shelf.began_by != self.run:
+            self._epochs += 1
+            shelf.epochs = [*shelf.epochs, Position(f"e{self._epochs}", shelf.offset + 1)][-16:]
+            shelf.began_by = self.run
+        return shelf
+
+    def next(self, channel: str = CHANNEL) -> Position:
+        """The position that the next event will be given."""
+        shelf = self.shelf(channel)
+        return Position(shelf.epochs[-1].epoch, shelf.offset + 1)
+
+    def head(self, channel: str = CHANNEL) -> Position:
+        return self.next(channel)._replace(offset=self.shelf(channel).offset)
+
+    def store(self, event: bytes, channel: str = CHANNEL) -> bytes:
+        """Store an event (what begins with `channel` is stored already, but for its place); the stored bytes."""
+        position = self.next(channel)
+        stored = event if event.startswith(b'{"channel"') else splice(channel, position, event)
+        shelf = self.shelf(channel)
+        shelf.offset += 1
+        shelf.log[shelf.offset] = stored
+        return stored
+
+    # What may happen to it
+
+    def restart(self, kept: int | None = None, channel: str = CHANNEL) -> None:
+        """Another process, with what was stored up to an offset; None: with all of it."""
+        self.run += 1
+        if kept is not None:
+            shelf = self.shelves[channel]
+            shelf.offset = kept
+            shelf.log = {offset: event for offset, event in shelf.log.items() if offset <= kept}
+            shelf.epochs = [epoch for epoch in shelf.epochs if epoch.offset <= kept + 1]
+
+    def forget(self, channel: str = CHANNEL) -> None:
+        """All that was known of a channel is gone."""
+        self.shelves.pop(channel, None)
+
+    def trim(self, first: int, channel: str = CHANNEL) -> None:
+        """What comes before an offset has left the retention window."""
+        shelf = self.shelf(channel)
+        shelf.log = {offset: event for offset, event in shelf.log.items() if offset >= first}
+
+    # As `CommandLink`
+
+    async def execute(self, *commands: tuple[Any, ...]) -> list[Any]:
+        await asyncio.sleep(0)
+        if self.failures:
+            self.failures -= 1
+            raise RedisUnavailable("there is no Redis")
+        replies = [self._answer(command) for command in commands]
+        await asyncio.sleep(0)
+        if self.on_the_way is not None:
+            self.on_the_way()
+        await self.gate.wait()
+        return replies
+
+    def _answer(self, command: tuple[Any, ...]) -> Any:
+        if command[0] == "EVALSHA":
+            shelf = self.shelf(channel := command[5])
+            self.looks += 1
+            epochs = " ".join(f"{epoch}:{first}" for epoch, first in shelf.epochs)
+            return [epochs.encode(), str(shelf.offset).encode()]
+        if command[0] in ("SET", "EXPIRE"):
+            return b"OK"
+        if command[0] == "INFO":
+            return f"# Server\r\nrun_id:{self.run}\r\n".encode()
+        if command[0] == "PUBLISH":
+            asyncio.get_running_loop().call_soon(self.on_publish, command[2])
+            return 1
+        if command[0] == "HMGET":
+            known = self.shelves.get(command[1].removeprefix("{").removesuffix("}:meta"))
+            if known is None or not known.epochs:
+                return [None, None, None]
+            return [known.epochs[-1].epoch.encode(), b"%d" % known.offset, b"%d" % known.began_by]
+        assert command[0] == "XRANGE"
+        channel = command[1].removeprefix("{").removesuffix("}:log")
+        first, count = int(command[2].removesuffix("-0")), command[5]
+        self.pages.append((channel, first))
+        log = self.shelf(channel).log
+        wanted = sorted(offset for offset in log if offset >= first)[:count]
+        return [[b"%d-0" % offset, [b"e", log[offset]]] for offset in wanted]
+
+    def event_log(self, max_bytes: int = 131_072) -> EventLog:
+        return EventLog(cast(CommandLink, self), HistoryTable(), max_bytes)
+
+
+class Socket(asyncio.Transport):
+    """A transport whose peer reads only when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: asyncio.Protocol = asyncio.Protocol()
+        self.writes: list[bytes] = []
+        self.held = 0
+        self.reads_along = True
+        self.paused = False
+        self.reading = True
+        self.closing = False
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        if self.closing:
+            raise RuntimeError("the handler is closed")
+        self.writes.append(bytes(data))
+        if not self.reads_along:
+            self.held += len(data)
+            if self.held > HIGH_WATER and not self.paused:
+                self.paused = True
+                self.protocol.pause_writing()
+
+    def read(self, size: int = 1 << 40) -> None:
+        """The peer reads so many bytes."""
+        self.held = max(0, self.held - size)
+        if self.paused and self.held <= HIGH_WATER // 4:
+            self.paused = False
+            self.protocol.resume_writing()
+
+    def read_all(self) -> None:
+        """The peer reads everything, and from now on all that comes."""
+        self.reads_along = True
+        self.read()
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+
+@dataclass
+class Peer:
+    """A connection and its end of the wire."""
+
+    connection: Connection
+    socket: Socket
+    expected: list[Told] = field(default_factory=list)
+
+    @property
+    def told(self) -> list[Told]:
+        """Everything but pings and pongs, in order."""
+        told: list[Told] = []
+        for opcode, data in server_frames(b"".join(self.socket.writes)):
+            if opcode == 8:
+                told.append(f"close {int.from_bytes(data[:2], 'big')}")
+            elif opcode in (9, 10):
+                continue
+            elif control := wire.read_control(data):
+                told.append(str(control["control"]))
+            else:
+                told.append(data)
+        return told
+
+    def events(self) -> list[bytes]:
+        return [word for word in self.told if isinstance(word, bytes)]
+
+    def controls(self, kind: str) -> list[dict[str, Any]]:
+        """All control frames of a kind, without `control`."""
+        found = []
+        for opcode, data in server_frames(b"".join(self.socket.writes)):
+            if opcode == 1 and (control := wire.read_control(data)) and control.pop("control") == kind:
+                found.append(control)
+        return found
+
+    @property
+    def story(self) -> list[Any]:
+        """What a v1 client understands: offsets, and gaps as (epoch, first, last, cause)."""
+        story: list[Any] = []
+        for opcode, data in server_frames(b"".join(self.socket.writes)):
+            if opcode != 1:
+                continue
+            if (control := wire.read_control(data)) is None:
+                story.append(json.loads(data).get("offset"))
+            elif control["control"] == "gap":
+                story.append(tuple(control[key] for key in ("epoch", "first", "last", "cause")))
+        return story
+
+
+class Link:
+    """A subscription that only remembers what it holds; what comes over it is `House.hear`.
+
+    Attributes:
+        meanwhile: Awaited in the middle of each proof.
+    """
+
+    def __init__(self) -> None:
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        self.channels: dict[str, None] = {}
+        self.released: list[str] = []
+
+    def hold(self, channel: str) -> None:
+        self.channels[channel] = None
+
+    async def prove(self) -> None:
+        if self.meanwhile is not None:
+            await self.meanwhile()
+
+    def release(self, channel: str) -> None:
+        del self.channels[channel]
+        self.released.append(channel)
+
+
+class House:
+    """A hub: its channels, its roster, its pages, and peers. Redis is a `Memory`."""
+
+    def __init__(
+        self,
+        ring_bytes: int = 16 << 20,
+        *,
+        history: bool = True,
+        channels: ChannelsTable | None = None,
+        **hub: Any,
+    ) -> None:
+        self.settings = Settings(
+            event=EventTable(max_bytes=min(ring_bytes // 4, 131_072)),
+            history=HistoryTable(enabled=history),
+            channels=channels or ChannelsTable(),
+            hub=HubTable(ring_bytes=ring_bytes, **hub),
+        )
+        self.redis = Memory()
+        self.crew = Crew()
+        self.link = Link()
+        log = self.redis.event_log(self.settings.event.max_bytes)
+        self.pages = Pages(log)
+        self.pacer = Pacer()
+        stored = (log, self.pages) if history else None
+        self.channels = Channels(self.settings, stored, self.pacer, self.crew.spawn)
+        self.freshness = Freshness(self.settings, cast(CommandLink, self.redis), self.channels)
+        self.roster = Roster(self.settings.hub, self.channels, self.freshness, self.pacer)
+        self.intake = Intake(self.channels, self.freshness, self.settings.event.max_bytes)
+        self.channels.begin(cast(Subscription, self.link))
+        self.crew.spawn(self.pages.run(), "pages")
+        self.count = 0
+
+    @classmethod
+    async def opened(cls, ring_bytes: int = 16 << 20, stored: int = 0, **arguments: Any) -> House:
+        """A hub that is ready; so many events had been stored before it came."""
+        house = cls(ring_bytes, **arguments)
+        for _ in range(stored):
+            house.store(1)
+        house.channels.on_confirmed(CHANNEL)
+        await house.settle()
+        assert house.channel().reader.steady
+        return house
+
+    def channel(self, name: str = CHANNEL) -> Channel:
+        return self.channels.open[name]
+
+    @property
+    def fanout(self) -> Fanout:
+        return self.channel().fanout
+
+    @property
+    def reader(self) -> Reader:
+        reader = self.channel().reader
+        assert isinstance(reader, Reader)
+        return reader
+
+    def connect(self, query: str = "", *, v1: bool = False, reads_along: bool = True) -> Peer:
+        """Somebody who has asked for `/ws?query`."""
+        socket = Socket()
+        socket.reads_along = reads_along
+        connection = Connection(socket, self.roster, wants_control=v1)
+        socket.protocol = connection
+        ask = read_query(wire.Target.parse(f"/ws?{query}").query, self.channels.default)
+        self.roster.add(connection, ask)
+        return Peer(connection, socket)
+
+    # Events
+
+    def store(self, count: int, size: int = 252, channel: str = CHANNEL, **labels: Any) -> list[bytes]:
+        """Events that are in the log, and have not come over the subscription."""
+        stored = []
+        for _ in range(count):
+            self.count += 1
+            if labels or channel != CHANNEL:
+                stored.append(self.redis.store(payload(self.count, **labels), channel))
+            else:
+                position = self.redis.next(channel)
+                stored.append(self.redis.store(sized(self.count, size, channel, position), channel))
+        return stored
+
+    async def prove(self) -> None:
+        """Begin with the proofs, and wait until one has succeeded."""
+        self.redis.on_publish = lambda probe: self.freshness.take([probe])
+        self.crew.spawn(self.freshness.run(cast(Subscription, self.link)), "proofs")
+        await until(lambda: self.freshness.proven, self.freshness.trouble)
+
+    def hear(self, payloads: Iterable[bytes], channel: str = CHANNEL) -> None:
+        """What one read of the subscription brings."""
+        self.intake.take({channel.encode(): list(payloads)})
+
+    def publish(self, count: int, size: int = 252, channel: str = CHANNEL, **labels: Any) -> list[bytes]:
+        """Events that are stored, and come over the subscription in one read."""
+        stored = self.store(count, size, channel, **labels)
+        self.hear(stored, channel)
+        return stored
+
+    def unstored(self, count: int, **labels: Any) -> list[bytes]:
+        """Events without a position, as somebody else's PUBLISH brings them."""
+        first, self.count = self.count + 1, self.count + count
+        payloads = [payload(number, 200, **labels) for number in range(first, self.count + 1)]
+        self.hear(payloads)
+        return payloads
+
+    async def settle(self) -> None:
+        """Let everything happen that can happen by itself."""
+        await turns()
+        assert not self.crew.failed.done(), self.crew.failed
+
+    async def until_live(self, *peers: Peer, within: int = 20_000) -> None:
+        """Let the loop turn until nobody of these is behind, or waits."""
+        for _ in range(within):
+            if not any(peer.connection in self.roster.behind for peer in peers):
+                return
+            await asyncio.sleep(0)
+        raise AssertionError("somebody is behind for ever")
+
+
+def arrivals(payloads: Iterable[bytes]) -> list[Arrival]:
+    return [read(data, 1 << 20) for data in payloads]
+
+
+async def turns(count: int = 200) -> None:
+    """Let the loop turn, so that whoever is behind is fed."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Proxy:
+    """A TCP proxy before a Redis, with which a test can meddle; a thread per direction, ended with the block."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream_port = port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.deaf = threading.Event()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                upstream = socket.create_connection(("127.0.0.1", self._upstream_port))
+                self._pairs.append((client, upstream))
+                for source, target, answers in ((client, upstream, False), (upstream, client, True)):
+                    pump = threading.Thread(target=self._pump, args=(source, target, answers), daemon=True)
+                    self._threads.append(pump)
+                    pump.start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                if not (answers and self.deaf.is_set()):
+                    target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def inject(self, *words: str) -> None:
+        """Say something to Redis on the newest connection, as if the client had."""
+        self._pairs[-1][1].sendall(hiredis.pack_command(cast(Any, words)))
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for pair in self._pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+
+
+def store_by_script(client: RedisClient, event: bytes, channel: str = CHANNEL) -> tuple[str, int]:
+    """Store and publish an event as the product does: its position, and how many subscriptions heard it."""
+    event_id = json.loads(event)["event_id"]
+
+    async def store() -> list[history.Stored]:
+        commands = CommandLink(
+            RedisTable(url=f"redis://127.0.0.1:{client._socket.getpeername()[1]}/0"), history.LOAD
+        )
+        try:
+            [reply] = await commands.execute(history.store(channel, [(event_id, event)], HistoryTable()))
+        finally:
+            commands.close()
+        return history.read_stored(reply)
+
+    [stored] = asyncio.run(store())
+    return str(stored.position), stored.heard or 0

@@ -1,0 +1,984 @@
+"""The script that stores and publishes in one step, on a real Redis, and what its replies mean.
+
+Two rules hold through every fault here: a position is given to one event only, and an event that was published
+can be found again until it is trimmed or its channel is given a new epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broadcaster import event, history
+from broadcaster.bus import server_info
+from broadcaster.errors import RedisUnavailable
+from broadcaster.history import Head, Stored
+from broadcaster.position import Position
+from broadcaster.redis_link import RUN_ID, Command
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.settings import HistoryTable
+from tests.support import RedisClient, connections_taken, event_payload, eventually, next_message, redis_client
+
+CHANNEL = "events.critical"
+META, LOG = f"{{{CHANNEL}}}:meta", f"{{{CHANNEL}}}:log"
+TABLE = HistoryTable()
+
+
+@pytest.fixture(scope="module")
+def steady_redis() -> Iterator[RedisServer]:
+    """A Redis whose data the tests of this file change, but not itself."""
+    with RedisServer.start(None, "--hz", "500") as server:
+        yield server
+
+
+@pytest.fixture
+def client(steady_redis: RedisServer) -> Iterator[RedisClient]:
+    """A client of that Redis, which is empty but for the script."""
+    with ready(steady_redis) as connected:
+        connected.command("FLUSHALL")
+        yield connected
+
+
+@contextlib.contextmanager
+def ready(server: RedisServer) -> Iterator[RedisClient]:
+    """A client of a Redis that has the script."""
+    with redis_client(server) as client:
+        assert client.command(*history.LOAD).decode() == history.SHA
+        yield client
+
+
+def run_id_of(client: RedisClient) -> str:
+    return server_info(client.command("INFO", "server"))["run_id"]
+
+
+def say(client: RedisClient, command: Command) -> Any:
+    """Send a command with the run_id of this Redis in its place; what it answers, errors included."""
+    return client.command(*(run_id_of(client) if word is RUN_ID else word for word in command))
+
+
+def ask(client: RedisClient, command: Command) -> Any:
+    """`say`, where an error is a failure of the test."""
+    reply = say(client, command)
+    assert not isinstance(reply, Exception), reply
+    return reply
+
+
+def payload_of(event_id: str) -> bytes:
+    return b'{"event_id":"%b"}' % event_id.encode()
+
+
+def batch(ids: str) -> list[tuple[str, bytes]]:
+    """One event for each word."""
+    return [(event_id, payload_of(event_id)) for event_id in ids.split()]
+
+
+def store(client: RedisClient, ids: str, channel: str = CHANNEL, table: HistoryTable = TABLE) -> list[Stored]:
+    """Store one event for each word, in one step."""
+    return history.read_stored(ask(client, history.store(channel, batch(ids), table)))
+
+
+def positions(client: RedisClient, ids: str) -> list[Position]:
+    """`store`, of events that are new: where they are."""
+    stored = store(client, ids)
+    assert all(one.heard is not None for one in stored), f"they were there before: {stored}"
+    return [one.position for one in stored if one.position is not None]
+
+
+def look(client: RedisClient, channel: str = CHANNEL) -> Head:
+    return history.read_head(ask(client, history.look(channel, TABLE)))
+
+
+def log_of(client: RedisClient, channel: str = CHANNEL) -> list[tuple[int, bytes]]:
+    """Offset and payload of everything that is stored."""
+    return history.read_page(ask(client, history.page(channel, 0, 1_000_000)))
+
+
+def ids_of(client: RedisClient) -> str:
+    """The ids of everything that is stored, in order."""
+    return " ".join(json.loads(payload)["event_id"] for _, payload in log_of(client))
+
+
+@contextlib.contextmanager
+def ear(server: RedisServer, channel: str = CHANNEL) -> Iterator[Callable[[], list[bytes]]]:
+    """Somebody who listens to a channel; calling what is given returns what has been heard since the last call."""
+    with redis_client(server) as listener, redis_client(server) as other:
+        listener.command("SUBSCRIBE", channel)
+
+        def heard() -> list[bytes]:
+            other.publish(b"until here", channel)
+            return list(iter(lambda: next_message(listener), b"until here"))
+
+        yield heard
+
+
+def place_of(payload: bytes) -> Position:
+    fields = json.loads(payload)
+    return Position(fields["epoch"], fields["offset"])
+
+
+def assert_no_position_twice(payloads: list[bytes]) -> None:
+    """Of all that was ever published no two different events have the same position."""
+    places: dict[Position, str] = {}
+    for payload in payloads:
+        event_id = json.loads(payload)["event_id"]
+        assert places.setdefault(place_of(payload), event_id) == event_id, f"twice: {place_of(payload)}"
+
+
+# Storing
+
+
+def test_positions_count_up(client: RedisClient) -> None:
+    """Within an epoch offsets begin with 1 and rise by one, over batches of any size."""
+    places = [*positions(client, "a"), *positions(client, "b c d"), *positions(client, "e f")]
+    assert [place.offset for place in places] == [1, 2, 3, 4, 5, 6]
+    assert len({place.epoch for place in places}) == 1
+    assert ids_of(client) == "a b c d e f"
+    assert look(client) == Head((Position(places[0].epoch, 1),), 6)
+    assert look(client).position == places[-1]
+
+
+def test_channels_count_for_themselves(client: RedisClient) -> None:
+    """Each channel has its own epoch, offsets and ids."""
+    [[first], [second]] = [store(client, "a", channel) for channel in ("one", "two")]
+    assert first.position is not None
+    assert second.position is not None
+    assert (first.position.offset, second.position.offset) == (1, 1)
+    assert first.position.epoch != second.position.epoch
+    assert second.heard == 0, "the id of another channel was taken for a retry"
+
+
+def test_a_batch_of_many(client: RedisClient) -> None:
+    """A thousand events are stored in one step, in order."""
+    ids = " ".join(f"n{number}" for number in range(1000))
+    assert [place.offset for place in positions(client, ids)] == list(range(1, 1001))
+    assert ids_of(client) == ids
+
+
+def test_who_heard_it_is_told(steady_redis: RedisServer, client: RedisClient) -> None:
+    """`heard` is the number of Redis subscriptions that heard an event; 0 is nobody."""
+    assert [one.heard for one in store(client, "a")] == [0]
+    with ear(steady_redis), ear(steady_redis, "events.other"):
+        assert [one.heard for one in store(client, "b c")] == [1, 1]
+        with ear(steady_redis):
+            assert [one.heard for one in store(client, "d")] == [2]
+
+
+PAYLOADS: dict[str, bytes] = {
+    "one field": b'{"a":1}',
+    "an empty key": b'{"":0}',
+    "UTF-8": '{"source":"dömäne 🔥"}'.encode(),
+    "escapes": rb'{"a":"\"\\\u0000\n{\""}',
+    "patterns of Lua": b'{"a":"%1 %0 %d %% %s ^.-*+?[]$()"}',
+    "what looks like a place": b'{"channel":"x","epoch":"y","offset":9}',
+    "no JSON at all": b'{"\0\r\n\xff\xfe',
+    "as short as it can be": b'{"',
+    "100 kB": b'{"a":"' + b"x" * 100_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("channel", [CHANNEL, "A-z_0:9.%1", "x" * 128], ids=["usual", "signs", "longest"])
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_the_place_stands_in_front_of_the_bytes(
+    steady_redis: RedisServer, client: RedisClient, payload: bytes, channel: str
+) -> None:
+    """What is stored and published is the place and then, byte for byte, what was given."""
+    with ear(steady_redis, channel) as heard:
+        ask(client, history.store(channel, [("1", b'{"first":1}'), ("2", payload)], TABLE))
+        messages = heard()
+    epoch = look(client, channel).position.epoch
+    place = f'{{"channel":"{channel}","epoch":"{epoch}","offset":2,'.encode()
+    assert messages[1] == place + payload[1:]
+    assert log_of(client, channel) == [(1, messages[0]), (2, messages[1])]
+
+
+def test_what_is_stored_is_an_event_that_knows_its_place(client: RedisClient) -> None:
+    """An event that was published can be decoded as it is stored, with the position that was answered."""
+    drafted = event.draft("SERVER_DOWN", "server-a", 7, data={"rack": "ü7"})
+    payload = drafted.stamp(1_768_068_834_227_000)
+    command = history.store(CHANNEL, [(drafted.unpublished.event_id, payload)], TABLE)
+    [stored] = history.read_stored(ask(client, command))
+    [(offset, found)] = log_of(client)
+    decoded = event.decode(found)
+    assert (decoded.channel, decoded.position) == (CHANNEL, stored.position)
+    assert decoded.position is not None
+    assert decoded.position.offset == offset
+    assert (decoded.event_id, decoded.sequence) == (drafted.unpublished.event_id, 7)
+    assert decoded.data == {"rack": "ü7"}
+
+
+@pytest.mark.parametrize("offset", [10**14 - 2, 10**15 - 2, 2**53 - 4])
+def test_large_offsets_are_written_as_digits(steady_redis: RedisServer, client: RedisClient, offset: int) -> None:
+    """Beyond 10^14, where Lua would write 1e+14, and up to 2^53 - 1, every offset is exact everywhere."""
+    look(client)
+    client.command("HSET", META, "offset", offset)
+    with ear(steady_redis) as heard:
+        places = [*positions(client, "a b"), *positions(client, "c")]
+        messages = heard()
+    expected = [offset + 1, offset + 2, offset + 3]
+    assert [place.offset for place in places] == expected
+    assert [b'"offset":%d,' % number in message for number, message in zip(expected, messages, strict=True)] == [
+        True
+    ] * 3
+    assert [number for number, _ in log_of(client)] == expected
+    assert look(client).offset == expected[-1]
+    assert client.command("HGET", META, "offset") == b"%d" % expected[-1]
+    client.command("HSET", META, "run_id", "another")
+    assert look(client).epochs[-1].offset == expected[-1] + 1
+    assert [(place.offset, one.heard) for one in store(client, "c a") if (place := one.position)] == [
+        (expected[2], None),
+        (expected[0], None),
+    ]
+
+
+# Retries
+
+
+def test_a_retry_is_answered_with_the_first_position(steady_redis: RedisServer, client: RedisClient) -> None:
+    """The same event once more has its first position; it is neither published nor stored again."""
+    with ear(steady_redis) as heard:
+        [first] = positions(client, "a")
+        assert len(heard()) == 1
+        for _ in range(3):
+            assert store(client, "a") == [Stored(first, None)]
+        assert heard() == []
+    assert ids_of(client) == "a"
+    assert look(client).offset == 1
+    assert positions(client, "b") == [Position(first.epoch, 2)]
+
+
+def test_a_retry_is_known_by_its_id_only(client: RedisClient) -> None:
+    """Whatever its bytes are the second time, what was stored first stays."""
+    [first] = positions(client, "a")
+    again = history.store(CHANNEL, [("a", b'{"event_id":"other"}')], TABLE)
+    assert history.read_stored(ask(client, again)) == [Stored(first, None)]
+    assert ids_of(client) == "a"
+
+
+RETRIES: list[tuple[str, str, str, list[int], list[bool]]] = [
+    ("twice in one batch", "", "a a", [1, 1], [True, False]),
+    ("again and again", "", "a b a b a", [1, 2, 1, 2, 1], [True, True, False, False, False]),
+    ("before new ones", "a b", "a b c d", [1, 2, 3, 4], [False, False, True, True]),
+    ("after new ones", "a b", "c d a b", [3, 4, 1, 2], [True, True, False, False]),
+    ("mixed with new ones", "a b c", "d a e c f b d", [4, 1, 5, 3, 6, 2, 4], [True, False] * 3 + [False]),
+    ("in another order", "a b c", "c b a", [3, 2, 1], [False] * 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("before", "ids", "offsets", "new"), [case[1:] for case in RETRIES], ids=[case[0] for case in RETRIES]
+)
+def test_retries_among_new_events(
+    steady_redis: RedisServer, client: RedisClient, before: str, ids: str, offsets: list[int], new: list[bool]
+) -> None:
+    """In whatever company: an event is stored and published once, in the order of its first coming."""
+    if before:
+        store(client, before)
+    with ear(steady_redis) as heard:
+        stored = store(client, ids)
+        messages = heard()
+    assert [one.position.offset for one in stored if one.position] == offsets
+    assert [one.heard is not None for one in stored] == new
+    expected = list(dict.fromkeys([*before.split(), *ids.split()]))
+    assert ids_of(client).split() == expected
+    assert [json.loads(message)["event_id"] for message in messages] == expected[len(before.split()) :]
+    assert look(client).offset == len(expected)
+
+
+def test_a_retry_in_a_later_epoch_has_its_old_position(client: RedisClient) -> None:
+    """What was stored in an earlier epoch is answered as it was, also beside events of the new one."""
+    [first] = positions(client, "a")
+    client.command("HSET", META, "run_id", "another")
+    old, new = store(client, "a b")
+    assert old == Stored(first, None)
+    assert new.position is not None
+    assert new.position.epoch != first.epoch
+    assert ids_of(client) == "a b"
+
+
+def test_a_retry_after_its_time_is_a_new_event(client: RedisClient) -> None:
+    """An id is known for `history.dedupe_s`, from when it was stored; nothing else keeps it in Redis."""
+    [first] = positions(client, "a")
+    key = f"{{{CHANNEL}}}:id:a"
+    assert 0 < client.command("PTTL", key) <= TABLE.dedupe_s * 1000
+    store(client, "b", table=HistoryTable(dedupe_s=1000))
+    assert 999_000 - 60_000 < client.command("PTTL", f"{{{CHANNEL}}}:id:b") <= 1_000_000
+    client.command("PEXPIRE", key, 500)
+    store(client, "a")
+    assert client.command("PTTL", key) <= 500, "a retry has prolonged it"
+    client.command("PEXPIRE", key, 1)
+    eventually(lambda: not client.command("EXISTS", key), "the id did not expire")
+    assert positions(client, "a") == [Position(first.epoch, 3)]
+
+
+# What is refused
+
+REFUSED: dict[str, bytes] = {
+    "nothing": b"",
+    "a brace": b"{",
+    "an empty object": b"{}",
+    "a space after the brace": b'{ "a":1}',
+    "a space before it": b' {"a":1}',
+    "a byte order mark": b'\xef\xbb\xbf{"a":1}',
+    "an array": b'["a"]',
+    "text": b'"{"',
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "in the middle", "last"])
+@pytest.mark.parametrize("payload", REFUSED.values(), ids=REFUSED.keys())
+def test_a_payload_without_a_beginning_refuses_the_whole_batch(
+    steady_redis: RedisServer, client: RedisClient, payload: bytes, place: int
+) -> None:
+    """What cannot be given a place is refused; nothing of its batch is stored, published or remembered."""
+    positions(client, "before")
+    events = batch("a b")
+    events.insert(place, ("bad", payload))
+    with ear(steady_redis) as heard:
+        reply = say(client, history.store(CHANNEL, events, TABLE))
+        assert str(reply).startswith("BADEVENT")
+        assert heard() == []
+        assert ids_of(client) == "before"
+        assert look(client).offset == 1
+        assert client.command("KEYS", "*:id:*") == [f"{{{CHANNEL}}}:id:before".encode()]
+        assert [place.offset for place in positions(client, "a b")] == [2, 3]
+
+
+def test_a_bad_batch_into_nothing_leaves_no_event(client: RedisClient) -> None:
+    """Also the very first batch of a channel, when refused, stores nothing; the next one begins with 1."""
+    reply = say(client, history.store(CHANNEL, [*batch("a"), ("bad", b"[]")], TABLE))
+    assert str(reply).startswith("BADEVENT")
+    assert client.command("EXISTS", LOG) == 0
+    assert [place.offset for place in positions(client, "a")] == [1]
+
+
+RIGHTS: dict[str, tuple[str, ...]] = {
+    "publish": ("~*", "&*", "+@all", "-publish"),
+    "publish on this channel": ("~*", "resetchannels", "&events.other", "+@all"),
+    "store": ("~*", "&*", "+@all", "-xadd"),
+    "remember ids": ("~*", "&*", "+@all", "-set"),
+    "count": ("~*", "&*", "+@all", "-hset"),
+    "let it expire": ("~*", "&*", "+@all", "-expire"),
+    "run scripts": ("~*", "&*", "+@all", "-evalsha"),
+    "touch these keys": ("~other", "&*", "+@all"),
+}
+
+
+@pytest.mark.parametrize("rules", RIGHTS.values(), ids=RIGHTS.keys())
+def test_who_lacks_a_right_changes_nothing(
+    steady_redis: RedisServer, client: RedisClient, rules: tuple[str, ...]
+) -> None:
+    """Without the right to one of the commands inside nothing is stored, and a retry is no success either."""
+    before = positions(client, "before")
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", *rules)
+    run_id = run_id_of(client)
+    command = [run_id if word is RUN_ID else word for word in history.store(CHANNEL, batch("a b"), TABLE)]
+    with ear(steady_redis) as heard, redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        for _ in range(2):
+            assert isinstance(weak.command(*command), Exception)
+            assert ids_of(client) == "before"
+            assert heard() == []
+        assert positions(client, "a b") == [Position(before[0].epoch, 2), Position(before[0].epoch, 3)]
+        assert len(heard()) == 2
+
+
+# Epochs
+
+
+def test_another_redis_begins_an_epoch_and_counts_on(client: RedisClient) -> None:
+    """When the run_id is another one, a new epoch begins after the last offset; both are in the list."""
+    first = positions(client, "a b")[0].epoch
+    client.command("HSET", META, "run_id", "another")
+    [third] = positions(client, "c")
+    assert third.offset == 3
+    assert third.epoch != first
+    assert look(client) == Head((Position(first, 1), Position(third.epoch, 3)), 3)
+    assert ids_of(client) == "a b c"
+    assert positions(client, "d") == [Position(third.epoch, 4)]
+
+
+def test_looking_begins_an_epoch_and_stores_nothing(steady_redis: RedisServer, client: RedisClient) -> None:
+    """`look` says where a channel stands, and that position is good for what comes; nothing is published."""
+    with ear(steady_redis) as heard:
+        head = look(client)
+        assert head == Head((Position(head.position.epoch, 1),), 0)
+        assert head.position.offset == 0
+        assert [look(client) for _ in range(3)] == [head] * 3
+        assert client.command("KEYS", "*") == [META.encode()]
+        assert positions(client, "a b")[0] == Position(head.position.epoch, 1)
+        client.command("HSET", META, "run_id", "another")
+        after = look(client)
+        assert after.epochs == (*head.epochs, Position(after.position.epoch, 3))
+        assert after.offset == 2
+        assert positions(client, "c") == [Position(after.position.epoch, 3)]
+        assert len(heard()) == 3
+
+
+LOST_FIELDS: dict[str, tuple[str, ...]] = {
+    "all": ("DEL", META),
+    "epoch": ("HDEL", META, "epoch"),
+    "offset": ("HDEL", META, "offset"),
+    "list of epochs": ("HDEL", META, "epochs"),
+    "offset is a word": ("HSET", META, "offset", "many"),
+    "offset is empty": ("HSET", META, "offset", ""),
+}
+
+
+@pytest.mark.parametrize("command", LOST_FIELDS.values(), ids=LOST_FIELDS.keys())
+def test_a_channel_of_which_nothing_is_known_begins_anew(client: RedisClient, command: tuple[str, ...]) -> None:
+    """Without its counter the log is dropped: a new epoch from 1, and nothing of the old one to be found."""
+    old = positions(client, "a b c")[0].epoch
+    client.command(*command)
+    places = positions(client, "d e")
+    assert [place.offset for place in places] == [1, 2]
+    assert places[0].epoch != old
+    assert ids_of(client) == "d e"
+    assert look(client) == Head((Position(places[0].epoch, 1),), 2)
+
+
+def test_a_redis_that_was_flushed_begins_anew(client: RedisClient) -> None:
+    """After FLUSHALL the channel is a new one, in a new epoch."""
+    old = positions(client, "a b c")[0].epoch
+    client.command("FLUSHALL")
+    head = look(client)
+    assert head.position.epoch != old
+    assert head == Head((Position(head.position.epoch, 1),), 0)
+
+
+def test_a_missing_run_id_is_another_redis(client: RedisClient) -> None:
+    """Nobody knows who began the epoch: a new one, counting on."""
+    old = positions(client, "a b")[0].epoch
+    client.command("HDEL", META, "run_id")
+    [place] = positions(client, "c")
+    assert (place.offset, place.epoch != old) == (3, True)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+@pytest.mark.parametrize("ids", ["d", "d e f g"], ids=["one", "batch"])
+def test_a_counter_that_was_set_back_gives_no_position_twice(
+    steady_redis: RedisServer, client: RedisClient, offset: int, ids: str
+) -> None:
+    """The log knows better: it is dropped, a new epoch goes on where the counter stands."""
+    with ear(steady_redis) as heard:
+        old = positions(client, "a b c")[0].epoch
+        client.command("HSET", META, "offset", offset)
+        places = positions(client, ids)
+        places += positions(client, "h")
+        assert_no_position_twice(heard())
+    assert [place.offset for place in places] == list(range(offset + 1, offset + 1 + len(places)))
+    assert {place.epoch for place in places}.isdisjoint({old})
+    assert len({place.epoch for place in places}) == 1
+    assert ids_of(client) == f"{ids} h"
+    assert look(client) == Head((Position(old, 1), Position(places[0].epoch, offset + 1)), places[-1].offset)
+
+
+def test_a_counter_set_back_in_another_redis_begins_one_epoch(client: RedisClient) -> None:
+    """An epoch that has just begun, for whatever reason, is not followed by a second one."""
+    old = positions(client, "a b c")[0].epoch
+    client.command("HSET", META, "offset", 1, "run_id", "another")
+    [place] = positions(client, "d")
+    assert look(client).epochs == (Position(old, 1), Position(place.epoch, 2))
+    assert place.offset == 2
+
+
+def test_a_counter_that_was_set_forward_is_followed(steady_redis: RedisServer, client: RedisClient) -> None:
+    """Offsets that are left out do no harm: none is given twice."""
+    with ear(steady_redis) as heard:
+        positions(client, "a b")
+        client.command("HSET", META, "offset", 100)
+        assert [place.offset for place in positions(client, "c d")] == [101, 102]
+        assert_no_position_twice(heard())
+    assert ids_of(client) == "a b c d"
+
+
+def test_a_foreign_entry_in_the_log_is_dropped_with_it(steady_redis: RedisServer, client: RedisClient) -> None:
+    """Somebody else's XADD is ahead of the counter: new epoch, counting on, without his entry."""
+    with ear(steady_redis) as heard:
+        old = positions(client, "a")[0].epoch
+        client.command("XADD", LOG, "*", "e", b'{"event_id":"x"}')
+        [place] = positions(client, "b")
+        assert_no_position_twice(heard())
+    assert place.offset == 2
+    assert place.epoch != old
+    assert ids_of(client) == "b"
+
+
+NONSENSE: list[tuple[str, str]] = [
+    ("offset", "-5"),
+    ("offset", "1.5"),
+    ("offset", "nan"),
+    ("offset", "inf"),
+    ("offset", "1e300"),
+    ("epoch", ""),
+    ("epoch", "a-b"),
+    ("epoch", "a b"),
+    ("epochs", "nonsense"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), NONSENSE, ids=[f"{field}={value!r}" for field, value in NONSENSE])
+def test_a_channel_recovers_from_nonsense_in_its_counter(
+    steady_redis: RedisServer, client: RedisClient, field: str, value: str
+) -> None:
+    """Whatever somebody has written there by hand, the channel goes on with positions that can be read."""
+    with ear(steady_redis) as heard:
+        positions(client, "a b c")
+        client.command("HSET", META, field, value)
+        places = positions(client, "d e")
+        assert all(Position.parse(str(place)) == place for place in places)
+        assert look(client).position == places[-1]
+        assert_no_position_twice(heard())
+        assert ids_of(client).endswith("d e")
+
+
+def test_no_seed_makes_an_epoch_twice() -> None:
+    """A program that seeds its random numbers, at each of its starts alike, makes other epochs each time."""
+    state = random.getstate()
+    try:
+        made = []
+        for _ in range(2):
+            random.seed(7)
+            made += [history.look(CHANNEL, TABLE) for _ in range(100)]
+    finally:
+        random.setstate(state)
+    epochs = [word for command in made for word in command if isinstance(word, str) and len(word) == 12]
+    assert len(epochs) == len(set(epochs)) == 200
+
+
+def test_sixteen_epochs_are_remembered(client: RedisClient) -> None:
+    """The list has the last 16 epochs, oldest first, each with the first offset it may have."""
+    epochs = []
+    for number in range(40):
+        client.command("HSET", META, "run_id", "another")
+        head = look(client)
+        epochs.append(Position(head.position.epoch, 2 * number + 1))
+        assert head.epochs == tuple(epochs[-16:])
+        positions(client, f"a{number} b{number}")
+    assert len(set(epochs)) == 40
+    assert look(client).offset == 80
+    assert len(client.command("HGET", META, "epochs").split()) == 16
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("max_events", [1, 10, 300])
+def test_about_so_many_events_are_kept(client: RedisClient, max_events: int) -> None:
+    """No fewer than `history.max_events`, and at most a node of the stream (100 entries) more; the newest."""
+    table = HistoryTable(max_events=max_events)
+    for start in range(0, 1000, 50):
+        store(client, " ".join(f"n{number}" for number in range(start, start + 50)), table=table)
+        assert min(max_events, start + 50) <= client.command("XLEN", LOG) <= max_events + 100
+    kept = log_of(client)
+    assert [offset for offset, _ in kept] == list(range(1001 - len(kept), 1001))
+    assert look(client).offset == 1000
+
+
+def test_a_silent_channel_is_forgotten_but_its_counter_is_not(client: RedisClient) -> None:
+    """The log expires after `history.idle_expire_s` without an event; positions count on in the same epoch."""
+    table = HistoryTable(idle_expire_s=1000)
+    [first] = positions(client, "a")
+    assert TABLE.idle_expire_s - 60 < client.command("TTL", LOG) <= TABLE.idle_expire_s
+    client.command("EXPIRE", LOG, 5)
+    store(client, "b", table=table)
+    assert 940 < client.command("TTL", LOG) <= 1000
+    client.command("PEXPIRE", LOG, 1)
+    eventually(lambda: not client.command("EXISTS", LOG), "the log did not expire")
+    assert look(client).position == Position(first.epoch, 2)
+    assert positions(client, "c") == [Position(first.epoch, 3)]
+    assert ids_of(client) == "c"
+
+
+def test_positions_outlive_the_events(client: RedisClient) -> None:
+    """The counter expires after 7 times `history.idle_expire_s`; storing, looking and `keep` begin that anew."""
+    table = HistoryTable(idle_expire_s=1000)
+    [first] = positions(client, "a")
+    assert 7 * TABLE.idle_expire_s - 60 < client.command("TTL", META) <= 7 * TABLE.idle_expire_s
+    for command in (
+        history.store(CHANNEL, batch("b"), table),
+        history.store(CHANNEL, batch("b"), table),
+        history.look(CHANNEL, table),
+        history.keep(CHANNEL, table),
+    ):
+        client.command("EXPIRE", META, 100)
+        ask(client, command)
+        assert 6900 < client.command("TTL", META) <= 7000
+    client.command("PEXPIRE", META, 1)
+    eventually(lambda: not client.command("EXISTS", META), "the counter did not expire")
+    assert ask(client, history.keep(CHANNEL, table)) == 0
+    [place] = positions(client, "c")
+    assert place.offset == 1
+    assert place.epoch != first.epoch
+    assert ids_of(client) == "c"
+
+
+def test_no_setting_is_too_long_for_redis(client: RedisClient) -> None:
+    """The longest times and the largest number that settings allow are taken."""
+    table = HistoryTable(max_events=10_000_000, idle_expire_s=31_536_000, dedupe_s=86_400)
+    store(client, "a b", table=table)
+    assert ids_of(client) == "a b"
+    assert client.command("TTL", META) > 7 * 31_536_000 - 60
+
+
+# Keys of another type
+
+
+def test_a_counter_of_another_type_is_an_error(steady_redis: RedisServer, client: RedisClient) -> None:
+    """Nothing is stored, published or overwritten while the key of the counter is somebody else's."""
+    client.command("SET", META, "mine")
+    with ear(steady_redis) as heard:
+        for command in (history.store(CHANNEL, batch("a"), TABLE), history.look(CHANNEL, TABLE)):
+            assert "WRONGTYPE" in str(say(client, command))
+        assert heard() == []
+    assert client.command("KEYS", "*") == [META.encode()]
+    assert client.command("GET", META) == b"mine"
+
+
+def test_a_log_of_another_type_is_an_error(steady_redis: RedisServer, client: RedisClient) -> None:
+    """What is somebody else's key is not overwritten: nothing is stored or published until it is gone."""
+    [first] = positions(client, "a")
+    client.command("DEL", LOG)
+    client.command("RPUSH", LOG, "mine")
+    with ear(steady_redis) as heard:
+        for _ in range(2):
+            assert "WRONGTYPE" in str(say(client, history.store(CHANNEL, batch("b c"), TABLE)))
+        assert heard() == []
+        assert client.command("LRANGE", LOG, 0, -1) == [b"mine"]
+        client.command("DEL", LOG)
+        assert positions(client, "b c") == [Position(first.epoch, 2), Position(first.epoch, 3)]
+        assert len(heard()) == 2
+    assert ids_of(client) == "b c"
+
+
+def test_an_id_of_another_type_loses_nothing(steady_redis: RedisServer, client: RedisClient) -> None:
+    """A batch with such an id is stored whole or not at all, and what was published before and with it stays."""
+    before = positions(client, "a")
+    client.command("RPUSH", f"{{{CHANNEL}}}:id:bad", "mine")
+    with ear(steady_redis) as heard:
+        say(client, history.store(CHANNEL, batch("b bad c"), TABLE))
+        positions(client, "d")
+        published = [json.loads(message)["event_id"] for message in heard()]
+    assert ids_of(client).split() == ["a", *published]
+    assert look(client).epochs == (Position(before[0].epoch, 1),)
+
+
+# Another process
+
+
+def test_an_older_snapshot_counts_on_in_a_new_epoch(tmp_path: Path) -> None:
+    """Redis comes back with what it had saved: what it has forgotten is never confused with what comes."""
+    keep = ("--hz", "500", "--dir", str(tmp_path))
+    messages: list[bytes] = []
+    with RedisServer.start(None, *keep) as server, ready(server) as client, ear(server) as heard:
+        old = positions(client, "a b c")[0].epoch
+        assert client.command("SAVE") == b"OK"
+        positions(client, "d e")
+        messages += heard()
+        server.kill()
+    with RedisServer.start(server.port, *keep) as again, ready(again) as client, ear(again) as heard:
+        assert ids_of(client) == "a b c"
+        head = look(client)
+        assert head == Head((Position(old, 1), Position(head.position.epoch, 4)), 3)
+        assert head.position.epoch != old
+        # Those that were forgotten are new events, one that was saved is known.
+        assert positions(client, "d x") == [Position(head.position.epoch, 4), Position(head.position.epoch, 5)]
+        assert store(client, "c") == [Stored(Position(old, 3), None)]
+        assert_no_position_twice(messages + heard())
+        assert ids_of(client) == "a b c d x"
+
+
+def test_a_redis_that_comes_back_empty_begins_anew() -> None:
+    """Without anything on disk: a new epoch from 1, and no position means two events."""
+    messages: list[bytes] = []
+    epochs = set()
+    port = free_port()
+    for life in range(3):
+        with RedisServer.start(port, "--hz", "500") as server, ready(server) as client, ear(server) as heard:
+            places = positions(client, f"a{life} b{life}")
+            assert [place.offset for place in places] == [1, 2]
+            epochs.add(places[0].epoch)
+            messages += heard()
+            server.kill()
+    assert len(epochs) == 3
+    assert_no_position_twice(messages)
+
+
+def test_the_same_command_in_two_lives_of_redis_gives_no_position_twice() -> None:
+    """A command that was not answered is sent again as it was: also if it begins an epoch both times."""
+    command = history.store(CHANNEL, batch("a"), TABLE)
+    messages: list[bytes] = []
+    port = free_port()
+    for life in range(2):
+        with RedisServer.start(port, "--hz", "500") as server, ready(server) as client, ear(server) as heard:
+            ask(client, command)
+            positions(client, f"b{life}")
+            messages += heard()
+            server.kill()
+    assert_no_position_twice(messages)
+
+
+def test_a_promoted_replica_begins_an_epoch(tmp_path: Path) -> None:
+    """The replica has the log, is no place to store, and counts on in a new epoch once it is the master."""
+    at_once = ("--hz", "500", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
+    with (
+        RedisServer.start(None, *at_once, "--dir", str(tmp_path)) as master,
+        RedisServer.start(
+            None, *at_once, "--dir", str(tmp_path), "--replicaof", "127.0.0.1", str(master.port)
+        ) as replica,
+        ready(master) as client,
+        ready(replica) as other,
+    ):
+        old = positions(client, "a b c")[0].epoch
+        eventually(lambda: ids_of(other) == "a b c", "the replica did not follow")
+        for command in (history.store(CHANNEL, batch("x"), TABLE), history.look(CHANNEL, TABLE)):
+            assert "READONLY" in str(say(other, command))
+        assert ids_of(other) == "a b c"
+        assert other.command("REPLICAOF", "NO", "ONE") == b"OK"
+        head = look(other)
+        assert head == Head((Position(old, 1), Position(head.position.epoch, 4)), 3)
+        assert head.position.epoch != old
+        [old_master], [new_master] = positions(client, "d"), positions(other, "d")
+        assert old_master.offset == new_master.offset == 4
+        assert old_master != new_master, "two masters have given the same position"
+
+
+def test_a_master_that_was_a_replica_for_a_moment_gives_no_position_twice(tmp_path: Path) -> None:
+    """Failed over to a replica that lagged, and back: what the master has forgotten meanwhile stays forgotten."""
+    at_once = ("--hz", "500", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
+    folder = ("--dir", str(tmp_path))
+    with (
+        RedisServer.start(None, *at_once, *folder) as master,
+        RedisServer.start(None, *at_once, *folder, "--replicaof", "127.0.0.1", str(master.port)) as replica,
+        ready(master) as client,
+        ready(replica) as other,
+        ear(master) as heard,
+    ):
+        positions(client, "a b c")
+        eventually(lambda: ids_of(other) == "a b c", "the replica did not follow")
+        other.command("REPLICAOF", "NO", "ONE")
+        positions(client, "d e")
+        client.command("REPLICAOF", "127.0.0.1", replica.port)
+        eventually(lambda: ids_of(client) == "a b c", "the old master did not follow")
+        client.command("REPLICAOF", "NO", "ONE")
+        positions(client, "f g")
+        assert_no_position_twice(heard())
+
+
+def test_nothing_is_kept_when_the_script_is_flushed(client: RedisClient) -> None:
+    """Without the script Redis says NOSCRIPT and does nothing; loaded again, it goes on where it was."""
+    [first] = positions(client, "a")
+    client.command("SCRIPT", "FLUSH")
+    assert str(say(client, history.store(CHANNEL, batch("b"), TABLE))).startswith("NOSCRIPT")
+    assert ids_of(client) == "a"
+    client.command(*history.LOAD)
+    assert positions(client, "b") == [Position(first.epoch, 2)]
+
+
+# Reading
+
+
+def glance(client: RedisClient, run_id: str) -> Position | None:
+    return history.read_glance(ask(client, history.glance(CHANNEL)), run_id)
+
+
+def test_a_glance_says_where_a_channel_stands_and_changes_nothing(client: RedisClient) -> None:
+    """None until an epoch has begun, and when it was another Redis that began it; else what `look` says."""
+    run_id = run_id_of(client)
+    assert len(run_id) == 40
+    assert glance(client, run_id) is None
+    assert client.command("DBSIZE") == 0
+    assert look(client).position == glance(client, run_id)
+    positions(client, "a b")
+    assert glance(client, run_id) == look(client).position
+    assert glance(client, "another") is None
+    client.command("HSET", META, "run_id", "another")
+    assert glance(client, run_id) is None
+    assert client.command("HGET", META, "run_id") == b"another"
+
+
+PAGES: list[tuple[int, int, list[int]]] = [
+    (1, 3, [1, 2, 3]),
+    (0, 3, [1, 2, 3]),
+    (4, 3, [4, 5, 6]),
+    (9, 3, [9, 10]),
+    (10, 1, [10]),
+    (11, 3, []),
+    (2**53 - 1, 3, []),
+    (1, 1000, list(range(1, 11))),
+]
+
+
+@pytest.mark.parametrize(("first", "count", "expected"), PAGES)
+def test_a_page_is_so_many_events_from_an_offset_on(
+    client: RedisClient, first: int, count: int, expected: list[int]
+) -> None:
+    """At most `count` events in order, each with its offset and bytes; none beyond the last one."""
+    positions(client, "a b c d e f g h i j")
+    page = history.read_page(ask(client, history.page(CHANNEL, first, count)))
+    assert [offset for offset, _ in page] == expected
+    assert [place_of(payload).offset for _, payload in page] == expected
+
+
+def test_a_page_passes_over_what_was_trimmed_and_left_out(client: RedisClient) -> None:
+    """Offsets need not follow each other: a page has what is there, of a channel without a log nothing."""
+    assert history.read_page(ask(client, history.page(CHANNEL, 1, 10))) == []
+    positions(client, "a b c")
+    client.command("XDEL", LOG, "2-0")
+    client.command("HSET", META, "offset", 9)
+    positions(client, "d")
+    assert [offset for offset, _ in log_of(client)] == [1, 3, 10]
+
+
+def test_replies_of_the_script_are_read() -> None:
+    """Position and number of subscriptions per event; epochs and last offset of the channel."""
+    reply = [b"a1:1 b2:451", b"452", b"b2-451", 3, b"b2-452", 0, b"a1-7", -1]
+    assert history.read_stored(reply) == [
+        Stored(Position("b2", 451), 3),
+        Stored(Position("b2", 452), 0),
+        Stored(Position("a1", 7), None),
+    ]
+    assert history.read_head(reply) == Head((Position("a1", 1), Position("b2", 451)), 452)
+    assert history.read_stored([b"a1:1", b"0"]) == []
+
+
+GLANCES: list[tuple[str, list[bytes | None], str, Position | None]] = [
+    ("whole", [b"a1", b"7", b"me"], "me", Position("a1", 7)),
+    ("nothing yet", [b"a1", b"0", b"me"], "me", Position("a1", 0)),
+    ("nothing known", [None, None, None], "me", None),
+    ("another Redis", [b"a1", b"7", b"you"], "me", None),
+    ("nobody began it", [b"a1", b"7", None], "me", None),
+    ("nobody is asked", [b"a1", b"7", None], "", None),
+    ("no epoch", [None, b"7", b"me"], "me", None),
+    ("no offset", [b"a1", None, b"me"], "me", None),
+    ("epoch is nonsense", [b"a-1", b"7", b"me"], "me", None),
+    ("epoch is not ASCII", [b"\xff", b"7", b"me"], "me", None),
+    ("offset is a word", [b"a1", b"many", b"me"], "me", None),
+    ("offset is negative", [b"a1", b"-7", b"me"], "me", None),
+    ("offset is a fraction", [b"a1", b"7.5", b"me"], "me", None),
+    ("offset in other digits", [b"a1", "٣".encode(), b"me"], "me", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "run_id", "expected"), [case[1:] for case in GLANCES], ids=[case[0] for case in GLANCES]
+)
+def test_a_glance_is_read_or_nothing_is_known(
+    reply: list[bytes | None], run_id: str, expected: Position | None
+) -> None:
+    """Only a whole counter, begun by this Redis, is a position."""
+    assert history.read_glance(reply, run_id) == expected
+
+
+NO_REPLIES: dict[str, object] = {
+    "nothing": None,
+    "a word": b"OK",
+    "a number": 7,
+    "an empty list": [],
+    "numbers": [1, 2, 3, 4],
+    "nested": [[b"a1:1"], [b"1"], [b"a1-1"], [0]],
+    "nulls": [None, None, None, None],
+}
+
+NOT_STORED: dict[str, object] = NO_REPLIES | {
+    "no offset": [b"a1:1"],
+    "half an event": [b"a1:1", b"1", b"a1-1"],
+    "position is null": [b"a1:1", b"1", None, 0],
+    "position is a number": [b"a1:1", b"1", 7, 0],
+    "position is nonsense": [b"a1:1", b"1", b"nonsense", 0],
+    "position is not UTF-8": [b"a1:1", b"1", b"\xff-1", 0],
+    "position is too large": [b"a1:1", b"1", b"a1-9007199254740992", 0],
+    "heard is null": [b"a1:1", b"1", b"a1-1", None],
+    "heard is text": [b"a1:1", b"1", b"a1-1", b"0"],
+    "the second is wrong": [b"a1:1", b"2", b"a1-1", 0, b"", 0],
+}
+
+NO_HEADS: dict[str, object] = NO_REPLIES | {
+    "no offset": [b"a1:1"],
+    "no epochs": [b"", b"1"],
+    "epoch without first offset": [b"a1", b"1"],
+    "epoch with an empty first offset": [b"a1:", b"1"],
+    "first offset is a word": [b"a1:x", b"1"],
+    "one of the epochs is wrong": [b"a1:1 b2 c3:7", b"9"],
+    "epoch is empty": [b":1", b"1"],
+    "epoch is nonsense": [b"a_b:1", b"1"],
+    "epochs are not UTF-8": [b"\xff:1", b"1"],
+    "epochs are null": [None, b"1"],
+    "offset is a word": [b"a1:1", b"x"],
+    "offset is null": [b"a1:1", None],
+}
+
+NO_PAGES: dict[str, object] = {
+    "nothing": None,
+    "a word": b"OK",
+    "a number": 7,
+    "numbers": [1, 2],
+    "words": [b"1-0", b"2-0"],
+    "no fields": [[b"1-0", None]],
+    "id only": [[b"1-0"]],
+    "half a field": [[b"1-0", [b"e"]]],
+    "empty fields": [[b"1-0", []]],
+    "id is nonsense": [[b"x-0", [b"e", b"{}"]]],
+    "id is null": [[None, [b"e", b"{}"]]],
+}
+
+NO_GLANCES: dict[str, object] = {
+    "nothing": None,
+    "a number": 7,
+    "an empty list": [],
+    "too short": [b"a1", b"7"],
+    "too long": [b"a1", b"7", b"me", b"me"],
+    "numbers": [1, 7, 2],
+}
+
+WRONG_REPLIES: list[tuple[str, Callable[[Any], object], object]] = [
+    (f"{reader}: {name}", read, reply)
+    for reader, read, replies in (
+        ("stored", history.read_stored, NOT_STORED),
+        ("head", history.read_head, NO_HEADS),
+        ("page", history.read_page, NO_PAGES),
+        ("glance", lambda reply: history.read_glance(reply, "me"), NO_GLANCES),
+    )
+    for name, reply in replies.items()
+]
+
+
+@pytest.mark.parametrize(
+    ("read", "reply"), [case[1:] for case in WRONG_REPLIES], ids=[case[0] for case in WRONG_REPLIES]
+)
+def test_what_is_no_reply_is_redis_being_unavailable(read: Callable[[Any], object], reply: object) -> None:
+    """Whatever answers there, the only exception is RedisUnavailable, with a short piece of what it said."""
+    with pytest.raises(RedisUnavailable, match="unexpected answer") as caught:
+        read(reply)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_long_answer_is_told_short() -> None:
+    """The complaint does not repeat megabytes."""
+    for read in (history.read_stored, history.read_head, history.read_page):
+        with pytest.raises(RedisUnavailable) as caught:
+            read([b"x" * 1_000_000, b"y", b"z"])
+        assert len(str(caught.value)) < 200
+
+
+# The tests' own tools
+
+
+def test_the_ear_hears_what_is_published(steady_redis: RedisServer, client: RedisClient) -> None:
+    """The check of positions finds a position that was given twice."""
+    with ear(steady_redis) as heard:
+        store(client, "a")
+        client.publish(event_payload())
+        assert len(heard()) == 2
+        assert heard() == []
+    assert connections_taken(client) > 2
+    twice = [b'{"event_id":"%b","epoch":"a","offset":1}' % name for name in (b"x", b"y")]
+    assert_no_position_twice([twice[0], twice[0]])
+    with pytest.raises(AssertionError, match="twice: a-1"):
+        assert_no_position_twice(twice)
