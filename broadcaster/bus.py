@@ -9,7 +9,7 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from broadcaster.errors import RedisUnavailable
+from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis_link import RUN_ID, Command, OnMessages, RedisLink
 from broadcaster.settings import RedisTable, redact
 
@@ -33,6 +33,7 @@ class Subscription:
     Attributes:
         channels: The channels to be held; change them by `hold` and `release`.
         confirmed: The channels that Redis has confirmed on the link there is now.
+        refused: Those that Redis will not let us hold.
         reconnects: How often a link was made anew after one had been confirmed.
     """
 
@@ -61,6 +62,7 @@ class Subscription:
         self._ever_confirmed = False
         self.channels: dict[str, None] = {}
         self.confirmed: set[str] = set()
+        self.refused: set[str] = set()
         self.reconnects = 0
 
     def hold(self, channel: str) -> None:
@@ -86,7 +88,9 @@ class Subscription:
         """
         if self._link is None:
             raise RedisUnavailable("there is no subscription link")
-        await asyncio.gather(*self._link.hold(*self.channels), *self._link.send(("PING",)))
+        *held, pong = [*self._link.hold(*self.channels), *self._link.send(("PING",))]
+        await pong
+        self._note_refused(await asyncio.gather(*held, return_exceptions=True))
 
     async def run(self) -> None:
         """Keep the subscription until cancelled.
@@ -118,7 +122,8 @@ class Subscription:
         try:
             self._link = link
             async with asyncio.timeout(self._redis.connect_timeout_s):
-                await asyncio.gather(*link.hold(*self.channels))
+                held = await asyncio.gather(*link.hold(*self.channels), return_exceptions=True)
+            self._note_refused(held)
             self.reconnects += self._ever_confirmed
             self._ever_confirmed = True
             return await self._watch(link)
@@ -130,6 +135,23 @@ class Subscription:
             lost, self.confirmed = self.confirmed, set()
             for channel in lost:
                 self._on_lost(channel)
+
+    def _note_refused(self, replies: list[Any]) -> None:
+        """One channel that is not for us must not cost us the others; all of them are no Redis for us.
+
+        Raises:
+            RedisRefused, RedisUnavailable: None is for us; or the link has ended.
+        """
+        errors = [reply for reply in replies if isinstance(reply, RedisRefused)]
+        for reply in replies:
+            if isinstance(reply, BaseException) and (
+                not isinstance(reply, RedisRefused) or len(errors) == len(replies)
+            ):
+                raise reply
+        refused = self.channels.keys() - self.confirmed if errors else set()
+        for channel in refused - self.refused:
+            log.warning("redis: the channel %s is not for us: %s", channel, errors[0])
+        self.refused = set(refused)
 
     def _on_subscribed(self, name: bytes, held: bool) -> None:
         channel = name.decode()
@@ -176,6 +198,7 @@ class CommandLink:
         self._run_id = ""
         self._link: RedisLink | None = None
         self._connecting = asyncio.Lock()
+        self._closed = False
 
     @property
     def link(self) -> RedisLink | None:
@@ -186,9 +209,11 @@ class CommandLink:
         """The connection, made now if there is none.
 
         Raises:
-            RedisUnavailable, RedisRefused: See `RedisLink.open`.
+            RedisUnavailable, RedisRefused: See `RedisLink.open`; or this was closed.
         """
         async with self._connecting:
+            if self._closed:
+                raise RedisUnavailable("the connection to Redis was closed")
             if (link := self.link) is None:
                 timeout_s = self._redis.connect_timeout_s
                 link = await RedisLink.open(self._redis.url, timeout_s=timeout_s)
@@ -202,6 +227,8 @@ class CommandLink:
                     link.abort()
                     raise
                 self._link = link
+                if self._closed:
+                    link.abort()
         return link
 
     async def _greet(self, link: RedisLink) -> None:
@@ -245,7 +272,8 @@ class CommandLink:
             await link.lost
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection; there will be no other one."""
+        self._closed = True
         if self._link is not None:
             self._link.abort()
 

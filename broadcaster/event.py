@@ -171,8 +171,8 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     Raises:
         InvalidEvent: In every other case, whatever the bytes are.
     """
-    if len(payload) > max_bytes:
-        raise InvalidEvent("too_large", f"{len(payload)} bytes, at most {max_bytes} allowed")
+    if len(payload) > max_bytes and not (payload.startswith(_PLACE) and len(payload) <= max_bytes + _PLACE_BYTES):
+        raise _too_large(len(payload), max_bytes)
     try:
         payload.decode()  # the decoder below looks only at strings it has to read
     except UnicodeDecodeError as error:
@@ -191,7 +191,22 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     if keys != payload.count(b":") and keys != _STRING.sub(b"", payload).count(b":"):
         raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     _check_fields(fields)
+    if len(payload) > max_bytes:
+        _check_size(len(payload), max_bytes, fields)
     return fields
+
+
+def _check_size(size: int, max_bytes: int, fields: dict[str, Any]) -> None:
+    """What was put in front of an event when it was stored does not count."""
+    if "offset" in fields:
+        channel, epoch, offset = fields["channel"], fields["epoch"], fields["offset"]
+        size -= len(f'"channel":"{channel}","epoch":"{epoch}","offset":{offset},')
+    if size > max_bytes:
+        raise _too_large(size, max_bytes)
+
+
+def _too_large(size: int, max_bytes: int) -> InvalidEvent:
+    return InvalidEvent("too_large", f"{size} bytes, at most {max_bytes} allowed")
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
@@ -251,6 +266,8 @@ def _count_keys(value: dict[str, Any] | list[Any]) -> int:
     return count
 
 
+_PLACE: Final = b'{"channel":"'  # how a stored event begins
+_PLACE_BYTES: Final = 256  # more than channel, epoch and offset can have, with their names
 _A_NAME: Final = "1 to 256 characters without control characters"
 _A_NUMBER: Final = "an integer from 0 to 2^53 - 1"
 _MAX_NUMBER: Final = 2**53  # the last integer that JavaScript reads exactly

@@ -13,7 +13,7 @@ Storing and publishing is one step of Redis: there is no event that was publishe
 from __future__ import annotations
 
 import hashlib
-import random
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,79 +24,103 @@ from broadcaster.redis_link import RUN_ID, Command
 from broadcaster.settings import HistoryTable
 
 SCRIPT: Final = """\
--- KEYS: meta, log, one id key per event.
--- ARGV: channel, a fresh epoch, max_events, idle_expire_s, dedupe_s, run_id of this Redis, a payload per event.
+-- KEYS: meta, log, id key of the event that must have been stored before, one id key per event.
+-- ARGV: channel, a fresh epoch, max_events, idle_expire_s, dedupe_s, run_id of this Redis, whether KEYS[3] counts,
+-- one payload per event.
 -- (The caller has asked for the run_id on this very connection: INFO in here would cost up to 50 us each time.)
 -- Without events it only looks, and begins the epoch if that is due.
 -- Reply: epochs, last offset, then per event: position, how many subscriptions heard it (-1: it was there).
+local meta, log, channel, fresh, run_id = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[6]
+
 local function digits(number)
   return string.format('%.0f', number)  -- from 10^14 on Lua would write 1e+14
 end
 
-local run_id = ARGV[6]
-local meta = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run_id', 'epochs')
-local epoch, offset, epochs = meta[1], tonumber(meta[2]), meta[4]
+for i = 8, #ARGV do
+  if ARGV[i]:sub(1, 2) ~= '{"' then
+    return redis.error_reply('BADEVENT the payload of an event begins with {"')
+  end
+end
+if ARGV[7] == '1' and redis.call('EXISTS', KEYS[3]) == 0 then
+  return redis.error_reply('ORDER what comes before it was not stored')
+end
+
+local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs')
+local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
 
 local function begin_epoch()
-  epoch = ARGV[2]
+  epoch = fresh
   epochs = epochs .. ' ' .. epoch .. ':' .. digits(offset + 1)
   local _, count = epochs:gsub('%S+', '')
   if count > 16 then
     epochs = epochs:gsub('^%s*%S+', '', 1)
   end
   epochs = epochs:gsub('^%s+', '')
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', digits(offset), 'run_id', run_id, 'epochs', epochs)
+  redis.call('HSET', meta, 'epoch', epoch, 'offset', digits(offset), 'run_id', run_id, 'epochs', epochs)
 end
 
-if not (epoch and offset and epochs) then
+local function is_sound()
+  return epoch and offset and epochs and epoch:match('^%w+$') and offset >= 0 and offset <= 9007199254740991
+    and offset == math.floor(offset) and (' ' .. epochs):find(' ' .. epoch .. ':', 1, true)
+end
+
+if not is_sound() then
   -- Nothing is known of this channel. What the log may hold cannot be told from what will come.
-  redis.call('DEL', KEYS[2])
+  redis.call('DEL', log)
   offset, epochs = 0, ''
   begin_epoch()
-elseif meta[3] ~= run_id then
+elseif known[3] ~= run_id then
   -- Another Redis process: it may have come back with older data. Offsets count on, in a new epoch, or the
   -- same position would be given twice.
   begin_epoch()
 end
 
-for i = 7, #ARGV do
-  if ARGV[i]:sub(1, 2) ~= '{"' then
-    return redis.error_reply('BADEVENT the payload of an event begins with {"')
-  end
+local function failed(reply)
+  return type(reply) == 'table' and reply.err
 end
 
-local reply, refused = {}, nil
-for i = 3, #KEYS do
+local function refuse(id_key, reply)  -- a missing right: as if this event had not been
+  redis.call('HSET', meta, 'offset', digits(offset))
+  redis.call('DEL', id_key)
+  local is_right = reply.err:find('NOPERM') or reply.err:find("can't")
+  return is_right and redis.error_reply('NOPERM ' .. reply.err) or reply
+end
+
+local reply = {}
+for i = 4, #KEYS do
   local given = epoch .. '-' .. digits(offset + 1)
   if redis.call('SET', KEYS[i], given, 'NX', 'EX', ARGV[5]) then
     local function event()
-      return '{"channel":"' .. ARGV[1] .. '","epoch":"' .. epoch .. '","offset":' .. digits(offset) .. ','
+      return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. digits(offset + 1) .. ','
         .. ARGV[i + 4]:sub(2)
     end
-    offset = offset + 1
-    local stored = event()
-    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], digits(offset) .. '-0', 'e', stored)
-    if type(added) == 'table' and not added.err:find('equal or smaller') then
+    local counted = redis.pcall('HSET', meta, 'offset', digits(offset + 1))
+    if failed(counted) then
       redis.call('DEL', KEYS[i])
-      offset, refused = offset - 1, added
-      break
-    elseif type(added) == 'table' then
+      return redis.error_reply('NOPERM ' .. counted.err)
+    end
+    local stored = event()
+    local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[3], digits(offset + 1) .. '-0', 'e', stored)
+    if failed(added) and not added.err:find('equal or smaller') then
+      return refuse(KEYS[i], added)
+    elseif failed(added) then
       -- The counter has fallen behind the log: somebody has changed it. No offset may be given twice.
-      redis.call('DEL', KEYS[2])
-      if epoch ~= ARGV[2] then
-        offset = offset - 1
+      redis.call('DEL', log)
+      if epoch ~= fresh then
         begin_epoch()
-        offset = offset + 1
       end
-      given, stored = epoch .. '-' .. digits(offset), event()
+      given, stored = epoch .. '-' .. digits(offset + 1), event()
       redis.call('SET', KEYS[i], given, 'EX', ARGV[5])
-      redis.call('XADD', KEYS[2], digits(offset) .. '-0', 'e', stored)
+      redis.call('HSET', meta, 'offset', digits(offset + 1))
+      redis.call('XADD', log, digits(offset + 1) .. '-0', 'e', stored)
     end
-    local heard = redis.pcall('PUBLISH', ARGV[1], stored)
-    if type(heard) == 'table' then
-      refused = heard  -- the channel is not for this user; what is stored is stored, and the counter must say so
-      break
+    local heard = redis.pcall('PUBLISH', channel, stored)
+    if failed(heard) then
+      redis.pcall('XDEL', log, digits(offset + 1) .. '-0')
+      redis.pcall('XSETID', log, digits(offset) .. '-0')
+      return refuse(KEYS[i], heard)
     end
+    offset = offset + 1
     reply[#reply + 1] = given
     reply[#reply + 1] = heard
   else
@@ -104,12 +128,11 @@ for i = 3, #KEYS do
     reply[#reply + 1] = -1
   end
 end
-if #KEYS > 2 then
-  redis.call('HSET', KEYS[1], 'offset', digits(offset))
-  redis.call('EXPIRE', KEYS[2], ARGV[4])
+if #KEYS > 3 then
+  redis.pcall('EXPIRE', log, ARGV[4])
 end
-redis.call('EXPIRE', KEYS[1], 7 * ARGV[4])  -- the positions outlive the events
-return refused or {epochs, digits(offset), unpack(reply)}
+redis.pcall('EXPIRE', meta, 7 * ARGV[4])  -- the positions outlive the events
+return {epochs, digits(offset), unpack(reply)}
 """
 
 SHA: Final = hashlib.sha1(SCRIPT.encode()).hexdigest()
@@ -142,13 +165,25 @@ class Head:
         return Position(self.epochs[-1].epoch, self.offset)
 
 
-def store(channel: str, events: Sequence[tuple[str, bytes]], table: HistoryTable) -> Command:
-    """Store and publish events (id, payload) in order; the reply is for `read_stored`."""
-    ids = [f"{{{channel}}}:id:{event_id}" for event_id, _ in events]
+def store(
+    channel: str, events: Sequence[tuple[str, bytes]], table: HistoryTable, *, after: str | None = None
+) -> Command:
+    """Store and publish events in order; the reply is for `read_stored`.
+
+    Args:
+        channel: The channel.
+        events: Id and payload of each.
+        table: How long they are kept.
+        after: Id of an event that must have been stored before; else this is an error (`ORDER`).
+    """
+    prefix = f"{{{channel}}}:id:"
+    ids = [prefix + event_id for event_id, _ in events]
     payloads = [payload for _, payload in events]
+    # A fresh epoch each time, also when the same events are sent again: Redis may have lived twice meanwhile.
     return (
-        *("EVALSHA", SHA, 2 + len(ids), *_keys(channel), *ids),
-        *(channel, _fresh_epoch(), table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID, *payloads),
+        *("EVALSHA", SHA, 3 + len(ids), *_keys(channel), prefix + (after or ""), *ids),
+        *(channel, secrets.token_hex(6), table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
+        *(int(after is not None), *payloads),
     )
 
 
@@ -179,6 +214,8 @@ def read_stored(reply: Any) -> list[Stored]:
         RedisUnavailable: This is no reply of the script.
     """
     try:
+        if type(reply) is not list or len(reply) < 2:
+            raise ValueError
         pairs = zip(reply[2::2], reply[3::2], strict=True)
         return [Stored(Position.parse(where.decode()), heard if heard >= 0 else None) for where, heard in pairs]
     except (TypeError, ValueError, AttributeError):
@@ -193,6 +230,8 @@ def read_head(reply: Any) -> Head:
     """
     try:
         pairs = [text.partition(":") for text in reply[0].decode().split()]
+        if not all(is_epoch(epoch) and first.isdecimal() for epoch, _, first in pairs):
+            raise ValueError
         head = Head(tuple(Position(epoch, int(first)) for epoch, _, first in pairs), int(reply[1]))
         head.position  # noqa: B018 - there is at least one epoch
         return head
@@ -201,9 +240,21 @@ def read_head(reply: Any) -> Head:
 
 
 def read_glance(reply: Any, run_id: str) -> Position | None:
-    """Where the channel stands; None if nobody knows, or the epoch is of another Redis process."""
-    epoch, offset, began_by = [(value or b"").decode("ascii", "replace") for value in reply]
-    return Position(epoch, int(offset)) if is_epoch(epoch) and offset.isdigit() and began_by == run_id else None
+    """Where the channel stands; None if nobody knows, or the epoch is of another Redis process.
+
+    Raises:
+        RedisUnavailable: This is no such reply.
+    """
+    try:
+        epoch, offset, began_by = [b"" if value is None else value for value in reply]
+        known = f"{epoch.decode()}-{offset.decode()}"
+        return Position.parse(known) if run_id and began_by.decode() == run_id else None
+    except UnicodeDecodeError:
+        return None
+    except (TypeError, AttributeError, ValueError):
+        if type(reply) is list and len(reply) == 3 and all(type(value) in (bytes, type(None)) for value in reply):
+            return None
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
 
 
 def read_page(reply: Any) -> list[tuple[int, bytes]]:
@@ -220,7 +271,3 @@ def read_page(reply: Any) -> list[tuple[int, bytes]]:
 
 def _keys(channel: str) -> tuple[str, str]:
     return f"{{{channel}}}:meta", f"{{{channel}}}:log"
-
-
-def _fresh_epoch() -> str:
-    return f"{random.getrandbits(48):012x}"  # made for every call, needed after a restart: cheap, and never twice

@@ -21,7 +21,7 @@ STORE_EVENTS: Final = 64
 STORE_BYTES: Final = 262_144
 """Most bytes of such a step, one larger event excepted."""
 
-Outcome = Stored | RedisUnavailable
+Outcome = Stored | RedisUnavailable | RedisRefused
 
 
 @dataclass(slots=True, eq=False)
@@ -29,21 +29,28 @@ class Pending:
     """Some events on their way, in one command.
 
     Attributes:
-        command: What is sent, and sent again: the same bytes.
-        count: How many events.
+        channel: Where to.
+        events: Id and payload of each: what is sent, and sent again, in the same bytes.
         deadline: Loop time at which it is given up.
         reply: What the present connection has said.
         outcomes: One per event, once it is known.
     """
 
-    command: Command
-    count: int
+    channel: str
+    events: Sequence[tuple[str, bytes]]
     deadline: float
     reply: asyncio.Future[Any] | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def fail(self, error: RedisUnavailable) -> None:
-        self.outcomes = [error] * self.count
+    def fail(self, error: RedisUnavailable | RedisRefused) -> None:
+        self.outcomes = [error] * len(self.events)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has to be sent again, or has not been sent at all."""
+        if self.outcomes:
+            return False
+        return self.reply is None or (self.reply.done() and self.reply.exception() is not None)
 
 
 class PublishLink:
@@ -63,6 +70,7 @@ class PublishLink:
         self._unanswered: deque[Pending] = deque()
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(0.05, self._longest_wait_s)
+        self._tried = False
         self._why = "it was silent"
 
     async def connect(self) -> None:
@@ -80,13 +88,13 @@ class PublishLink:
     def send(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[Pending]:
         """Publish events (id, payload) in one write, now; what becomes of them, `settle` says."""
         deadline = asyncio.get_running_loop().time() + self._deadline_s
-        sent = [Pending(*command, deadline) for command in self._commands_for(channel, events)]
+        sent = [Pending(channel, batch, deadline) for batch in self._batches(events)]
         self._forget_answered()
         # Behind something that has to be sent again nothing may be sent: it would overtake.
-        in_order = not any(map(_has_failed, self._unanswered))
-        room = self._max_unanswered - sum(pending.count for pending in self._unanswered)
+        in_order = not any(pending.has_failed for pending in self._unanswered)
+        room = self._max_unanswered - sum(len(pending.events) for pending in self._unanswered)
         for pending in sent:
-            room -= pending.count
+            room -= len(pending.events)
             if room < 0:
                 pending.fail(RedisUnavailable(f"more than {self._max_unanswered} events wait for Redis' answer"))
         waiting = [pending for pending in sent if not pending.outcomes]
@@ -95,20 +103,37 @@ class PublishLink:
             self._write(waiting)
         return sent
 
-    def _commands_for(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[tuple[Command, int]]:
+    def _batches(self, events: Sequence[tuple[str, bytes]]) -> list[Sequence[tuple[str, bytes]]]:
+        """What goes into one command each."""
         if not self._history.enabled:
-            return [(("PUBLISH", channel, payload), 1) for _, payload in events]
-        commands, batch, size = list[tuple[Command, int]](), list[tuple[str, bytes]](), 0
+            return [[event] for event in events]
+        batches, size = list[list[tuple[str, bytes]]](), 0
         for event in events:
-            if batch and (len(batch) == STORE_EVENTS or size + len(event[1]) > STORE_BYTES):
-                commands.append((history.store(channel, batch, self._history), len(batch)))
-                batch, size = [], 0
-            batch.append(event)
             size += len(event[1])
-        commands.append((history.store(channel, batch, self._history), len(batch)))
-        return commands
+            if not batches or len(batches[-1]) == STORE_EVENTS or size > STORE_BYTES:
+                batches.append([])
+                size = len(event[1])
+            batches[-1].append(event)
+        return [*batches]
 
-    async def settle(self, sent: Sequence[Pending]) -> list[Outcome]:
+    def _write(self, pendings: Sequence[Pending]) -> None:
+        """Write some of the unanswered, each on the condition that the one before it was stored."""
+        commands, before = [], None
+        for pending in self._unanswered:
+            if pending in pendings:
+                commands.append(self._command(pending, before))
+            before = pending if not pending.outcomes else before
+        for pending, reply in zip(pendings, self._commands.send(*commands), strict=True):
+            pending.reply = reply
+
+    def _command(self, pending: Pending, before: Pending | None) -> Command:
+        if not self._history.enabled:
+            return ("PUBLISH", pending.channel, pending.events[0][1])
+        # What is not answered yet may fail: then this must not be stored before it.
+        after = before.events[-1][0] if before is not None and before.channel == pending.channel else None
+        return history.store(pending.channel, pending.events, self._history, after=after)
+
+    async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
         """Per event: where it is stored and who heard it, or what failed.
 
         An error does not say that the event was not published: Redis may have done it and died before it
@@ -117,44 +142,49 @@ class PublishLink:
         Raises:
             RedisRefused: Redis will not let us publish.
         """
+        clock = asyncio.get_running_loop().time
         while waiting := [pending for pending in sent if not pending.outcomes]:
             last = waiting[-1]
-            if last.reply is not None:
-                await asyncio.wait([last.reply], timeout=self._silence_s)
-                if not last.reply.done():
+            if last.reply is not None and not last.reply.done():
+                left_s = last.deadline - clock()
+                await asyncio.wait([last.reply], timeout=min(self._silence_s, left_s))
+                if not last.reply.done() and left_s > self._silence_s:
                     await self._commands.reset()
             self._read_replies()
-            if not last.outcomes:
+            self._give_up(clock())
+            if last.has_failed:
                 async with self._recovering:
-                    if not last.outcomes and (last.reply is None or last.reply.done()):
+                    self._read_replies()
+                    if last.has_failed:
                         await self._recover()
-        return [outcome for pending in sent for outcome in pending.outcomes]
+        outcomes: list[Stored | RedisUnavailable] = []
+        for outcome in (outcome for pending in sent for outcome in pending.outcomes):
+            if isinstance(outcome, RedisRefused):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
 
     def _read_replies(self) -> None:
-        """Take every answer that has come, in order.
-
-        Raises:
-            RedisRefused: Redis will not let us publish.
-        """
-        refused = None
+        """Take every answer that has come, in order."""
         for pending in self._unanswered:
             if pending.outcomes or pending.reply is None or not pending.reply.done():
                 continue
             error = pending.reply.exception()
-            if isinstance(error, RedisRefused):
-                pending.fail(RedisUnavailable(str(error)))
-                refused = error
-            elif error is None:
+            if error is None:
                 self._read_reply(pending, pending.reply.result())
+            elif isinstance(error, RedisRefused):
+                pending.fail(error)
             elif not self._history.enabled:  # nobody could tell a second one from the first
                 pending.fail(RedisUnavailable(str(error)))
+            else:
+                self._why = str(error)
         self._forget_answered()
-        if refused is not None:
-            raise refused
 
     def _read_reply(self, pending: Pending, reply: Any) -> None:
         try:
-            pending.outcomes = list(history.read_stored(reply)) if self._history.enabled else [Stored(None, reply)]
+            pending.outcomes = [*history.read_stored(reply)] if self._history.enabled else [Stored(None, reply)]
+            if len(pending.outcomes) != len(pending.events):
+                raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}")
         except RedisUnavailable as error:
             pending.fail(error)
 
@@ -163,52 +193,40 @@ class PublishLink:
             self._unanswered.popleft()
 
     async def _recover(self) -> None:
-        """Try once to send everything that is not answered again, in order; give up what is too late.
-
-        Raises:
-            RedisRefused: Redis will not have us.
-        """
+        """Try once to send everything that is not answered again, in order."""
         clock = asyncio.get_running_loop().time
-        for pending in self._unanswered:
-            if pending.reply is not None and pending.reply.done() and (error := pending.reply.exception()):
-                self._why = str(error)
-        self._give_up(clock())
+        if any(pending.has_failed and pending.reply is not None for pending in self._unanswered):
+            await self._commands.reset()  # if there is a connection, it does not answer as it should
+            self._read_replies()
         if not (again := [pending for pending in self._unanswered if not pending.outcomes]):
             return
-        await self._commands.reset()  # if there is a connection, it does not answer as it should
-        left_s = again[0].deadline - clock()
-        await asyncio.sleep(min(next(self._waits_s), left_s))
-        try:
-            async with asyncio.timeout(left_s):
-                await self._commands.connect()
-        except TimeoutError:
-            return
-        except RedisUnavailable as error:
-            self._why = str(error)
-            return
-        except RedisRefused as error:
-            for pending in again:
-                pending.fail(RedisUnavailable(str(error)))
-            raise
+        if self._commands.link is None:
+            left_s = again[0].deadline - clock()
+            if self._tried:
+                await asyncio.sleep(max(0.0, min(next(self._waits_s), left_s)))
+            self._tried = True
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._commands.connect()
+            except TimeoutError:
+                return
+            except RedisUnavailable as error:
+                self._why = str(error)
+                return
+            except RedisRefused as error:
+                for pending in again:
+                    pending.fail(error)
+                return
         # Those that were sent meanwhile are among them, each in its place.
-        self._write([pending for pending in self._unanswered if not pending.outcomes])
+        self._write([pending for pending in self._unanswered if pending.has_failed])
+        self._tried = False
         self._waits_s = backoff_s(0.05, self._longest_wait_s)
-
-    def _write(self, pendings: Sequence[Pending]) -> None:
-        replies = self._commands.send(*(pending.command for pending in pendings))
-        for pending, reply in zip(pendings, replies, strict=True):
-            pending.reply = reply
 
     def _give_up(self, now: float) -> None:
         for pending in self._unanswered:
             if not pending.outcomes and pending.deadline <= now:
                 pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {self._why}"))
         self._forget_answered()
-
-
-def _has_failed(pending: Pending) -> bool:
-    """Whether it has to be sent again, or has not been sent at all."""
-    if pending.outcomes:
-        return False
-    reply = pending.reply
-    return reply is None or (reply.done() and reply.exception() is not None)
+        if not self._unanswered:  # whoever comes next is not to wait because others have
+            self._tried = False
+            self._waits_s = backoff_s(0.05, self._longest_wait_s)

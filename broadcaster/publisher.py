@@ -6,15 +6,16 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final
 
 from broadcaster import event as events
 from broadcaster.errors import RedisUnavailable
 from broadcaster.event import Draft, Event
+from broadcaster.history import Stored
 from broadcaster.position import Position
-from broadcaster.publish_link import Outcome, Pending, PublishLink
+from broadcaster.publish_link import Pending, PublishLink
 from broadcaster.settings import Settings, load
 
 _COARSE_S: Final = 0.002
@@ -159,14 +160,16 @@ class Publisher:
         """
         outcomes = await self._link.settle(sent.pending)
         return [
-            _published(draft.published(sent.at_us, payload), outcome)
+            _published(draft.published(sent.at_us, payload), self._channel, outcome)
             for draft, payload, outcome in zip(sent.drafts, sent.payloads, outcomes, strict=True)
         ]
 
 
-def _published(event: Event, outcome: Outcome) -> Published:
+def _published(event: Event, channel: str, outcome: Stored | RedisUnavailable) -> Published:
     if isinstance(outcome, RedisUnavailable):
         return Published(event, None, str(outcome))
+    if outcome.position is not None:
+        event = replace(event, channel=channel, position=outcome.position)
     return Published(event, outcome.heard, position=outcome.position)
 
 

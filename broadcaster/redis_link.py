@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
@@ -56,8 +56,8 @@ class RedisLink(asyncio.Protocol):
         self._on_subscribed = on_subscribed
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
-        self._waiting: deque[asyncio.Future[Reply]] = deque()
-        self._asked_for: deque[list[bytes]] = deque()
+        # What was asked, in order; of a (un)subscription also how its confirmation begins.
+        self._waiting: deque[tuple[asyncio.Future[Reply], list[bytes] | None]] = deque()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.heard_at = loop.time()
 
@@ -129,21 +129,25 @@ class RedisLink(asyncio.Protocol):
 
         A future raises RedisRefused or RedisUnavailable: for an error reply, or when the link ends first.
         """
+        return self._send(commands, [None] * len(commands))
+
+    def hold(self, *channels: str, hold: bool = True) -> list[asyncio.Future[Reply]]:
+        """Subscribe to channels, or unsubscribe; one reply each, see `send`."""
+        word = "SUBSCRIBE" if hold else "UNSUBSCRIBE"
+        confirmations = [[word.lower().encode(), channel.encode()] for channel in channels]
+        return self._send([(word, channel) for channel in channels], confirmations)
+
+    def _send(
+        self, commands: Sequence[Command], confirmations: Sequence[list[bytes] | None]
+    ) -> list[asyncio.Future[Reply]]:
         replies: list[asyncio.Future[Reply]] = [self._loop.create_future() for _ in commands]
         if self._transport is None or self.lost.done():
             for reply in replies:
                 fail(reply, RedisUnavailable("the link to Redis is gone"))
             return replies
-        self._waiting.extend(replies)
+        self._waiting.extend(zip(replies, confirmations, strict=True))
         self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
         return replies
-
-    def hold(self, *channels: str, hold: bool = True) -> list[asyncio.Future[Reply]]:
-        """Subscribe to channels, or unsubscribe; one reply each, see `send`."""
-        word = "SUBSCRIBE" if hold else "UNSUBSCRIBE"
-        if not self.lost.done():
-            self._asked_for.extend([word.lower().encode(), channel.encode()] for channel in channels)
-        return self.send(*((word, channel) for channel in channels))
 
     async def execute(self, *command: str | bytes | int) -> Reply:
         """Send one command and wait for its reply.
@@ -184,7 +188,7 @@ class RedisLink(asyncio.Protocol):
         self._hand_over(messages)
 
     def connection_lost(self, error: Exception | None) -> None:
-        for reply in self._waiting:
+        for reply, _ in self._waiting:
             if not reply.done():
                 fail(reply, RedisUnavailable("Redis closed the connection"))
         self._waiting.clear()
@@ -200,12 +204,11 @@ class RedisLink(asyncio.Protocol):
         if type(reply) is list and reply and reply[0] in (b"subscribe", b"unsubscribe"):
             if self._on_subscribed is not None:
                 self._on_subscribed(reply[1], reply[0] == b"subscribe")
-            if not self._asked_for or self._asked_for[0] != reply[:2]:
+            if not self._waiting or self._waiting[0][1] != reply[:2]:
                 return  # nobody here has asked for it: no answer to a command
-            self._asked_for.popleft()
         if not self._waiting:
             return
-        future = self._waiting.popleft()
+        future, _ = self._waiting.popleft()
         if future.done():
             return
         if isinstance(reply, hiredis.ReplyError):

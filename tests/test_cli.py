@@ -290,7 +290,8 @@ def test_options_of_the_hub_are_the_highest_layer(system: System) -> None:
 
 def test_redis_begins_empty(tmp_path: Path) -> None:
     """What another Redis has left in the folder for temporary files is not taken for our own."""
-    with RedisServer.start(None, "--dir", str(tmp_path)) as another, redis_client(another) as client:
+    plain = ("--dir", str(tmp_path), "--dbfilename", "dump.rdb")
+    with RedisServer.start(None, *plain) as another, redis_client(another) as client:
         client.command("SET", "theirs", "1")
         assert client.command("SAVE") == b"OK"
     assert (tmp_path / "dump.rdb").exists()

@@ -131,7 +131,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "broadcaster.bus": {"errors", "redis_link", "settings"},
     "broadcaster.history": {"errors", "position", "settings", "redis_link"},
     "broadcaster.publish_link": {"errors", "settings", "redis_link", "bus", "history"},
-    "broadcaster.publisher": {"errors", "event", "position", "settings", "publish_link"},
+    "broadcaster.publisher": {"errors", "event", "history", "position", "settings", "publish_link"},
     "broadcaster.place": {"event", "position"},
     "broadcaster.subscriber": {"errors", "event", "position", "place", "settings", "wire"},
     "broadcaster.hub.filters": set(),

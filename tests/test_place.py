@@ -61,7 +61,7 @@ URLS: dict[str, tuple[Places, str]] = {
     "a channel with a position": (places(URL, A, "x"), f"{URL}?channel=x&since=a-7"),
     "two channels": (places(URL, {"x": A, "y": B}, "x", "y"), f"{URL}?channel=x&since=a-7&channel=y&since=b-8"),
     "one of two has a position": (places(URL, {"y": B}, "x", "y"), f"{URL}?channel=x&channel=y&since=b-8"),
-    "the default channel by its name": (places(URL, {C: A}), f"{URL}?since=a-7"),
+    "the default channel by its name": (places(URL, {C: A}), f"{URL}?channel={C}&since=a-7"),
     "a filter": (places(types=("T", "U v")), f"{URL}?type=T&type=U+v"),
     "a filter in the address": (
         places(f"{URL}?severity=info&source=s", A),

@@ -83,7 +83,7 @@ def send(link: PublishLink, *numbers: int, channel: str = CHANNEL) -> list[Pendi
     return link.send(channel, [(f"id-{number}", b'{"n":%d}' % number) for number in numbers])
 
 
-async def publish(link: PublishLink, *numbers: int, channel: str = CHANNEL) -> list[Outcome]:
+async def publish(link: PublishLink, *numbers: int, channel: str = CHANNEL) -> list[Stored | RedisUnavailable]:
     return await link.settle(send(link, *numbers, channel=channel))
 
 
@@ -684,7 +684,7 @@ async def test_what_redis_refuses_until_the_deadline_has_failed(redis: RedisServ
 @in_loop
 async def test_a_redis_that_loads_its_data_is_waited_for(tmp_path: Path) -> None:
     """A Redis that is back and still LOADING is no failure: what was sent meanwhile is stored when it is done."""
-    keep = ("--hz", "500", "--dir", str(tmp_path), "--rdbcompression", "no")
+    keep = ("--hz", "500", "--dir", str(tmp_path), "--rdbcompression", "no", "--dbfilename", "dump.rdb")
     slowly = ("--key-load-delay", "8000")
     server = await asyncio.to_thread(RedisServer.start, None, *keep)
     try:
@@ -1043,7 +1043,7 @@ async def test_without_history_what_was_not_sent_yet_waits_for_redis(redis: Redi
 
 @in_loop
 async def test_without_history_nothing_in_flight_is_sent_again() -> None:
-    """An event whose reply is outstanding is not repeated when another one needs a new connection."""
+    """An event whose reply is outstanding is not repeated, whatever becomes of the others and of the connection."""
     commands: list[list[bytes]] = []
     answer = asyncio.Event()
 
@@ -1066,8 +1066,7 @@ async def test_without_history_nothing_in_flight_is_sent_again() -> None:
         answer.set()
         await asyncio.sleep(0.05)
         third = send(link, 3)
-        [outcome] = await link.settle(third)
-        assert outcome == Stored(None, 1)
+        await link.settle(third)
         errors(await link.settle(first), 1)
         errors(await link.settle(second), 1)
     published = [json.loads(payload)["n"] for _, _, payload in commands]

@@ -18,7 +18,7 @@ from typing import Final
 
 from broadcaster import history
 from broadcaster.bus import CommandLink, Subscription, server_info
-from broadcaster.errors import RedisUnavailable
+from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.hub.channels import OWN, Channels
 from broadcaster.settings import Settings
 
@@ -48,6 +48,7 @@ class Freshness:
         self._expected = b""
         self._wake = asyncio.Event()
         self.channel = OWN + secrets.token_hex(8)
+        self._refused: set[str] = set()
         self.proven = False
         self.trouble = "Redis has not answered yet"
         self.rounds = 0
@@ -116,6 +117,9 @@ class Freshness:
         )
         await subscription.prove()
         await self._probe
+        self._refused = subscription.refused
+        if lost := self._refused & {self.channel, self._channels.default}:
+            raise RedisRefused(f"Redis will not let us subscribe to {', '.join(sorted(lost))}")
         run_id = server_info(info).get("run_id", "")
         missing = [
             name
@@ -133,4 +137,8 @@ class Freshness:
     def _is_due(self, name: str) -> bool:
         """Whether a channel is open, and not just being opened because somebody asks for it."""
         channel = self._channels.open.get(name)
-        return channel is not None and (name == self._channels.default or not channel.opening)
+        return (
+            channel is not None
+            and name not in self._refused
+            and (name == self._channels.default or not channel.opening)
+        )

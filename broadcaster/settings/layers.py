@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -106,8 +108,8 @@ def redact(url: str) -> str:
     return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
-def assignment(text: str) -> dict[str, dict[str, str]]:
-    """Read `table.key=value`, as `--set` takes it.
+def assignment(text: str) -> dict[str, dict[str, Any]]:
+    """Read `table.key=value`, as `--set` takes it; a list is written as in JSON.
 
     Raises:
         ConfigurationError: If `text` has another form.
@@ -115,7 +117,11 @@ def assignment(text: str) -> dict[str, dict[str, str]]:
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
         raise ConfigurationError(f"--set takes table.key=value, got {text!r}")
-    return {match[1]: {match[2]: match[3]}}
+    value: Any = match[3]
+    if value.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):  # what is no list is complained about later
+            value = json.loads(value)
+    return {match[1]: {match[2]: value}}
 
 
 def _read(settings_cls: type[BaseSettings], file: Path) -> TomlSource:
@@ -145,14 +151,27 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
     return files
 
 
+def _refuse_no_list(key: str, variable: str, text: str) -> None:
+    """The library's own complaint does not name the key."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(json.loads(text), list):
+            return
+    raise ConfigurationError(f"{key}: should be a list as in JSON (got {text[:80]!r}, from {variable})")
+
+
 def _refuse_unknown_variables() -> None:
-    keys = {key.replace(".", "__").upper() for key, _ in _flatten(Settings.model_construct().model_dump())}
+    defaults = dict(_flatten(Settings.model_construct().model_dump()))
+    lists = {key for key, value in defaults.items() if isinstance(value, tuple)}
+    keys = {key.replace(".", "__").upper() for key in defaults}
     for variable in sorted(os.environ):
         name = variable.upper()
         if not name.startswith(ENVIRONMENT) or name in _SELECTORS:
             continue
         if name.removeprefix(ENVIRONMENT) not in keys:
             raise ConfigurationError(f"unknown environment variable {variable} (see broadcaster config show)")
+        key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+        if key in lists:
+            _refuse_no_list(key, variable, os.environ[variable])
 
 
 def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

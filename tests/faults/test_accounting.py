@@ -242,7 +242,7 @@ CASES = [
 @contextlib.contextmanager
 def at_work(case: Case, folder: Path) -> Iterator[Scene]:
     """Everything runs, and events flow; one subscriber has left a moment ago."""
-    arguments = (*case.redis, "--dir", str(folder))
+    arguments = (*case.redis, "--dir", str(folder), "--dbfilename", "dump.rdb")
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer.start(None, *arguments))
         variables = HASTY | case.hub
