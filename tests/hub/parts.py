@@ -184,7 +184,7 @@ class Memory:
 
     def _answer(self, command: tuple[Any, ...]) -> Any:
         if command[0] == "EVALSHA":
-            shelf = self.shelf(channel := command[5])
+            shelf = self.shelf(channel := command[3 + command[2]])
             self.looks += 1
             epochs = " ".join(f"{epoch}:{first}" for epoch, first in shelf.epochs)
             return [epochs.encode(), str(shelf.offset).encode()]
@@ -322,6 +322,7 @@ class Link:
     def __init__(self) -> None:
         self.meanwhile: Callable[[], Awaitable[None]] | None = None
         self.channels: dict[str, None] = {}
+        self.refused: set[str] = set()
         self.released: list[str] = []
 
     def hold(self, channel: str) -> None:
