@@ -88,19 +88,20 @@ end
 
 local reply = {}
 for i = 4, #KEYS do
-  local given = epoch .. '-' .. digits(offset + 1)
+  local number = digits(offset + 1)
+  local given = epoch .. '-' .. number
   if redis.call('SET', KEYS[i], given, 'NX', 'EX', ARGV[5]) then
     local function event()
-      return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. digits(offset + 1) .. ','
+      return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ','
         .. ARGV[i + 4]:sub(2)
     end
-    local counted = redis.pcall('HSET', meta, 'offset', digits(offset + 1))
+    local counted = redis.pcall('HSET', meta, 'offset', number)
     if failed(counted) then
       redis.call('DEL', KEYS[i])
       return redis.error_reply('NOPERM ' .. counted.err)
     end
     local stored = event()
-    local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[3], digits(offset + 1) .. '-0', 'e', stored)
+    local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[3], number .. '-0', 'e', stored)
     if failed(added) and not added.err:find('equal or smaller') then
       return refuse(KEYS[i], added)
     elseif failed(added) then
@@ -109,14 +110,14 @@ for i = 4, #KEYS do
       if epoch ~= fresh then
         begin_epoch()
       end
-      given, stored = epoch .. '-' .. digits(offset + 1), event()
+      given, stored = epoch .. '-' .. number, event()
       redis.call('SET', KEYS[i], given, 'EX', ARGV[5])
-      redis.call('HSET', meta, 'offset', digits(offset + 1))
-      redis.call('XADD', log, digits(offset + 1) .. '-0', 'e', stored)
+      redis.call('HSET', meta, 'offset', number)
+      redis.call('XADD', log, number .. '-0', 'e', stored)
     end
     local heard = redis.pcall('PUBLISH', channel, stored)
     if failed(heard) then
-      redis.pcall('XDEL', log, digits(offset + 1) .. '-0')
+      redis.pcall('XDEL', log, number .. '-0')
       redis.pcall('XSETID', log, digits(offset) .. '-0')
       return refuse(KEYS[i], heard)
     end

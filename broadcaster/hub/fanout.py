@@ -88,6 +88,7 @@ class Fanout:
         if audience is None:
             audience = self._audiences[listener.filter] = Audience(listener.filter)
             self._matching.clear()
+        listener.filter = audience.filter  # the same one for all of them
         audience.live[listener] = None
         audience.transports = None
         self.behind.discard(listener)

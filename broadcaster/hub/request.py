@@ -7,7 +7,7 @@ from typing import Final
 
 from broadcaster.errors import InvalidEvent
 from broadcaster.event import SEVERITIES, check_channel
-from broadcaster.hub.filters import Filter
+from broadcaster.hub.filters import EVERYTHING, Filter
 from broadcaster.position import Position
 
 MAX_VALUES: Final = 32
@@ -53,7 +53,7 @@ def read_query(query: tuple[tuple[str, str], ...], default: str) -> Ask:
     if any(len(values) > MAX_VALUES for values in wanted.values()):
         raise ValueError(f"a filter has more than {MAX_VALUES} values")
     filtered = Filter(*(frozenset(wanted[key]) for key in ("type", "source", "severity")))
-    return Ask(tuple(since.items()), filtered)
+    return Ask(tuple(since.items()), filtered or EVERYTHING)
 
 
 def _channel(name: str) -> str:
