@@ -1043,7 +1043,7 @@ async def test_without_history_what_was_not_sent_yet_waits_for_redis(redis: Redi
 
 @in_loop
 async def test_without_history_nothing_in_flight_is_sent_again() -> None:
-    """An event whose reply is outstanding is not repeated, whatever becomes of the others and of the connection."""
+    """An event whose reply is outstanding is not repeated, whatever becomes of the others."""
     commands: list[list[bytes]] = []
     answer = asyncio.Event()
 
