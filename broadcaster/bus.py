@@ -143,11 +143,9 @@ class Subscription:
             RedisRefused, RedisUnavailable: None is for us; or the link has ended.
         """
         errors = [reply for reply in replies if isinstance(reply, RedisRefused)]
-        for reply in replies:
-            if isinstance(reply, BaseException) and (
-                not isinstance(reply, RedisRefused) or len(errors) == len(replies)
-            ):
-                raise reply
+        others = [reply for reply in replies if isinstance(reply, BaseException) and reply not in errors]
+        if others or (errors and len(errors) == len(replies)):
+            raise (others or errors)[0]
         refused = self.channels.keys() - self.confirmed if errors else set()
         for channel in refused - self.refused:
             log.warning("redis: the channel %s is not for us: %s", channel, errors[0])

@@ -118,11 +118,13 @@ class PublishLink:
 
     def _write(self, pendings: Sequence[Pending]) -> None:
         """Write some of the unanswered, each on the condition that the one before it was stored."""
-        commands, before = [], None
+        commands, chosen = [], set(pendings)
+        before: dict[str, Pending] = {}
         for pending in self._unanswered:
-            if pending in pendings:
-                commands.append(self._command(pending, before))
-            before = pending if not pending.outcomes else before
+            if pending in chosen:
+                commands.append(self._command(pending, before.get(pending.channel)))
+            if not pending.outcomes:
+                before[pending.channel] = pending
         for pending, reply in zip(pendings, self._commands.send(*commands), strict=True):
             pending.reply = reply
 
@@ -130,7 +132,7 @@ class PublishLink:
         if not self._history.enabled:
             return ("PUBLISH", pending.channel, pending.events[0][1])
         # What is not answered yet may fail: then this must not be stored before it.
-        after = before.events[-1][0] if before is not None and before.channel == pending.channel else None
+        after = before.events[-1][0] if before is not None else None
         return history.store(pending.channel, pending.events, self._history, after=after)
 
     async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
@@ -172,6 +174,7 @@ class PublishLink:
             error = pending.reply.exception()
             if error is None:
                 self._read_reply(pending, pending.reply.result())
+                self._be_confident()
             elif isinstance(error, RedisRefused):
                 pending.fail(error)
             elif not self._history.enabled:  # nobody could tell a second one from the first
@@ -219,8 +222,6 @@ class PublishLink:
                 return
         # Those that were sent meanwhile are among them, each in its place.
         self._write([pending for pending in self._unanswered if pending.has_failed])
-        self._tried = False
-        self._waits_s = backoff_s(0.05, self._longest_wait_s)
 
     def _give_up(self, now: float) -> None:
         for pending in self._unanswered:
@@ -228,5 +229,10 @@ class PublishLink:
                 pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {self._why}"))
         self._forget_answered()
         if not self._unanswered:  # whoever comes next is not to wait because others have
+            self._be_confident()
+
+    def _be_confident(self) -> None:
+        """The next attempt is made at once; those after it wait, each time longer."""
+        if self._tried:
             self._tried = False
             self._waits_s = backoff_s(0.05, self._longest_wait_s)
