@@ -6,14 +6,19 @@ import asyncio
 import logging
 import random
 from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, TypeVar
 
 from broadcaster.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis_link import RUN_ID, Command, OnMessages, RedisLink
 from broadcaster.settings import RedisTable, redact
 
 log = logging.getLogger("broadcaster.bus")
+
+T = TypeVar("T")
+
+_SHORTEST_WAIT_S: Final = 0.05
+_LONGEST_WAIT_S: Final = 1.0
 
 
 def backoff_s(shortest_s: float, longest_s: float) -> Iterator[float]:
@@ -22,6 +27,21 @@ def backoff_s(shortest_s: float, longest_s: float) -> Iterator[float]:
     while True:
         yield random.uniform(0, min(bound_s, longest_s))
         bound_s = min(bound_s * 2, longest_s)
+
+
+async def keep_trying(work: Callable[[], Awaitable[T]], complaint: str) -> T:
+    """The result of `work`, as soon as Redis is there; each failure is logged.
+
+    Raises:
+        RedisRefused: Trying again would not help.
+    """
+    waits_s = backoff_s(_SHORTEST_WAIT_S, _LONGEST_WAIT_S)
+    while True:
+        try:
+            return await work()
+        except RedisUnavailable as error:
+            log.warning("%s: %s; trying again", complaint, error)
+            await asyncio.sleep(next(waits_s))
 
 
 class Subscription:
@@ -99,15 +119,16 @@ class Subscription:
             RedisRefused: Redis will not have us, and trying again would not help.
         """
         attempts = 0
+        waits_s = backoff_s(_SHORTEST_WAIT_S, self._redis.reconnect_max_s)
         while True:
             try:
                 why = await self._hold_one_link()
                 attempts = 0
+                waits_s = backoff_s(_SHORTEST_WAIT_S, self._redis.reconnect_max_s)
             except RedisUnavailable as error:
                 why = str(error)
                 attempts += 1
-            longest_s = min(self._redis.reconnect_max_s, 0.05 * 2 ** min(attempts, 10))
-            await asyncio.sleep(random.uniform(0, longest_s))
+            await asyncio.sleep(next(waits_s))
             if attempts <= 1:  # said after the wait: when all are told to stop, Redis gone is no news
                 log.warning("redis: %s (%s); trying again", why, redact(self._url))
 

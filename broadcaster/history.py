@@ -246,16 +246,14 @@ def read_glance(reply: Any, run_id: str) -> Position | None:
     Raises:
         RedisUnavailable: This is no such reply.
     """
+    if type(reply) is not list or [type(value) in (bytes, type(None)) for value in reply] != [True] * 3:
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}")
+    epoch, offset, began_by = [(value or b"").decode("ascii", "replace") for value in reply]
     try:
-        epoch, offset, began_by = [b"" if value is None else value for value in reply]
-        known = f"{epoch.decode()}-{offset.decode()}"
-        return Position.parse(known) if run_id and began_by.decode() == run_id else None
-    except UnicodeDecodeError:
+        position = Position.parse(f"{epoch}-{offset}")
+    except ValueError:
         return None
-    except (TypeError, AttributeError, ValueError):
-        if type(reply) is list and len(reply) == 3 and all(type(value) in (bytes, type(None)) for value in reply):
-            return None
-        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+    return position if run_id and began_by == run_id else None
 
 
 def read_page(reply: Any) -> list[tuple[int, bytes]]:

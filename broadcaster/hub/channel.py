@@ -62,7 +62,7 @@ class Channel:
         self.resumption = Resumption(self.fanout, self.reader, pages, self._beat_s)
         self._clock = asyncio.get_running_loop().time
         self._pacer = pacer
-        self._waiting: dict[Listener, int] = {}
+        self._waiting: dict[Listener, int] = {}  # and how many looks had begun when it came
         self._beat: tuple[object, bytes] = (None, b"")
         self._ever_steady = False
         self._opened_at = self._clock()

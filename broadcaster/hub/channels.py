@@ -40,7 +40,7 @@ class Channels:
         pacer: Pacer,
         spawn: Spawn,
     ) -> None:
-        """Prepare; nothing is open before `open_default`.
+        """Prepare; nothing is open before `begin`.
 
         Args:
             settings: Of the hub.
@@ -67,10 +67,9 @@ class Channels:
 
     def is_allowed(self, name: str) -> bool:
         """Whether a subscriber may ask for a channel."""
-        allowed = self._settings.channels.allow
         if name.startswith(OWN):
             return False
-        return name == self.default or any(fnmatchcase(name, pattern) for pattern in allowed)
+        return name == self.default or any(fnmatchcase(name, pattern) for pattern in self._settings.channels.allow)
 
     def has_room_for(self, *names: str) -> bool:
         """Whether all of these channels can be open at the same time."""

@@ -246,11 +246,7 @@ class Fanout:
                 events += 1
             else:
                 self.filtered += 1
-        if frames:
-            data = b"".join(frames)
-            self.deliveries += events
-            self.sent_bytes += len(data)
-            listener.connection.write(data)
+        self._send(listener, frames, events)
         if hole is not None:
             close_for(hole, listener)
 
@@ -258,9 +254,13 @@ class Fanout:
         """Write those events of the log that a listener wants, in one piece."""
         frames = [a.frame for a in arrivals if not listener.filter or listener.filter.wants(a.labels)]
         self.filtered += len(arrivals) - len(frames)
+        self._send(listener, frames, len(frames))
+
+    def _send(self, listener: Listener, frames: list[bytes], events: int) -> None:
+        """Write to one listener; so many of the frames are events."""
         if frames:
             data = b"".join(frames)
-            self.deliveries += len(frames)
+            self.deliveries += events
             self.sent_bytes += len(data)
             listener.connection.write(data)
 

@@ -14,11 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from broadcaster.bus import backoff_s
-from broadcaster.errors import RedisUnavailable
+from broadcaster.bus import keep_trying
 from broadcaster.hub.arrival import Arrival
 from broadcaster.hub.log import PAGE_EVENTS, EventLog, Page
-from broadcaster.hub.order import Order
 from broadcaster.position import Position
 
 KEPT_PAGES: Final = 32
@@ -27,8 +25,6 @@ KEPT_PAGES: Final = 32
 KEPT_BYTES: Final = 16 * 2**20
 """Bytes of these pages; the oldest go first."""
 
-_LONGEST_WAIT_S: Final = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
@@ -36,23 +32,21 @@ class LogPage:
 
     Attributes:
         page: The page.
-        order: The order of the channel's positions.
         ends: Per event: bytes of all frames up to and with its own.
         whole: Whether its events are of one epoch and follow each other without a hole.
     """
 
     page: Page
-    order: Order
     ends: list[int]
     whole: bool
 
     @classmethod
-    def of(cls, page: Page, order: Order) -> LogPage:
+    def of(cls, page: Page) -> LogPage:
         ends = list(itertools.accumulate(len(arrival.frame) for arrival in page.arrivals))
         positions = [arrival.position for arrival in page.arrivals]
         steps = itertools.pairwise(positions)
         whole = all(a and b and b.epoch == a.epoch and b.offset == a.offset + 1 for a, b in steps)
-        return cls(page, order, ends, whole and not page.refused)
+        return cls(page, ends, whole and not page.refused)
 
     @property
     def size(self) -> int:
@@ -117,14 +111,9 @@ class Pages:
                     serve(page)
 
     async def _read(self, channel: str, first: int) -> LogPage:
-        for wait_s in backoff_s(0.05, _LONGEST_WAIT_S):
-            try:
-                page = await self._log.page(channel, first)
-                break
-            except RedisUnavailable:
-                await asyncio.sleep(wait_s)
+        page = await keep_trying(lambda: self._log.page(channel, first), f"{channel}: cannot read the log")
         self.read += 1
-        found = LogPage.of(page, Order(channel, page.head.epochs))
+        found = LogPage.of(page)
         self._keep((channel, first), found)
         return found
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import replace
 
-from broadcaster.bus import backoff_s
-from broadcaster.errors import RedisUnavailable
+from broadcaster.bus import keep_trying
 from broadcaster.hub.arrival import Arrival
 from broadcaster.hub.fanout import Fanout
 from broadcaster.hub.log import EventLog, Page
@@ -21,8 +20,6 @@ from broadcaster.hub.order import Order
 from broadcaster.position import Cause, Gap, Position
 
 log = logging.getLogger("broadcaster.hub")
-
-_LONGEST_WAIT_S: Final = 1.0
 
 
 class Reader:
@@ -118,13 +115,7 @@ class Reader:
         """
         while True:
             await self._wake.wait()
-            for wait_s in backoff_s(0.05, _LONGEST_WAIT_S):
-                try:
-                    await self._catch_up()
-                    break
-                except RedisUnavailable as error:
-                    log.warning("%s: cannot read the log: %s; trying again", self._channel, error)
-                    await asyncio.sleep(wait_s)
+            await keep_trying(self._catch_up, f"{self._channel}: cannot read the log")
 
     async def _catch_up(self) -> None:
         """Read until `at` is the head of the channel and nothing has been skipped meanwhile."""
@@ -199,7 +190,7 @@ def because(gap: Gap, refused: set[Position]) -> Gap:
     offsets = {position.offset for position in refused}
     if not all(offset in offsets for offset in range(gap.first, min(gap.last, gap.first + len(offsets)) + 1)):
         return gap
-    return Gap(gap.channel, Cause.REFUSED, gap.epoch, gap.first, gap.last, gap.position)
+    return replace(gap, cause=Cause.REFUSED)
 
 
 class PassingReader:

@@ -72,8 +72,7 @@ class Resumption:
         else:
             self._fanout.join_behind(listener, since)
             if listener.cursor is not None:
-                whole = listener.cursor > self._fanout.last_gap
-                self._welcome(listener, since, recovered=since.epoch == head.epoch and whole)
+                self._welcome_once(listener, missing=listener.cursor <= self._fanout.last_gap)
 
     def _go_live(self, listener: Listener, gap: Gap) -> None:
         self._welcome(listener, gap.position, recovered=False)
@@ -114,8 +113,10 @@ class Resumption:
         place, page, head = listener.place, found.page, self._fanout.position
         assert place is not None
         assert head is not None  # nothing after it is given: it comes live
-        # The reader may remember epochs that Redis has forgotten.
-        order = self._reader.order if self._reader.order.knows(page.head.position.epoch) else found.order
+        order = self._reader.order  # which may remember epochs that Redis has forgotten
+        if not order.knows(page.head.position.epoch):
+            self._reader.check(page.head.position)
+            return False  # it is from before Redis lost its memory, or from an epoch that is about to be told
         run = found.run(place, WRITE_BYTES)
         if run and run[-1].position is not None and not order.is_after(run[-1].position, head):
             self._welcome_once(listener, missing=False)
@@ -168,7 +169,6 @@ class Resumption:
     def _welcome_once(self, listener: Listener, *, missing: bool) -> None:
         """The first piece has been found: now it is known whether something is missing before it."""
         if (since := listener.since) is not None:
-            listener.since = None
             head = self._fanout.position
             self._welcome(
                 listener, since, recovered=not missing and head is not None and since.epoch == head.epoch

@@ -9,7 +9,6 @@ import pytest
 
 from broadcaster.errors import RedisRefused
 from broadcaster.hub.log import PAGE_EVENTS
-from broadcaster.hub.order import Order
 from broadcaster.hub.pages import KEPT_BYTES, KEPT_PAGES, LogPage, Pages
 from broadcaster.position import Position
 from tests.hub.parts import CHANNEL, INVALID, Memory, payload, turns
@@ -196,7 +195,7 @@ async def test_who_asks_while_a_page_is_read_is_served() -> None:
 
 async def page_of(redis: Memory, first: int = 0) -> LogPage:
     page = await redis.event_log().page(CHANNEL, first)
-    return LogPage.of(page, Order(CHANNEL, page.head.epochs))
+    return LogPage.of(page)
 
 
 RUNS: list[tuple[str, str, int, list[int]]] = [

@@ -721,6 +721,31 @@ async def test_a_page_from_before_is_not_the_end_of_the_log() -> None:
     assert house.pages.read == 2
 
 
+@in_loop
+async def test_a_page_of_a_redis_that_has_forgotten_everything_says_nothing() -> None:
+    """A page kept from before Redis lost its memory is no reason to tell somebody of the new epoch of a gap."""
+    house = await House.opened(stored=100)
+    house.redis.trim(101)
+    house.fanout.ring = Ring(1 << 20)
+    house.fanout.ring.begin(1, 100)
+    first = house.connect("since=e1-90", v1=True)
+    await until_welcome(house, first)
+    house.redis.forget()
+    house.channels.on_lost(CHANNEL)
+    house.channels.on_confirmed(CHANNEL)
+    await house.settle()
+    house.publish(180)
+    assert str(house.fanout.position) == "e2-180"
+    house.fanout.ring = Ring(1 << 20)
+    house.fanout.ring.begin(2, 180)
+    second = house.connect("since=e2-150", v1=True)
+    await until_welcome(house, second)
+    await house.settle()
+    assert second.controls("gap") == []
+    assert second.controls("welcome")[0]["recovered"] is True
+    assert len(second.events()) == 30
+
+
 # Several channels
 
 
