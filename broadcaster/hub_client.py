@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from broadcaster import trust
 from broadcaster.errors import HubUnavailable
 
 _POLL_S: Final = 0.05
-# No proxy: the environment's would be asked even for localhost.
-_OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def base_url(websocket_url: str) -> str:
@@ -23,26 +23,28 @@ def base_url(websocket_url: str) -> str:
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 
 
-async def statistics(url: str, timeout_s: float = 2.0) -> dict[str, Any]:
+async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "") -> dict[str, Any]:
     """The hub's `/stats`.
 
     Raises:
+        ConfigurationError: `tls_ca` cannot be read.
         HubUnavailable: It did not answer.
     """
-    return await asyncio.to_thread(_get, f"{url}/stats", timeout_s)
+    return await asyncio.to_thread(_get, f"{url}/stats", timeout_s, trust.context(url, tls_ca))
 
 
-async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float) -> None:
+async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float, tls_ca: str = "") -> None:
     """Wait until the hub is ready and has at least `subscribers` connected.
 
     Raises:
+        ConfigurationError: `tls_ca` cannot be read.
         HubUnavailable: Not within `within_s` seconds; the message says what is missing.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     while True:
         try:
-            numbers = await statistics(url, timeout_s=min(2.0, within_s))
+            numbers = await statistics(url, min(2.0, within_s), tls_ca)
             missing = _missing(numbers, subscribers)
             if missing is None:
                 return
@@ -61,9 +63,11 @@ def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
     return None
 
 
-def _get(url: str, timeout_s: float) -> dict[str, Any]:
+def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    # No proxy: the environment's would be asked even for localhost.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
     try:
-        with _OPENER.open(url, timeout=timeout_s) as response:
+        with opener.open(url, timeout=timeout_s) as response:
             body = json.load(response)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -50,6 +50,8 @@ class Cause(enum.StrEnum):
     """Redis was restarted (or its memory of the channel was lost): what it had not kept is gone."""
     EXPIRED = "expired"
     """The events have left the retention window (`history.max_events`, `history.idle_expire_s`)."""
+    SHED = "shed"
+    """You were too slow, and the channel drops the oldest events of the slow instead of closing them."""
     REFUSED = "refused"
     """What is stored there is no valid event, or too large for the hub."""
     POSITION_UNKNOWN = "position_unknown"

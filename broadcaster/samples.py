@@ -19,7 +19,9 @@ async def publish_samples(settings: Settings) -> None:
         RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are logged.
     """
     table = settings.publisher
-    await hub_client.wait_until_ready(settings.hub_url, subscribers=1, within_s=table.start_timeout_s)
+    await hub_client.wait_until_ready(
+        settings.hub_url, subscribers=1, within_s=table.start_timeout_s, tls_ca=settings.subscriber.tls_ca
+    )
     log.info("publishing %g events a second to %s", table.rate_hz, settings.event.channel)
     data = padding(settings)
     async with Publisher(settings) as publisher:

@@ -7,12 +7,13 @@ import logging
 import random
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
 from broadcaster import event as events
+from broadcaster import trust
 from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
 from broadcaster.place import Places
@@ -81,6 +82,7 @@ class Subscriber:
         types: Sequence[str] = (),
         sources: Sequence[str] = (),
         severities: Sequence[str] = (),
+        token: str | Callable[[], str] | None = None,
     ) -> None:
         """Prepare a subscriber; nothing is connected yet.
 
@@ -92,14 +94,20 @@ class Subscriber:
             types: Receive only events of these types; none: all.
             sources: Receive only events of these sources; none: all.
             severities: Receive only events of these severities; none: all.
+            token: What to show to the hub; a function is asked before every connection, so that it can bring a
+                fresh one. None takes the configured.
 
         Raises:
+            ConfigurationError: `subscriber.tls_ca` cannot be read.
             ValueError: `since` is no position, or one for several channels.
         """
         settings = settings or load().settings
         self._settings = settings.subscriber
         self._max_bytes = settings.event.max_bytes
-        self._places = Places(url or settings.subscriber_url, channels, since, types, sources, severities)
+        url = url or settings.subscriber_url
+        self._places = Places(url, channels, since, types, sources, severities)
+        self._token = self._settings.token.get_secret_value() if token is None else token
+        self._tls = trust.context(url, self._settings.tls_ca)
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._last_sequence: dict[str, int] = {}
         # What to hand out, each with the position that is reached by it; without a notice: only that.
@@ -212,7 +220,11 @@ class Subscriber:
             url = self._places.url()
             try:
                 connection = await client.open_connection(
-                    url, timeout_s=self._settings.connect_timeout_s, max_queue=self._settings.queue_events
+                    url,
+                    timeout_s=self._settings.connect_timeout_s,
+                    max_queue=self._settings.queue_events,
+                    token=self._token() if callable(self._token) else self._token,
+                    tls=self._tls,
                 )
             except (OSError, TimeoutError, client.InvalidHandshake) as error:
                 if isinstance(error, client.InvalidHandshake):

@@ -139,7 +139,7 @@ class HubProcess(Running):
             *(sys.executable, "-m", "broadcaster", "hub"),
             BROADCASTER_REDIS__URL=redis_url,
             BROADCASTER_HUB__PORT=str(self.port),
-            **variables,
+            **({"BROADCASTER_HUB__DRAIN_S": "0.1"} | variables),
         )
 
     def __enter__(self) -> HubProcess:

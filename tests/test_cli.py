@@ -98,6 +98,8 @@ HELP: dict[str, tuple[str, ...]] = {
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),
+    "token": ("create",),
+    "token create": ("--name", "--subscribe", "--publish", "--lasts"),
 }  # fmt: skip
 
 

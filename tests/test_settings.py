@@ -485,11 +485,14 @@ HUB_URLS = {
 @pytest.mark.parametrize(("host", "url"), HUB_URLS.values(), ids=HUB_URLS.keys())
 def test_the_hub_is_found_where_it_listens(host: str, url: str) -> None:
     """The hub's addresses are made from hub.host, unless subscriber.url or fleet.url say another one."""
-    settings = load(overrides={"hub": {"host": host}}).settings
+    everybody = {"open_to_network": True}
+    settings = load(overrides={"hub": {"host": host}, "auth": everybody}).settings
     assert settings.hub_url == url
     websocket = "ws" + url.removeprefix("http") + "/ws"
     assert settings.subscriber_url == settings.fleet_url == websocket
     other = {"url": "wss://h/ws"}
-    settings = load(overrides={"hub": {"host": host}, "subscriber": other, "fleet": other}).settings
+    settings = load(
+        overrides={"hub": {"host": host}, "auth": everybody, "subscriber": other, "fleet": other}
+    ).settings
     assert settings.subscriber_url == settings.fleet_url == "wss://h/ws"
     assert settings.hub_url == url

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import resource
+import ssl
 import sys
 from dataclasses import asdict
 from math import ceil
@@ -27,11 +28,11 @@ from broadcaster.hub.channels import Channels
 from broadcaster.hub.crew import Crew
 from broadcaster.hub.freshness import Freshness
 from broadcaster.hub.front import Front
+from broadcaster.hub.gate import Gate
 from broadcaster.hub.intake import Intake
 from broadcaster.hub.log import EventLog
 from broadcaster.hub.pacer import Pacer
 from broadcaster.hub.pages import Pages
-from broadcaster.hub.request import Ask, read_query
 from broadcaster.hub.roster import Roster
 from broadcaster.hub.statistics import ChannelStatistics, HubStatistics
 from broadcaster.settings import Settings
@@ -46,7 +47,7 @@ class Hub:
     """The parts of one hub. Made inside a running event loop; nothing happens before `serve`."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        settings = self.settings = _within_open_files(settings)
         self.crew = Crew()
         stored = settings.history.enabled
         self._commands = CommandLink(settings.redis, *([history.LOAD] if stored else []))
@@ -56,9 +57,9 @@ class Hub:
         self.channels = Channels(settings, (events, self.pages) if stored else None, pacer, self.crew.spawn)
         self.freshness = Freshness(settings, self._commands, self.channels)
         self.intake = Intake(self.channels, self.freshness, settings.event.max_bytes)
-        possible = min(settings.hub.max_connections, _open_files())
-        table = settings.hub.model_copy(update={"max_connections": possible})
-        self.roster = Roster(table, self.channels, self.freshness, pacer)
+        self.gate = Gate(settings, self.channels)
+        self.pacer = pacer
+        self.roster = Roster(settings.hub, self.channels, self.freshness, self.gate, pacer)
         self.subscription = Subscription(
             settings.redis,
             on_messages=self.intake.take,
@@ -67,7 +68,6 @@ class Hub:
         )
         self.subscription.hold(self.freshness.channel)
         self.channels.begin(self.subscription)
-        self.stopping = False
         self._started_at = asyncio.get_running_loop().time()
 
     def start(self) -> None:
@@ -95,27 +95,7 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        return self.freshness.proven and not self.stopping
-
-    def admit(self, target: wire.Target) -> Ask | wire.Refusal:
-        """What a well-formed upgrade request asks for; a refusal if it is not let in."""
-        if self.stopping:
-            return wire.Refusal(503, "the hub is stopping", retry_after_s=1)
-        if self.roster.full:
-            return wire.Refusal(503, "too many subscribers", retry_after_s=5)
-        try:
-            ask = read_query(target.query, self.channels.default)
-        except ValueError as error:
-            return wire.Refusal(400, str(error))
-        names = [name for name, _ in ask.channels]
-        if len(names) > self.settings.channels.max_per_connection:
-            return wire.Refusal(400, f"more than {self.settings.channels.max_per_connection} channels")
-        for name in names:
-            if not self.channels.is_allowed(name):
-                return wire.Refusal(404, f"no such channel here: {name}")
-        if not self.channels.has_room_for(*names):
-            return wire.Refusal(503, "too many channels are open", retry_after_s=5)
-        return ask
+        return self.freshness.proven and not self.gate.stopping
 
     def statistics(self) -> HubStatistics:
         channels = {name: ChannelStatistics.of(channel) for name, channel in self.channels.open.items()}
@@ -133,10 +113,13 @@ class Hub:
             invalid=dict(self.intake.invalid),
             deliveries=totals["deliveries"],
             filtered=totals["filtered"],
+            shed=totals["shed"],
             sent_bytes=totals["sent_bytes"],
             slow_closed=self.roster.slow_closed,
             talkers_closed=self.roster.talkers_closed,
             ping_timeouts=self.roster.ping_timeouts,
+            expired=self.roster.expired,
+            refused=dict(self.gate.refused),
             aborted=self.roster.aborted,
             redis_reconnects=self.subscription.reconnects,
             proofs=self.freshness.rounds,
@@ -166,7 +149,7 @@ def create_app(hub: Hub) -> App:
         body = {
             "ready": hub.ready,
             "redis": hub.channels.default in hub.subscription.confirmed,
-            "stopping": hub.stopping,
+            "stopping": hub.gate.stopping,
             "trouble": hub.freshness.trouble,
         }
         return json(body, status=200 if hub.ready else 503)
@@ -189,7 +172,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
     _one_hub_per_port()
     hub = Hub(settings)
     app = create_app(hub)
-    front = Front.bound(hub.roster, hub.admit, settings.hub.header_max_bytes)
+    front = Front.bound(hub.gate, hub.roster, hub.pacer, settings.hub.header_max_bytes)
     host, port = settings.hub.host, settings.hub.port
     try:
         server: Any = await app.create_server(  # untyped in Sanic
@@ -197,6 +180,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             port,
             protocol=front,
             backlog=settings.hub.backlog,
+            ssl=_tls(settings),
             asyncio_server_kwargs={"start_serving": False},
         )
         await server.startup()
@@ -205,7 +189,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         await server.after_start()
     except OSError as error:
         raise PortTaken(host, port, error.strerror or str(error)) from None
-    log.info("listening on ws://%s:%d/ws", host, port)
+    log.info("listening on %s://%s:%d/ws", "wss" if settings.hub.tls_cert else "ws", host, port)
     _calm_the_collector()
 
     hub.start()
@@ -214,13 +198,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
         # A hub with a dead part must not look alive: whatever ends first ends the hub.
         ends: list[asyncio.Future[Any]] = [hub.crew.failed, stopped]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        hub.stopping = True
+        hub.gate.stopping = True
         if hub.crew.failed.done():
             hub.crew.failed.result()  # raises what ended it
         return 0
     finally:
-        hub.stopping = True
-        server.close()
+        hub.gate.stopping = True
+        await hub.roster.drain(settings.hub.drain_s if stop.is_set() else 0.0)
+        server.close()  # only now: until here /health/ready says that this hub is going
         await hub.roster.close_all(wire.CloseCode.RESTART, "the hub is restarting", settings.hub.shutdown_s)
         await hub.stop()
         stopped.cancel()
@@ -232,14 +217,39 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             await server.after_stop()
 
 
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """For wss:// and https://, if there is a certificate.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is not the key's.
+    """
+    if not settings.hub.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key)
+    except OSError as error:  # SSLError is one
+        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {error}") from None
+    return context
+
+
 def _one_hub_per_port() -> None:
     name = os.environ.get("HONCHO_PROCESS_NAME", "")
     if name.startswith("hub.") and name != "hub.1":
         raise ConfigurationError(f"one hub per port: {name} would have to share hub.1's; start one hub only")
 
 
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with no more connections than there can be open files."""
+    files = _open_files()
+    handshakes = min(settings.hub.max_handshakes, max(1, files // 8))
+    connections = min(settings.hub.max_connections, max(1, files - handshakes))
+    limits = {"max_handshakes": handshakes, "max_connections": connections}
+    return settings.model_copy(update={"hub": settings.hub.model_copy(update=limits)})
+
+
 def _open_files() -> int:
-    """How many subscribers may be open files: the soft limit, raised to the hard one, less a few for the rest."""
+    """How many connections may be open files: the soft limit, raised to the hard one, less a few for the rest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

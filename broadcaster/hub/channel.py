@@ -9,6 +9,7 @@ from typing import Final
 from broadcaster import wire
 from broadcaster.hub.arrival import Arrival
 from broadcaster.hub.fanout import Fanout
+from broadcaster.hub.lag import Lag
 from broadcaster.hub.listener import Listener
 from broadcaster.hub.log import EventLog
 from broadcaster.hub.pacer import Pacer
@@ -40,6 +41,8 @@ class Channel:
         settings: Settings,
         stored: tuple[EventLog, Pages] | None,
         pacer: Pacer,
+        *,
+        sheds: bool = False,
     ) -> None:
         """Prepare a channel; nothing happens before `run`.
 
@@ -49,9 +52,10 @@ class Channel:
             settings: Of the hub.
             stored: Where events are stored; None when they are not.
             pacer: For work that may wait.
+            sheds: Whether who is slow loses the oldest events; else he is closed.
         """
         self.name = name
-        self.fanout = Fanout(name, settings.hub.ring_bytes, rank)
+        self.fanout = Fanout(name, settings.hub.ring_bytes, rank, Lag.most(settings.hub) if sheds else None)
         self.reader: Reader | PassingReader
         if stored is None:
             self.reader = PassingReader(self.fanout, self._on_caught_up)
@@ -82,6 +86,7 @@ class Channel:
             received=self.received,
             deliveries=fanout.deliveries,
             filtered=fanout.filtered,
+            shed=fanout.shed.total(),
             sent_bytes=fanout.sent_bytes,
         )
 
@@ -179,6 +184,8 @@ class Channel:
         """Tell a listener up to where everything was given to it, held back by its filter, or told as a gap."""
         if listener in self._waiting or listener.since is not None or not self.reader.steady:
             return  # it has not been welcomed yet, or nobody knows whether everything has come
+        if self.fanout.is_overtaken(listener):
+            return  # it is about to be told, or closed
         position = self.fanout.place_of(listener)
         if self._beat[0] != position or not self._beat[1]:
             where = None if position is None else str(position)

@@ -91,7 +91,8 @@ class Channels:
 
     def _open(self, name: str) -> Channel:
         assert self._subscription is not None
-        channel = Channel(name, self.rank(name), self._settings, self._stored, self._pacer)
+        sheds = any(fnmatchcase(name, pattern) for pattern in self._settings.channels.drop_oldest)
+        channel = Channel(name, self.rank(name), self._settings, self._stored, self._pacer, sheds=sheds)
         self.open[name] = self.by_key[name.encode()] = channel
         self._tasks[name] = self._spawn(channel.run(), f"channel {name}")
         self._subscription.hold(name)

@@ -56,6 +56,8 @@ class Connection(asyncio.Protocol):
         transport: Where bytes leave; only ever by `transport.write`, which keeps them in order.
         wants_control: Whether the client speaks `broadcaster.v1`.
         slot: When in the round of pings it is pinged.
+        address: Where it comes from.
+        expires_at: Until when it may stay, in seconds since 1970; None: for good.
         listeners: Its ears, one per channel; the channel of the highest priority first.
         paused: Whether its socket is full.
         close_deadline: Loop time at which it is cut, once it has been closed; else None.
@@ -65,8 +67,10 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_inbound",
         "_keeper",
+        "address",
         "alive",
         "close_deadline",
+        "expires_at",
         "listeners",
         "paused",
         "slot",
@@ -81,6 +85,8 @@ class Connection(asyncio.Protocol):
         self._inbound: wire.Inbound | None = None
         self.paused = False
         self.slot = 0
+        self.address = ""
+        self.expires_at: float | None = None
         self.listeners: tuple[Listener, ...] = ()
         self.close_deadline: float | None = None
         self.alive = True
@@ -95,6 +101,11 @@ class Connection(asyncio.Protocol):
         if self.close_deadline is None:
             self._keeper.begin_close(self)
             self.write(wire.close_frame(code, reason))
+
+    def drain(self, frame: bytes) -> None:
+        """Tell a client that it will be closed soon."""
+        if self.close_deadline is None:
+            self.write(frame)
 
     def abort(self) -> None:
         """Cut the connection at once. The only end that a peer who stopped reading cannot delay."""

@@ -8,31 +8,21 @@ and is fed from there as fast as it reads. Nobody has a queue of his own.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from broadcaster import wire
+from broadcaster.hub import shedding
 from broadcaster.hub.arrival import Arrival
-from broadcaster.hub.filters import EVERYTHING, Filter, Labels
+from broadcaster.hub.audience import Audience, Audiences
+from broadcaster.hub.lag import Lag
 from broadcaster.hub.listener import Listener
 from broadcaster.hub.ring import Entry, Ring
-from broadcaster.position import Gap, Position
+from broadcaster.position import Cause, Gap, Position
 
 WRITE_BYTES: Final = 65_536
 """Largest write to one connection in bytes (one larger frame excepted)."""
-
-_KNOWN_LABELS: Final = 4096
-
-
-class Audience:
-    """All live listeners with the same filter: what one of them wants, all of them get."""
-
-    __slots__ = ("filter", "live", "transports")
-
-    def __init__(self, wanted: Filter) -> None:
-        self.filter = wanted
-        self.live: dict[Listener, None] = {}  # who came first is written first
-        self.transports: list[asyncio.Transport] | None = None  # of the live ones; None when that has changed
 
 
 class Fanout:
@@ -47,11 +37,15 @@ class Fanout:
         deliveries: Events written to listeners, each counted once per listener.
         filtered: Events held back by filters, each counted once per listener.
         sent_bytes: Bytes of the deliveries.
-        gaps: Gaps told, by cause, each counted once per channel.
+        gaps: Gaps told, by cause, each counted once per channel; `shed`, of which every slow listener has its
+            own: once per listener.
         last_gap: Number of the last gap in the ring; -1 before there is one.
+        shed_beyond: How far behind a slow listener may be before it loses the oldest events; None: it is closed.
+        shed: Events that were shed, each counted once per listener: by severity, or as `overtaken` when they
+            had left the ring before anybody could look.
     """
 
-    def __init__(self, channel: str, ring_bytes: int, rank: int = 0) -> None:
+    def __init__(self, channel: str, ring_bytes: int, rank: int = 0, shed_beyond: Lag | None = None) -> None:
         self.channel = channel
         self.rank = rank
         self.ring = Ring(ring_bytes)
@@ -60,17 +54,18 @@ class Fanout:
         self.deliveries = 0
         self.filtered = 0
         self.sent_bytes = 0
-        self.gaps: dict[str, int] = {}
+        self.gaps: Counter[str] = Counter()
         self.last_gap = -1
+        self.shed_beyond = shed_beyond
+        self.shed: Counter[str] = Counter()
         self._clock = asyncio.get_running_loop().time
-        self._everybody = Audience(EVERYTHING)
-        self._audiences: dict[Filter, Audience] = {EVERYTHING: self._everybody}
-        self._matching: dict[Labels, tuple[Audience, ...]] = {}
+        self._audiences = Audiences()
         self._written = 0  # number of the next frame that the audience being served has not been given
         self._base: int | None = None  # number of the first frame of the batch that is being written
         self._given = 0  # how many of the batch the audience being served has been given
         self._eras: list[str] = []  # epochs, in the order in which they came
         self._offset = 0
+        self._batch: Sequence[Arrival] = ()  # what is being written, and not in the ring yet
 
     def begin(self, position: Position) -> None:
         """The channel goes on after this position, which may be in another epoch."""
@@ -84,13 +79,7 @@ class Fanout:
 
     def join(self, listener: Listener) -> None:
         """Take a listener in, live from the next frame on."""
-        audience = self._audiences.get(listener.filter)
-        if audience is None:
-            audience = self._audiences[listener.filter] = Audience(listener.filter)
-            self._matching.clear()
-        listener.filter = audience.filter  # the same one for all of them
-        audience.live[listener] = None
-        audience.transports = None
+        self._audiences.join(listener)
         self.behind.discard(listener)
         listener.cursor = listener.place = None
         listener.resuming = False
@@ -105,19 +94,8 @@ class Fanout:
 
     def leave(self, listener: Listener) -> None:
         """Forget a listener; does nothing the second time."""
-        self._leave_live(listener)
+        self._audiences.leave(listener)
         self.behind.discard(listener)
-
-    def _leave_live(self, listener: Listener) -> bool:
-        audience = self._audiences.get(listener.filter)
-        if audience is None or listener not in audience.live:
-            return False
-        del audience.live[listener]
-        audience.transports = None
-        if not audience.live and audience is not self._everybody:
-            del self._audiences[listener.filter]
-            self._matching.clear()
-        return True
 
     # What they get
 
@@ -125,16 +103,17 @@ class Fanout:
         """Give events to everybody who wants them: one write per connection and `WRITE_BYTES`, none awaited."""
         base = self.ring.head
         self._base = base
+        self._batch = arrivals
         if len(self._audiences) == 1:
-            self._serve(self._everybody, [arrival.frame for arrival in arrivals], None, base)
+            self._serve(self._audiences.everybody, [arrival.frame for arrival in arrivals], None, base)
         else:
             wanted: dict[Audience, list[int]] = {}
             for index, arrival in enumerate(arrivals):
-                for audience in self._matching.get(arrival.labels) or self._match(arrival.labels):
+                for audience in self._audiences.wanting(arrival.labels):
                     wanted.setdefault(audience, []).append(index)
             for audience, indexes in wanted.items():
                 self._serve(audience, [arrivals[index].frame for index in indexes], indexes, base)
-            for audience in self._audiences.values():
+            for audience in self._audiences:
                 self.filtered += len(audience.live) * (len(arrivals) - len(wanted.get(audience, ())))
         self._base = None
         self._written = base + len(arrivals)
@@ -144,15 +123,8 @@ class Fanout:
             if position is not None:
                 self._offset = position.offset
                 self.position = position
-            self.ring.append(Entry(frame, now, era, self._offset, labels))
-
-    def _match(self, labels: Labels) -> tuple[Audience, ...]:
-        """Whose filters let such an event through: asked once per distinct labels, not per event."""
-        if len(self._matching) >= _KNOWN_LABELS:
-            self._matching.clear()
-        found = tuple(audience for audience in self._audiences.values() if audience.filter.wants(labels))
-        self._matching[labels] = found
-        return found
+            self.ring.append(Entry(frame, now, era, self._offset, labels, position is not None))
+        self._batch = ()
 
     def _serve(self, audience: Audience, frames: list[bytes], indexes: list[int] | None, base: int) -> None:
         """Write frames to an audience in pieces; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
@@ -192,11 +164,11 @@ class Fanout:
         frame = gap_frame(gap)
         if gap.position is not None:
             self.begin(gap.position)
-        self.gaps[gap.cause] = self.gaps.get(gap.cause, 0) + 1
-        self.ring.append(Entry(frame, self._clock(), len(self._eras), self._offset, None, gap))
+        self.gaps[gap.cause] += 1
+        self.ring.append(Entry(frame, self._clock(), len(self._eras), self._offset, None, gap=gap))
         self._written = self.ring.head
         self.last_gap = self.ring.head - 1
-        for audience in list(self._audiences.values()):
+        for audience in self._audiences:
             for listener in list(audience.live):
                 if listener.connection.wants_control:
                     listener.connection.write(frame)
@@ -207,10 +179,11 @@ class Fanout:
 
     def fall_behind(self, listener: Listener) -> None:
         """A listener's socket is full: from now on it reads from the ring."""
-        if self._leave_live(listener):
+        if self._audiences.leave(listener):
             if self._base is not None:  # of the batch it has been given some; what came between was held back
                 self.filtered += self._written - self._base - self._given
             listener.cursor = self._written  # which may not be in the ring yet, but soon is
+            listener.place = self._place_before(self._written) if self.sheds_for(listener) else None
             listener.behind_since = self._clock()
             self.behind.add(listener)
 
@@ -221,14 +194,55 @@ class Fanout:
             LookupError: What it has to get next is no longer there.
         """
         assert listener.cursor is not None
-        entries = self.ring.read(listener.cursor, WRITE_BYTES)
+        sheds = self.sheds_for(listener)
+        if sheds and self.is_overtaken(listener):
+            self._shed_overtaken(listener)
+        begun_at = listener.cursor
+        entries = self.ring.read(begun_at, WRITE_BYTES)
         listener.cursor += len(entries)
         listener.place = self._place(listener.cursor)
-        if listener.resuming:
+        if listener.resuming or sheds:
             listener.behind_since = self._clock()
+        if sheds:
+            entries = self._shed_some(listener, begun_at, entries)
         if listener.cursor == self.ring.head:
             self.join(listener)
         self.give(listener, entries)  # may fall behind again, at once and from the right place
+
+    def is_overtaken(self, listener: Listener) -> bool:
+        """Whether what a listener has to get next has left the ring."""
+        return listener.cursor is not None and listener.cursor < self.ring.tail
+
+    def sheds_for(self, listener: Listener) -> bool:
+        """Whether a listener that is slow loses the oldest events: only who can be told, and has been live."""
+        return self.shed_beyond is not None and listener.connection.wants_control and not listener.resuming
+
+    def _shed_overtaken(self, listener: Listener) -> None:
+        assert listener.cursor is not None
+        self.shed["overtaken"] += self.ring.tail - listener.cursor
+        listener.cursor = self.ring.tail
+        self.gaps[Cause.SHED] += 1
+        listener.connection.write(gap_frame(shedding.overtaken(self.channel, listener.place, self.ring_place)))
+
+    def _shed_some(self, listener: Listener, begun_at: int, entries: Sequence[Entry]) -> list[Entry]:
+        assert self.shed_beyond is not None
+        wanted = [
+            (entry, self._lag_at(number, entry))
+            for number, entry in enumerate(entries, begun_at)
+            if entry.labels is None or listener.filter.wants(entry.labels)
+        ]
+        self.filtered += len(entries) - len(wanted)
+        kept, counts = shedding.shed(wanted, channel=self.channel, epochs=self._eras, most=self.shed_beyond)
+        self.shed += counts
+        self.gaps[Cause.SHED] += sum(isinstance(entry, Gap) for entry in kept)
+        return [gap_entry(entry) if isinstance(entry, Gap) else entry for entry in kept]
+
+    def _place_before(self, cursor: int) -> Position | None:
+        """Where somebody stands who goes on at `cursor`, which may be in the middle of what is being written."""
+        for arrival in reversed(self._batch[: max(0, cursor - self.ring.head)]):
+            if arrival.position is not None:
+                return arrival.position
+        return self._place(min(cursor, self.ring.head))
 
     def give(self, listener: Listener, entries: Sequence[Entry]) -> None:
         """Write those entries that a listener wants, in one piece."""
@@ -288,25 +302,35 @@ class Fanout:
         era, offset = self.ring.place(cursor)
         return Position(self._eras[era - 1], offset)
 
-    def behind_ms(self, listener: Listener) -> float:
-        """Age of what a listener behind waits for: the next frame, or the emptying of its socket."""
-        waits_since = listener.behind_since
-        if listener.cursor is not None and listener.cursor < self.ring.head:
-            waits_since = max(waits_since, self.ring.came_at(listener.cursor))
-        return (self._clock() - waits_since) * 1000
+    def lag_of(self, listener: Listener) -> Lag:
+        """How far a listener is behind; its milliseconds are those since its last progress while it resumes."""
+        cursor = listener.cursor
+        if cursor is None:  # it reads the log
+            same = self.position and listener.place and self.position.epoch == listener.place.epoch
+            events = self.position.offset - listener.place.offset if same else 0  # type: ignore[union-attr]
+            return Lag(self._ms_since(listener.behind_since), events, 0)
+        if cursor >= self.ring.head:  # it has been given everything, and its socket still holds some of it
+            return Lag(self._ms_since(listener.behind_since), 0, 0)
+        came_at = self.ring.came_at(cursor)
+        since = came_at if self.sheds_for(listener) else max(listener.behind_since, came_at)
+        return Lag(self._ms_since(since), self.ring.head - cursor, self.ring.bytes_from(cursor))
 
-    def behind_events(self, listener: Listener) -> int:
-        """How many events a listener behind has not been given."""
-        if listener.cursor is not None:
-            return self.ring.head - listener.cursor
-        same = self.position and listener.place and self.position.epoch == listener.place.epoch
-        return self.position.offset - listener.place.offset if same else 0  # type: ignore[union-attr]
+    def _lag_at(self, number: int, entry: Entry) -> Lag:
+        return Lag(self._ms_since(entry.came_at), self.ring.head - number, self.ring.bytes_from(number))
+
+    def _ms_since(self, then: float) -> float:
+        return (self._clock() - then) * 1000
 
 
 def gap_frame(gap: Gap) -> bytes:
     """A gap as `broadcaster.v1` is told of it."""
     fields = {"cause": str(gap.cause), "epoch": gap.epoch, "first": gap.first, "last": gap.last}
     return wire.control_frame("gap", gap.channel, **fields, position=gap.position and str(gap.position))
+
+
+def gap_entry(gap: Gap) -> Entry:
+    """A gap among the entries that one listener is given; it is in no ring, and has no number."""
+    return Entry(gap_frame(gap), 0.0, 0, 0, None, gap=gap)
 
 
 def close_for(gap: Gap, listener: Listener) -> None:

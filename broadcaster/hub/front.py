@@ -16,67 +16,97 @@ from sanic.server import HttpProtocol
 
 from broadcaster import wire
 from broadcaster.hub.connection import Connection
-from broadcaster.hub.request import Ask
+from broadcaster.hub.gate import Gate
+from broadcaster.hub.pacer import Pacer
 from broadcaster.hub.roster import Roster
 
 _REQUEST_LINE: Final = re.compile(rb"[A-Z]{1,16} (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
-
-Admit = Callable[[wire.Target], Ask | wire.Refusal]
+_RETRY: Final = "Retry-After: 1\r\n"
 
 
 class Front(asyncio.Protocol):
-    """Reads one request head: at most `header_max_bytes` of it, for at most the handshake's deadline.
+    """Reads one request head: at most `header_max_bytes` of it, for at most the gate's deadline.
 
+    What is to be done with it is done by the pacer: however many come at once, the events go on meanwhile.
     Made by Sanic's server with the arguments of `HttpProtocol`, which are handed on when it is not for us.
     """
 
-    __slots__ = ("_head", "_sanic_arguments", "_transport", "deadline")
+    __slots__ = ("_head", "_next", "_sanic_arguments", "_transport", "deadline")
 
+    gate: Gate
     roster: Roster
-    admit: Admit
+    pacer: Pacer
     header_max_bytes: int
 
     def __init__(self, **sanic_arguments: Any) -> None:
         self._sanic_arguments = sanic_arguments
         self._head = b""
         self._transport: asyncio.Transport | None = None
+        self._next: Callable[[asyncio.Transport], None] | None = None
         self.deadline = 0.0
 
     @classmethod
-    def bound(cls, roster: Roster, admit: Admit, header_max_bytes: int) -> type[Front]:
+    def bound(cls, gate: Gate, roster: Roster, pacer: Pacer, header_max_bytes: int) -> type[Front]:
         """A class of its own for one hub: Sanic takes a class, not a factory."""
-        members = {"roster": roster, "admit": staticmethod(admit), "header_max_bytes": header_max_bytes}
+        members = {"gate": gate, "roster": roster, "pacer": pacer, "header_max_bytes": header_max_bytes}
         return type("BoundFront", (cls,), {"__slots__": (), **members})
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        self.roster.watch_handshake(self, watch=True)
+        self.gate.watch(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return  # it was refused, and goes on talking
         head = self._head = self._head + data if self._head else data
+        if self._next is not None:
+            # A client may not talk before the 101; whoever does may be smuggling a second request.
+            self._refuse(400, "Bad Request: bytes after the request")
+            return
         end = head.find(wire.HEAD_END)
-        if end < 0:
-            if len(head) > self.header_max_bytes:
-                self._refuse(431, "Request Header Fields Too Large")
-            return
-        if end + len(wire.HEAD_END) > self.header_max_bytes:
+        length = len(head) if end < 0 else end + len(wire.HEAD_END)
+        if length > self.header_max_bytes:
             self._refuse(431, "Request Header Fields Too Large")
-            return
+        elif end >= 0:
+            self._on_head(head, length)
+
+    def _on_head(self, head: bytes, length: int) -> None:
+        """The head is complete; `head` may be longer than it is."""
+        assert self._transport is not None
         request_line = _REQUEST_LINE.match(head)
         if request_line is None:
             self._refuse(400, "Bad Request")
         elif not _WEBSOCKET_PATH.match(request_line[1]):
-            self._hand_to_sanic(head)
-        elif len(head) > end + len(wire.HEAD_END):
-            # A client may not talk before the 101; whoever does may be smuggling a second request.
+            if self.gate.may_ask():
+                self._transport.pause_reading()
+                self._do_next(self._hand_to_sanic)
+            else:
+                self._refuse(503, "Service Unavailable: too many requests", _RETRY)
+        elif len(head) > length:
             self._refuse(400, "Bad Request: bytes after the request")
+        elif self.gate.may_shake_hands():
+            self.gate.forget(self)  # it has done its part in time
+            self._do_next(self._upgrade)
         else:
-            self._upgrade(head)
+            self._refuse(503, "Service Unavailable: too many handshakes", _RETRY)
 
-    def _upgrade(self, head: bytes) -> None:
-        transport = self._let_go()
-        answer = wire.answer_upgrade(head, self.admit)
+    def _do_next(self, work: Callable[[asyncio.Transport], None]) -> None:
+        self._next = work
+        self.pacer.add(self._do)
+
+    def _do(self) -> bool:
+        """For the pacer: what comes next, once."""
+        if self._transport is not None and self._next is not None and not self._transport.is_closing():
+            self._next(self._transport)
+        return False
+
+    def _upgrade(self, transport: asyncio.Transport) -> None:
+        head = self._head
+        self._let_go()
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        answer = wire.answer_upgrade(head, lambda target: self.gate.admit(target, address))
         transport.write(answer.response)
         if answer.admitted is None:
             transport.close()
@@ -85,30 +115,46 @@ class Front(asyncio.Protocol):
         transport.set_protocol(connection)
         self.roster.add(connection, answer.admitted)
 
-    def _hand_to_sanic(self, head: bytes) -> None:
-        transport = self._let_go()
-        protocol = HttpProtocol(**self._sanic_arguments)
+    def _hand_to_sanic(self, transport: asyncio.Transport) -> None:
+        """From here on it is Sanic's, which is held to the deadline as well."""
+        self.gate.watch(self)
+        protocol = _Page(self, self._sanic_arguments)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)  # type: ignore[no-untyped-call]
-        protocol.data_received(head)
+        protocol.data_received(self._head)
+        self._head = b""
+        transport.resume_reading()
 
-    def _refuse(self, status: int, phrase: str) -> None:
-        transport = self._let_go()
-        transport.write(wire.plain_response(status, phrase))
+    def _refuse(self, status: int, phrase: str, header: str = "") -> None:
+        transport = self._transport
+        self._let_go()
+        assert transport is not None
+        transport.write(wire.plain_response(status, phrase, header))
         transport.close()
 
     def expire(self) -> None:
-        """The deadline has passed and the request is not complete."""
+        """The deadline has passed, and the request is not complete or not answered."""
         self._refuse(408, "Request Timeout")
 
-    def _let_go(self) -> asyncio.Transport:
-        """The transport, which from here on is somebody else's."""
-        transport, self._transport = self._transport, None
-        self.roster.watch_handshake(self, watch=False)
+    def _let_go(self) -> None:
+        """The transport is somebody else's, or gone."""
+        self.gate.forget(self)
+        self._transport = self._next = None
         self._head = b""
-        assert transport is not None
-        return transport
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.roster.watch_handshake(self, watch=False)
-        self._transport = None
+        self._let_go()
+
+
+class _Page(HttpProtocol):
+    """A connection of Sanic's whose end is told to the front."""
+
+    __slots__ = ("_front",)
+
+    def __init__(self, front: Front, arguments: dict[str, Any]) -> None:
+        super().__init__(**arguments)
+        self._front = front
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._front.connection_lost(error)
+        super().connection_lost(error)  # type: ignore[no-untyped-call]

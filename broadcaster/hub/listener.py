@@ -27,6 +27,7 @@ class Listener:
         resuming: Whether it has not been live yet: it is held to making progress, not to being up to date.
         awaits_page: Whether it waits for events to be read from the log.
         page: Such events, just read.
+        warned_at: Loop time at which it was last told that it is slow.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Listener:
         "place",
         "resuming",
         "since",
+        "warned_at",
     )
 
     def __init__(
@@ -59,3 +61,4 @@ class Listener:
         self.resuming = False
         self.awaits_page = False
         self.page: LogPage | None = None
+        self.warned_at = 0.0

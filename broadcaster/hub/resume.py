@@ -9,7 +9,7 @@ from typing import Final
 
 from broadcaster import wire
 from broadcaster.hub.arrival import Arrival
-from broadcaster.hub.fanout import WRITE_BYTES, Fanout, close_for, gap_frame
+from broadcaster.hub.fanout import WRITE_BYTES, Fanout, close_for, gap_entry, gap_frame
 from broadcaster.hub.listener import Listener
 from broadcaster.hub.log import Page
 from broadcaster.hub.order import Order
@@ -163,7 +163,7 @@ class Resumption:
 
     def _pass_over(self, entries: list[Entry], gaps: list[Gap], page: Page) -> list[Gap]:
         told = [because(gap, set(page.refused)) for gap in gaps]
-        entries += [Entry(gap_frame(gap), 0.0, 0, 0, None, gap) for gap in told]
+        entries += [gap_entry(gap) for gap in told]
         return told
 
     def _welcome_once(self, listener: Listener, *, missing: bool) -> None:

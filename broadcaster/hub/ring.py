@@ -22,6 +22,7 @@ class Entry(NamedTuple):
         offset: With `era`: where a reader stands who has been given this; that of the event before it for one
             that is not stored.
         labels: What filters look at; None for a gap.
+        stored: Whether it has a place of its own.
         gap: What is missing here, for `broadcaster.v1`; None for an event.
     """
 
@@ -30,6 +31,7 @@ class Entry(NamedTuple):
     era: int
     offset: int
     labels: Labels | None
+    stored: bool = True
     gap: Gap | None = None
 
 
@@ -46,6 +48,8 @@ class Ring:
 
     def __init__(self, max_bytes: int) -> None:
         self._entries: list[Entry | None] = []
+        self._ends: list[int] = []  # with each entry: bytes of all frames up to its end, since the beginning
+        self._end = 0
         self._dropped = 0  # entries at the front of the list that are None
         self._max_bytes = max_bytes
         self._before: tuple[int, int] = (0, 0)  # era and offset just before the tail
@@ -60,6 +64,8 @@ class Ring:
 
     def append(self, entry: Entry) -> None:
         self._entries.append(entry)
+        self._end += len(entry.frame)
+        self._ends.append(self._end)
         self.head += 1
         self.bytes += len(entry.frame)
         while self.bytes > self._max_bytes:
@@ -72,6 +78,7 @@ class Ring:
             self.tail += 1
         if self._dropped > _SLACK and self._dropped * 2 > len(self._entries):
             del self._entries[: self._dropped]
+            del self._ends[: self._dropped]
             self._dropped = 0
 
     def read(self, cursor: int, max_bytes: int) -> list[Entry]:
@@ -107,6 +114,11 @@ class Ring:
         entry = self._entries[self._dropped + cursor - self.tail - 1]
         assert entry is not None
         return entry.era, entry.offset
+
+    def bytes_from(self, cursor: int) -> int:
+        """Bytes of the frames that a reader at `cursor` has not been given, of those that are still here."""
+        index = self._dropped + max(cursor, self.tail) - self.tail
+        return self._end - (self._ends[index - 1] if index else 0)
 
     def came_at(self, cursor: int) -> float:
         """When the frame that a reader at `cursor` waits for came (loop time, seconds)."""

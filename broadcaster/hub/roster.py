@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Final, Protocol
+import random
+import sys
+import time
+from math import ceil
+from typing import Final
 
 from broadcaster import wire
 from broadcaster.hub.channels import Channels
 from broadcaster.hub.connection import Connection
 from broadcaster.hub.freshness import Freshness
+from broadcaster.hub.gate import Admission, Gate
+from broadcaster.hub.lag import Lag
 from broadcaster.hub.listener import Listener
 from broadcaster.hub.pacer import Pacer
-from broadcaster.hub.request import Ask
 from broadcaster.settings import HubTable
 
 TICK_S: Final = 0.1
 
+WARN_AT: Final = 0.5
+"""Share of what is allowed (`hub.behind_max_*`) at which a `broadcaster.v1` client is told that it is too slow."""
 
-class Expiring(Protocol):
-    """A connection that has not finished its request; ordered by deadline, all wait equally long."""
-
-    deadline: float
-
-    def expire(self) -> None: ...
+WARN_EVERY_S: Final = 1.0
 
 
 class Roster:
@@ -35,15 +37,20 @@ class Roster:
         slow_closed: Closed because they were too far behind (4008).
         talkers_closed: Closed because they said too much (1008).
         ping_timeouts: Cut because they gave no sign of life.
+        expired: Closed because their token had expired (4001).
         aborted: Cut because they did not answer the close in time.
     """
 
-    def __init__(self, settings: HubTable, channels: Channels, freshness: Freshness, pacer: Pacer) -> None:
+    def __init__(
+        self, settings: HubTable, channels: Channels, freshness: Freshness, gate: Gate, pacer: Pacer
+    ) -> None:
         self.inbound_max_bytes = settings.inbound_max_bytes
         self.inbound_max_per_s = settings.inbound_max_per_s
         self._settings = settings
+        self._most_behind = Lag.most(settings)
         self._channels = channels
         self._freshness = freshness
+        self._gate = gate
         self._pacer = pacer
         self._clock = asyncio.get_running_loop().time
         # Each connection belongs to one of the slots; one slot is pinged per tick, so that a round of
@@ -55,7 +62,7 @@ class Roster:
         self._next_beat = itertools.cycle(range(max(1, round(settings.beat_interval_s / TICK_S))))
         self._beat_ticks = max(1, round(settings.beat_interval_s / TICK_S))
         self._closing: set[Connection] = set()
-        self._handshakes: dict[Expiring, None] = {}
+        self._expiring: dict[int, set[Connection]] = {}  # by the second of the wall clock after which they expire
         self.connected = 0
         self.peak = 0
         self.behind: set[Connection] = set()
@@ -63,15 +70,18 @@ class Roster:
         self.talkers_closed = 0
         self.ping_timeouts = 0
         self.aborted = 0
-
-    @property
-    def full(self) -> bool:
-        return self.connected >= self._settings.max_connections
+        self.expired = 0
 
     # Coming and going
 
-    def add(self, connection: Connection, ask: Ask) -> None:
+    def add(self, connection: Connection, admission: Admission) -> None:
         """Take a connection in, and let it listen to what it asks for."""
+        ask = admission.ask
+        connection.address = sys.intern(admission.address)
+        self._gate.enter(connection.address)
+        if admission.expires_at is not None:
+            connection.expires_at = admission.expires_at
+            self._expiring.setdefault(ceil(admission.expires_at), set()).add(connection)
         connection.slot = next(self._next_slot)
         self._slots[connection.slot].add(connection)
         self.connected += 1
@@ -85,6 +95,9 @@ class Roster:
         """Forget a connection that has ended; called once."""
         self._slots[connection.slot].discard(connection)
         self.connected -= 1
+        self._gate.leave(connection.address)
+        if connection.expires_at is not None and (same := self._expiring.get(ceil(connection.expires_at))):
+            same.discard(connection)
         self._closing.discard(connection)
         self.behind.discard(connection)
         for listener in connection.listeners:
@@ -107,14 +120,6 @@ class Roster:
         if connection.close_deadline is None:
             self.talkers_closed += 1
             connection.close(wire.CloseCode.POLICY, f"more than {self.inbound_max_per_s:g} frames a second")
-
-    def watch_handshake(self, front: Expiring, *, watch: bool) -> None:
-        """Begin or end holding an unfinished request to its deadline."""
-        if watch:
-            front.deadline = self._clock() + self._settings.handshake_timeout_s
-            self._handshakes[front] = None
-        else:
-            self._handshakes.pop(front, None)
 
     # Those who are behind
 
@@ -147,10 +152,9 @@ class Roster:
 
     def _close_slow(self, listener: Listener) -> None:
         """Close with 4008 and say by how much it was too slow."""
-        fanout = listener.channel.fanout
         self.slow_closed += 1
-        reason = f"too slow: {fanout.behind_events(listener)} events, {fanout.behind_ms(listener):.0f} ms behind"
-        listener.connection.close(wire.CloseCode.SLOW, reason)
+        lag = listener.channel.fanout.lag_of(listener)
+        listener.connection.close(wire.CloseCode.SLOW, f"too slow: {lag}")
 
     # The timer
 
@@ -162,9 +166,7 @@ class Roster:
 
     def tick(self) -> None:
         now = self._clock()
-        while (oldest := next(iter(self._handshakes), None)) and oldest.deadline <= now:
-            del self._handshakes[oldest]
-            oldest.expire()
+        self._gate.tick()
         for connection in [c for c in self._closing if c.close_deadline and c.close_deadline <= now]:
             self.aborted += 1
             self._closing.discard(connection)
@@ -173,6 +175,7 @@ class Roster:
             self._hold_to_deadline(connection)
         for connection in list(next(self._next_ping)):
             self._ping(connection)
+        self._close_expired()
         beats = range(next(self._next_beat), len(self._slots), self._beat_ticks)
         if self._freshness.proven:
             for connection in itertools.chain.from_iterable(self._slots[slot] for slot in beats):
@@ -180,15 +183,43 @@ class Roster:
                     self._pacer.add(connection.beat)
         self._channels.close_idle()
 
+    def _close_expired(self) -> None:
+        """Whose token has expired has to come back with another one."""
+        now = time.time()
+        for second in [second for second in self._expiring if second <= now]:
+            for connection in self._expiring.pop(second):
+                self.expired += 1
+                connection.close(wire.CloseCode.EXPIRED, "the token has expired")
+
     def _hold_to_deadline(self, connection: Connection) -> None:
         for listener in connection.listeners:
             fanout = listener.channel.fanout
             if not _is_behind(listener) or listener.awaits_page:
                 continue
-            overtaken = listener.cursor is not None and listener.cursor < fanout.ring.tail
-            if (overtaken and not listener.resuming) or fanout.behind_ms(listener) > self._settings.behind_max_ms:
+            lag = fanout.lag_of(listener)
+            if listener.resuming:  # it is held to making progress, however much there is for it
+                lag = Lag(lag.ms, 0, 0)
+            share = lag.share_of(self._most_behind)
+            if share > WARN_AT:
+                self._warn(listener)
+            if fanout.sheds_for(listener):
+                if self._clock() - listener.behind_since > self._settings.ping_interval_s:
+                    self.ping_timeouts += 1
+                    connection.close(wire.CloseCode.PING_TIMEOUT, "nothing is read")
+                    return
+            elif share > 1 or (fanout.is_overtaken(listener) and not listener.resuming):
                 self._close_slow(listener)
                 return
+
+    def _warn(self, listener: Listener) -> None:
+        """Tell a `broadcaster.v1` client that it is too slow, before anything happens to it; once a second."""
+        now = self._clock()
+        if listener.connection.wants_control and now - listener.warned_at > WARN_EVERY_S:
+            listener.warned_at = now
+            channel = listener.channel
+            lag = channel.fanout.lag_of(listener)
+            numbers = {"behind_ms": round(lag.ms), "behind_events": lag.events, "behind_bytes": lag.bytes}
+            listener.connection.write(wire.control_frame("lag", channel.name, **numbers))
 
     def _ping(self, connection: Connection) -> None:
         if connection.close_deadline is not None or connection.paused:
@@ -207,6 +238,27 @@ class Roster:
                 listener.channel.beat(listener)
 
     # The end
+
+    async def drain(self, within_s: float) -> None:
+        """Send everybody away, not all at once: nobody is to come back at the same moment as all others.
+
+        A `broadcaster.v1` client is told at once, and how long to stay away after the close. Until its close each
+        gets what comes.
+        """
+        everybody = self._everybody()
+        random.shuffle(everybody)
+        begun_at = self._clock()
+        for number, connection in enumerate(everybody):
+            if connection.wants_control:
+                away_s = round(random.uniform(0, max(within_s, 1.0)), 3)
+                connection.drain(wire.control_frame("drain", self._channels.default, reconnect_after_s=away_s))
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+        for number, connection in enumerate(everybody):
+            wait_s = begun_at + within_s * number / len(everybody) - self._clock()
+            if wait_s > 0.005 and self.connected:
+                await asyncio.sleep(wait_s)
+            connection.close(wire.CloseCode.RESTART, "the hub is restarting")
 
     async def close_all(self, code: wire.CloseCode, reason: str, within_s: float) -> None:
         """Close everybody, wait until they are gone, cut whoever is left."""

@@ -23,6 +23,7 @@ class ChannelStatistics:
         deliveries: Events written to listeners, once per listener.
         filtered: Events held back by a listener's filter, once per listener.
         sent_bytes: Bytes of the deliveries.
+        shed: Events that slow listeners were not given, by severity, once per listener.
         resumed: Listeners that began at an earlier position.
         resumed_whole: Those of them that had missed nothing.
         ring_bytes: Bytes of recent frames held.
@@ -39,6 +40,7 @@ class ChannelStatistics:
     deliveries: int
     filtered: int
     sent_bytes: int
+    shed: dict[str, int]
     resumed: int
     resumed_whole: int
     ring_bytes: int
@@ -58,6 +60,7 @@ class ChannelStatistics:
             deliveries=fanout.deliveries,
             filtered=fanout.filtered,
             sent_bytes=fanout.sent_bytes,
+            shed=dict(fanout.shed),
             resumed=resumption.resumed,
             resumed_whole=resumption.recovered,
             ring_bytes=fanout.ring.bytes,
@@ -81,10 +84,13 @@ class HubStatistics:
         invalid: Refused payloads by cause.
         deliveries: Events written to subscribers, once per subscriber.
         filtered: Events held back by filters, once per subscriber.
+        shed: Events that slow subscribers were not given, once per subscriber.
         sent_bytes: Bytes of the deliveries.
         slow_closed: Subscribers closed as too slow (4008).
         talkers_closed: Subscribers closed because they said too much (1008).
         ping_timeouts: Subscribers cut without a sign of life.
+        expired: Subscribers closed because their token had expired (4001).
+        refused: Subscribers that were not let in, by cause.
         aborted: Subscribers cut because they did not answer a close.
         redis_reconnects: How often the subscription was restored.
         proofs: How often delivery was proven.
@@ -105,10 +111,13 @@ class HubStatistics:
     invalid: dict[str, int]
     deliveries: int
     filtered: int
+    shed: int
     sent_bytes: int
     slow_closed: int
     talkers_closed: int
     ping_timeouts: int
+    expired: int
+    refused: dict[str, int]
     aborted: int
     redis_reconnects: int
     proofs: int

@@ -139,16 +139,19 @@ class Client:
 class Connection(asyncio.Protocol):
     """One connection of a client: answers pings, stamps what arrives."""
 
-    def __init__(self, client: Client, inbox: Inbox, record: Callable[[int, Client, list[bytes]], None]) -> None:
+    def __init__(
+        self, client: Client, inbox: Inbox, record: Callable[[int, Client, list[bytes]], None], token: str = ""
+    ) -> None:
         """Prepare a connection.
 
         Args:
             client: Whose it is.
             inbox: Where to put what arrives.
             record: Called with what comes together with the answer to the handshake.
+            token: What to show to the hub.
         """
         self.client = client
-        self.outbound = Outbound(client.url(), V1)
+        self.outbound = Outbound(client.url(), V1, token)
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._inbox = inbox
         self._arrivals = inbox.arrivals

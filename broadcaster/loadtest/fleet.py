@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import ssl
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from broadcaster import trust
 from broadcaster.bus import backoff_s
 from broadcaster.errors import ConfigurationError, InvalidEvent
 from broadcaster.event import Event, decode
 from broadcaster.loadtest.client import Client, Connection, Inbox
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
+from broadcaster.settings import SubscriberTable
 from broadcaster.wire import read_control
 
 log = logging.getLogger("broadcaster.fleet")
@@ -84,7 +85,7 @@ class Fleet:
         first: int = 0,
         clients: int,
         ramp_per_s: float,
-        reconnect_max_s: float = 5.0,
+        subscriber: SubscriberTable | None = None,
         only_count: bool = False,
     ) -> None:
         """Prepare a fleet; nobody is connected yet.
@@ -94,11 +95,12 @@ class Fleet:
             first: Number of the first client.
             clients: How many.
             ramp_per_s: Connections opened per second.
-            reconnect_max_s: Longest wait between two attempts to come back.
+            subscriber: What each shows to the hub, and how long it waits before it tries again; None: defaults.
             only_count: Keep no deliveries and no losses.
 
         Raises:
-            ConfigurationError: The address has a `since` that is no position.
+            ConfigurationError: The address has a `since` that is no position, or `subscriber.tls_ca` cannot be
+                read.
         """
         self.url = url
         self._only_count = only_count
@@ -107,12 +109,14 @@ class Fleet:
         except ValueError as error:
             raise ConfigurationError(f"fleet.url: {error}") from None
         parts = urlsplit(url)
-        self._tls = ssl.create_default_context() if parts.scheme == "wss" else None
+        subscriber = subscriber or SubscriberTable()
+        self._token = subscriber.token.get_secret_value()
+        self._tls = trust.context(url, subscriber.tls_ca)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if self._tls else 80)
         self._gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self._ramp_per_s = ramp_per_s
-        self._reconnect_max_s = reconnect_max_s
+        self._reconnect_max_s = subscriber.reconnect_max_s
         self._clients: list[Client] = []
         self._away: asyncio.Queue[Client] = asyncio.Queue()
         self._disconnects: Counter[int] = Counter()
@@ -150,7 +154,7 @@ class Fleet:
         """Try to connect a client; why not, if it could not."""
         loop = asyncio.get_running_loop()
         async with self._gate:
-            connection = Connection(client, self.inbox, self.record)
+            connection = Connection(client, self.inbox, self.record, self._token)
             failure = ""
             try:
                 async with asyncio.timeout(_CONNECT_S):

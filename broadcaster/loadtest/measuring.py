@@ -35,7 +35,9 @@ async def measure_run(settings: Settings) -> None:
     run.refuse_if_there(run.fleet(number))
     run.present(number).touch()
     await hub_client.wait_until_ready(
-        hub_client.base_url(settings.fleet_url), within_s=settings.loadtest.start_timeout_s
+        hub_client.base_url(settings.fleet_url),
+        within_s=settings.loadtest.start_timeout_s,
+        tls_ca=settings.subscriber.tls_ca,
     )
     first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
     fleet = Fleet(
@@ -43,7 +45,7 @@ async def measure_run(settings: Settings) -> None:
         first=first,
         clients=clients,
         ramp_per_s=settings.fleet.ramp_per_s,
-        reconnect_max_s=settings.subscriber.reconnect_max_s,
+        subscriber=settings.subscriber,
     )
     async with _background(fleet):
         await fleet.connect()
@@ -69,7 +71,7 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
         settings.fleet_url,
         clients=settings.fleet.clients,
         ramp_per_s=settings.fleet.ramp_per_s,
-        reconnect_max_s=settings.subscriber.reconnect_max_s,
+        subscriber=settings.subscriber,
         only_count=True,  # it may run for days
     )
     async with _background(fleet):

@@ -37,6 +37,7 @@ async def publish_run(settings: Settings) -> None:
         hub_client.base_url(settings.fleet_url),
         subscribers=settings.fleet.clients,
         within_s=settings.loadtest.start_timeout_s,
+        tls_ca=settings.subscriber.tls_ca,
     )
     await asyncio.sleep(_SETTLE_S)
     loadtest = settings.loadtest

@@ -279,7 +279,8 @@ async def _redis_version(settings: Settings) -> str:
 
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
-        return await hub_client.statistics(hub_client.base_url(settings.fleet_url))
+        url = hub_client.base_url(settings.fleet_url)
+        return await hub_client.statistics(url, tls_ca=settings.subscriber.tls_ca)
     except HubUnavailable as error:
         return {"error": f"no statistics: {error}"}
 

@@ -10,11 +10,14 @@ Five layers, the later one wins:
 
 from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load, redact
 from broadcaster.settings.tables import (
+    ApiKey,
+    AuthTable,
     ChannelsTable,
     EventTable,
     FleetTable,
     HistoryTable,
     HubTable,
+    JwtKey,
     LoadtestTable,
     PublisherTable,
     RedisTable,
@@ -25,11 +28,14 @@ from broadcaster.settings.tables import (
 
 __all__ = [
     "CONFIG_FILE",
+    "ApiKey",
+    "AuthTable",
     "ChannelsTable",
     "EventTable",
     "FleetTable",
     "HistoryTable",
     "HubTable",
+    "JwtKey",
     "Loaded",
     "LoadtestTable",
     "PublisherTable",

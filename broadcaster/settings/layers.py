@@ -80,8 +80,11 @@ def load(
 
 
 def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
-    """The settings as TOML, passwords of URLs struck out, each line with its origin if given."""
+    """The settings as TOML, passwords, keys and tokens struck out, each line with its origin if given."""
     tables = settings.model_dump()
+    tables["auth"]["api_keys"] = [{**key, "key": "***"} for key in tables["auth"]["api_keys"]]
+    tables["auth"]["jwt_keys"] = [{**key, "key": "***"} for key in tables["auth"]["jwt_keys"]]
+    tables["subscriber"]["token"] = "***" if settings.subscriber.token.get_secret_value() else ""
     for key in ("url", "subscribe_url"):
         tables["redis"][key] = redact(tables["redis"][key])
     text = tomli_w.dumps(tables)
@@ -156,7 +159,8 @@ def _refuse_no_list(key: str, variable: str, text: str) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(text), list):
             return
-    raise ConfigurationError(f"{key}: should be a list as in JSON (got {text[:80]!r}, from {variable})")
+    given = "a value that may be secret" if _may_be_secret(key.split(".")) else repr(text[:80])
+    raise ConfigurationError(f"{key}: should be a list as in JSON (got {given}, from {variable})")
 
 
 def _refuse_unknown_variables() -> None:
@@ -204,11 +208,17 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
             lines.append(f"{'.'.join(where)}: no such {kind} (from {origin})")
         else:
             given = repr(problem.get("input"))[:80]
-            if where[0] == "redis" and where[1:] in ([], ["url"], ["subscribe_url"]):
-                given = "a value that may hold a password"
+            if _may_be_secret(where):
+                given = "a value that may be secret"
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             lines.append(f"{'.'.join(where)}: {message} (got {given}, from {origin})")
     return "\n".join(lines)
+
+
+def _may_be_secret(where: list[str]) -> bool:
+    """Whether a value at this place, or a table with such values in it, is not to be shown."""
+    secrets = ("redis.url", "redis.subscribe_url", "auth.api_keys", "auth.jwt_keys", "subscriber.token")
+    return any(secret.split(".")[: len(where)] == where for secret in secrets)
 
 
 def _table_origin(table: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:

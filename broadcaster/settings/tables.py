@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+import ipaddress
+import re
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broadcaster.errors import InvalidEvent
@@ -52,7 +54,16 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to an address of ours."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Table(BaseModel):
@@ -83,15 +94,57 @@ class HistoryTable(Table):
 class ChannelsTable(Table):
     allow: Annotated[tuple[Glob, ...], Field(max_length=100)] = ("events.*",)
     priority: Annotated[tuple[Glob, ...], Field(max_length=100)] = ("events.critical",)
+    drop_oldest: Annotated[tuple[Glob, ...], Field(max_length=100)] = ()
     max_open: Positive = 64
     max_per_connection: Annotated[int, Field(ge=1, le=64)] = 16
     linger_s: Seconds = 60.0
 
 
+class ApiKey(Table):
+    """One static key: who has it, and what it is good for."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+    key: Annotated[SecretStr, Field(min_length=16, max_length=512)]
+    subscribe: tuple[Glob, ...] = ()
+    publish: tuple[Glob, ...] = ()
+
+    @field_validator("key")
+    @classmethod
+    def _no_token(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[A-Za-z0-9_~+/=-]+", key.get_secret_value()):
+            raise ValueError("may have A-Z a-z 0-9 _ ~ + / = - only")
+        return key
+
+
+class JwtKey(Table):
+    """One key that tokens are signed with: a secret (HS256), or an Ed25519 key as PEM (EdDSA)."""
+
+    algorithm: Literal["HS256", "EdDSA"]
+    key: Annotated[SecretStr, Field(min_length=32)]
+    kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+
+
+class AuthTable(Table):
+    mode: Literal["none", "token"] = "none"
+    open_to_network: bool = False
+    api_keys: tuple[ApiKey, ...] = ()
+    jwt_keys: tuple[JwtKey, ...] = ()
+    issuer: str = ""
+    audience: str = "broadcaster"
+    leeway_s: Annotated[float, Field(ge=0, le=300)] = 5.0
+
+
 class HubTable(Table):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
+    tls_cert: str = ""
+    tls_key: str = ""
+    allowed_origins: tuple[Origin, ...] = ()
     max_connections: Positive = 15_000
+    max_per_address: Positive = 15_000
+    max_handshakes: Positive = 2_000
+    handshakes_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 5_000.0
+    requests_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 500.0
     backlog: Positive = 4096
     header_max_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16_384
     handshake_timeout_s: Seconds = 5.0
@@ -99,11 +152,14 @@ class HubTable(Table):
     inbound_max_per_s: Annotated[float, Field(gt=0)] = 100.0
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20
     behind_max_ms: Positive = 5000
+    behind_max_events: Positive = 50_000
+    behind_max_bytes: Annotated[int, Field(ge=2**16)] = 16 * 2**20
     ping_interval_s: Seconds = 20.0
     beat_interval_s: Seconds = 2.0
     prove_interval_s: Seconds = 1.0
     close_timeout_s: Seconds = 2.0
-    shutdown_s: Seconds = 2.0
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
+    shutdown_s: Seconds = 1.0
 
 
 class PublisherTable(Table):
@@ -118,6 +174,8 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
+    token: Annotated[SecretStr, Field(repr=False)] = SecretStr("")
+    tls_ca: str = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
     reconnect_max_s: Seconds = 5.0
@@ -159,6 +217,7 @@ class Settings(BaseSettings):
     redis: RedisTable = RedisTable()
     history: HistoryTable = HistoryTable()
     channels: ChannelsTable = ChannelsTable()
+    auth: AuthTable = AuthTable()
     hub: HubTable = HubTable()
     publisher: PublisherTable = PublisherTable()
     subscriber: SubscriberTable = SubscriberTable()
@@ -176,6 +235,13 @@ class Settings(BaseSettings):
             raise ValueError("redis.silence_timeout_s must be longer than redis.ping_interval_s")
         if self.history.dedupe_s <= self.publisher.publish_deadline_s:
             raise ValueError("history.dedupe_s must be longer than publisher.publish_deadline_s")
+        if self.auth.mode == "none" and not self.auth.open_to_network and not is_loopback(self.hub.host):
+            raise ValueError(
+                f"hub.host is {self.hub.host}, which is open to the network, and there is no access control: "
+                "set auth.mode to token, or auth.open_to_network to true if everybody may connect"
+            )
+        if bool(self.hub.tls_cert) != bool(self.hub.tls_key):
+            raise ValueError("hub.tls_cert and hub.tls_key belong together")
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self
@@ -184,7 +250,8 @@ class Settings(BaseSettings):
     def hub_url(self) -> str:
         """`http://host:port` at which processes of this machine reach the hub."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.hub.host, self.hub.host)
-        return f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.hub.port}"
+        scheme = "https" if self.hub.tls_cert else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{self.hub.port}"
 
     @property
     def local_websocket_url(self) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
+
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
+from broadcaster.wire.bearer import authorization
 from broadcaster.wire.frames import V1, CloseCode
 
 __all__ = [
@@ -20,10 +23,19 @@ __all__ = [
 ]
 
 
-def open_connection(url: str, *, timeout_s: float, max_queue: int) -> connect:
+def open_connection(
+    url: str, *, timeout_s: float, max_queue: int, token: str = "", tls: ssl.SSLContext | None = None
+) -> connect:
     """A subscriber's connection to a hub: `async with open_connection(...) as connection`.
 
     No compression (the hub offers none), no proxy (it is asked for by the environment even for localhost).
+
+    Args:
+        url: ws:// or wss://.
+        timeout_s: For the opening and for the closing handshake.
+        max_queue: Messages that may wait; then reading stops.
+        token: Shown to be let in.
+        tls: For wss://.
     """
     return connect(
         url,
@@ -34,6 +46,8 @@ def open_connection(url: str, *, timeout_s: float, max_queue: int) -> connect:
         close_timeout=timeout_s,
         max_queue=max_queue,
         max_size=None,
+        additional_headers=authorization(token),
+        ssl=tls,
     )
 
 

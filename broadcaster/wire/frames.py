@@ -27,6 +27,7 @@ class CloseCode(enum.IntEnum):
     MESSAGE_TOO_BIG = 1009
     PING_TIMEOUT = 1011
     RESTART = 1012
+    EXPIRED = 4001
     SLOW = 4008
     HOLE = 4009
 
@@ -44,6 +45,7 @@ _COME_BACK: Final = {
     CloseCode.MESSAGE_TOO_BIG: "no: send less",
     CloseCode.PING_TIMEOUT: "yes, with `since`",
     CloseCode.RESTART: "yes, with `since`, after a random delay",
+    CloseCode.EXPIRED: "yes, with a new token and `since`",
     CloseCode.SLOW: "yes, with `since`",
     CloseCode.HOLE: "yes, without `since`",
 }

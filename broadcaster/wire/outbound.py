@@ -9,6 +9,7 @@ from websockets.protocol import OPEN, State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from broadcaster.wire.bearer import authorization
 from broadcaster.wire.frames import PLAIN, V1, CloseCode
 from broadcaster.wire.quiet import QUIET, let_go
 
@@ -22,7 +23,8 @@ class Outbound:
         status: The HTTP status of its answer; None before it.
     """
 
-    def __init__(self, url: str, subprotocol: str = PLAIN) -> None:
+    def __init__(self, url: str, subprotocol: str = PLAIN, token: str = "") -> None:
+        self._token = token
         self._protocol = ClientProtocol(
             parse_uri(url), subprotocols=[Subprotocol(subprotocol)], max_size=None, logger=QUIET
         )
@@ -33,7 +35,9 @@ class Outbound:
 
     def request(self) -> bytes:
         """The upgrade request."""
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        request.headers.update(authorization(self._token))
+        self._protocol.send_request(request)
         return b"".join(self._protocol.data_to_send())
 
     def feed(self, data: bytes) -> list[bytes]:

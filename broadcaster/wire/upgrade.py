@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from websockets.datastructures import MultipleValuesError
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from broadcaster.wire.bearer import token_of
 from broadcaster.wire.frames import PLAIN, V1
 from broadcaster.wire.quiet import QUIET, let_go
 
@@ -30,15 +32,43 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a client asks for in its request line."""
+    """What a client asks for, and what it shows.
+
+    Attributes:
+        path: Of its URL.
+        query: Of its URL, in order.
+        host: To whom it believes to be talking; empty if it does not say.
+        origin: From which site a browser's page comes; None without a browser.
+        token: What it shows to be let in; None if nothing. Never in a log.
+        fault: What is wrong with the request; empty if nothing.
+    """
 
     path: str
     query: tuple[tuple[str, str], ...]
+    host: str = ""
+    origin: str | None = None
+    token: str | None = field(default=None, repr=False)
+    fault: str = ""
 
     @classmethod
     def parse(cls, path: str) -> Target:
+        """Read the path and query of a request line.
+
+        Raises:
+            ValueError: They are no such thing.
+        """
         parts = urlsplit(path)
         return cls(parts.path, tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=64)))
+
+    @classmethod
+    def of(cls, request: Request) -> Target:
+        """Read a request; what cannot be read is its `fault`."""
+        headers = request.headers
+        try:
+            host, origin, token = headers.get("Host", ""), headers.get("Origin"), token_of(headers)
+            return replace(cls.parse(request.path), host=host, origin=origin, token=token)
+        except (ValueError, MultipleValuesError) as error:
+            return cls("", (), fault=str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +101,15 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
         assert isinstance(request, Request)
         response = protocol.accept(request)
         if response.status_code == 101:
-            decision = _ask(admit, request.path)
+            decision = admit(Target.of(request))
             if not isinstance(decision, Refusal):
                 admitted = decision
             else:
                 response = protocol.reject(decision.status, decision.reason + "\n")
                 if decision.retry_after_s is not None:
                     response.headers["Retry-After"] = str(decision.retry_after_s)
+                if decision.status == 401:
+                    response.headers["WWW-Authenticate"] = "Bearer"
         protocol.send_response(response)
     # Some malformed requests the protocol answers itself; to others it has nothing to say.
     response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
@@ -85,19 +117,11 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
     return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol)
 
 
-def plain_response(status: int, phrase: str) -> bytes:
-    """A complete HTTP response that ends the connection, for requests too broken to be parsed."""
+def plain_response(status: int, phrase: str, headers: str = "") -> bytes:
+    """A complete HTTP response that ends the connection, for requests that are not parsed."""
     body = f"{phrase}\n".encode()
-    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\n{headers}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def _ask(admit: Callable[[Target], T | Refusal], path: str) -> T | Refusal:
-    try:
-        target = Target.parse(path)
-    except ValueError as error:
-        return Refusal(400, f"bad request target: {error}")
-    return admit(target)
 
 
 class _Handshake(ServerProtocol):

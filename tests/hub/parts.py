@@ -24,12 +24,12 @@ from broadcaster.hub.connection import Connection
 from broadcaster.hub.crew import Crew
 from broadcaster.hub.fanout import Fanout
 from broadcaster.hub.freshness import Freshness
+from broadcaster.hub.gate import Admission, Gate
 from broadcaster.hub.intake import Intake
 from broadcaster.hub.log import EventLog
 from broadcaster.hub.pacer import Pacer
 from broadcaster.hub.pages import Pages
 from broadcaster.hub.reader import Reader
-from broadcaster.hub.request import read_query
 from broadcaster.hub.roster import Roster
 from broadcaster.position import Position
 from broadcaster.settings import (
@@ -363,7 +363,8 @@ class House:
         stored = (log, self.pages) if history else None
         self.channels = Channels(self.settings, stored, self.pacer, self.crew.spawn)
         self.freshness = Freshness(self.settings, cast(CommandLink, self.redis), self.channels)
-        self.roster = Roster(self.settings.hub, self.channels, self.freshness, self.pacer)
+        self.gate = Gate(self.settings, self.channels)
+        self.roster = Roster(self.settings.hub, self.channels, self.freshness, self.gate, self.pacer)
         self.intake = Intake(self.channels, self.freshness, self.settings.event.max_bytes)
         self.channels.begin(cast(Subscription, self.link))
         self.crew.spawn(self.pages.run(), "pages")
@@ -399,8 +400,9 @@ class House:
         socket.reads_along = reads_along
         connection = Connection(socket, self.roster, wants_control=v1)
         socket.protocol = connection
-        ask = read_query(wire.Target.parse(f"/ws?{query}").query, self.channels.default)
-        self.roster.add(connection, ask)
+        admission = self.gate.admit(wire.Target.parse(f"/ws?{query}"), "192.0.2.1")
+        assert isinstance(admission, Admission), admission
+        self.roster.add(connection, admission)
         return Peer(connection, socket)
 
     # Events

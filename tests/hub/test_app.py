@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from broadcaster.event import CAUSES
+from broadcaster.hub.gate import REFUSALS
 from broadcaster.hub.statistics import ChannelStatistics, HubStatistics
 from broadcaster.redis_server import RedisServer, free_port
 from broadcaster.version import VERSION
@@ -117,6 +118,7 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "deliveries": 15,
             "filtered": 0,
             "sent_bytes": 3 * frames,
+            "shed": {},
             "resumed": 0,
             "resumed_whole": 0,
             "ring_bytes": frames,
@@ -136,9 +138,12 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "sent_bytes": 3 * frames,
             "pages_read": 0,
             "ring_bytes": frames,
+            "shed": 0,
+            "refused": dict.fromkeys(REFUSALS, 0),
             "slow_closed": 0,
             "talkers_closed": 0,
             "ping_timeouts": 0,
+            "expired": 0,
             "aborted": 0,
             "redis_reconnects": 0,
         }

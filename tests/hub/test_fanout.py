@@ -267,16 +267,16 @@ async def test_the_delay_counts_from_the_oldest_frame_that_waits() -> None:
     [listener] = slow.connection.listeners
     house.publish(1000)
     await asyncio.sleep(0.3)
-    old = house.fanout.behind_ms(listener)
+    old = house.fanout.lag_of(listener).ms
     assert old >= 290
     house.publish(1000)
     while listener.cursor is not None and listener.cursor < 1001:
         slow.socket.read(65_536)
         await turns(5)
     assert listener in house.fanout.behind
-    assert house.fanout.behind_ms(listener) < old
+    assert house.fanout.lag_of(listener).ms < old
     assert listener.cursor is not None
-    assert house.fanout.behind_events(listener) == 2000 - listener.cursor
+    assert house.fanout.lag_of(listener).events == 2000 - listener.cursor
 
 
 # Several channels of one connection

@@ -16,11 +16,8 @@ import uvloop
 from sanic import HTTPResponse, Request, Sanic, text
 from sanic.config import Config
 
-from broadcaster.hub.filters import EVERYTHING
 from broadcaster.hub.front import Front
-from broadcaster.hub.request import Ask
 from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.wire import Refusal, Target
 from tests.hub.parts import House
 from tests.support import (
     ROOT,
@@ -385,9 +382,6 @@ async def serve_echo(port: int) -> None:
     app.config.KEEP_ALIVE = False
     app.config.ACCESS_LOG = False
 
-    def admit(target: Target) -> Ask | Refusal:
-        return Ask((("events.critical", None),), EVERYTHING)
-
     @app.post("/echo")
     async def echo(request: Request) -> HTTPResponse:
         return text(f"{request.ip} {len(request.body)} {request.body[-3:].decode()}")
@@ -406,7 +400,7 @@ async def serve_echo(port: int) -> None:
     server: Any = await app.create_server(
         "127.0.0.1",
         port,
-        protocol=Front.bound(roster, admit, house.settings.hub.header_max_bytes),
+        protocol=Front.bound(house.gate, roster, house.pacer, house.settings.hub.header_max_bytes),
         asyncio_server_kwargs={"start_serving": False},
     )
     await server.startup()

@@ -105,7 +105,7 @@ def test_a_gap_is_marked() -> None:
     ring = Ring(100)
     gap = Gap("events.x", Cause.EXPIRED, "e1", 2, 3)
     ring.append(Entry(b"event", 0.0, 1, 1, LABELS))
-    ring.append(Entry(b"gap", 1.0, 1, 3, None, gap))
+    ring.append(Entry(b"gap", 1.0, 1, 3, None, gap=gap))
     first, second = ring.read(0, 100)
     assert (first.labels, first.gap) == (LABELS, None)
     assert (second.labels, second.gap) == (None, gap)

@@ -29,7 +29,7 @@ from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.publisher import Publisher
 from broadcaster.redis_server import RedisServer
-from broadcaster.settings import Settings, load
+from broadcaster.settings import Settings, SubscriberTable, load
 from broadcaster.wire import V1
 from tests.loadtest.test_fleet import fleet_on
 from tests.support import HubProcess, dead, event_payload, eventually, run_async, until
@@ -291,7 +291,7 @@ def test_a_hub_that_closes_at_once_is_not_stormed() -> None:
 
     async def story() -> None:
         async with Script(say(stored(1), code=0), *[say(code=0)] * 200) as hub:
-            fleet = Fleet(hub.url, clients=1, ramp_per_s=1.0, reconnect_max_s=60.0)
+            fleet = Fleet(hub.url, clients=1, ramp_per_s=1.0, subscriber=SubscriberTable(reconnect_max_s=60.0))
             tasks = [asyncio.create_task(part) for part in (fleet.keep_parsing(), fleet.keep_coming_back())]
             await fleet.connect()
             await asyncio.sleep(2)
@@ -324,7 +324,7 @@ def test_a_part_ends_though_clients_come_and_go_for_ever(tmp_path: Path) -> None
     async def story() -> None:
         talks = [say(stored(1), code=1001)] * 1000
         async with Script(*talks) as hub:
-            fleet = Fleet(hub.url, clients=3, ramp_per_s=100.0, reconnect_max_s=0.1)
+            fleet = Fleet(hub.url, clients=3, ramp_per_s=100.0, subscriber=SubscriberTable(reconnect_max_s=0.1))
             rows = [PublishedRecord(n, str(n), 0, 0, 0, 0, 1, "") for n in (1, 2)]
             records.write(tmp_path / "published.csv", PublishedRecord, rows)
             async with measuring._background(fleet):

@@ -22,7 +22,7 @@ from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.measuring import process_number, share
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
 from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.settings import Settings, load
+from broadcaster.settings import Settings, SubscriberTable, load
 from tests.support import (
     HubProcess,
     RedisClient,
@@ -47,7 +47,9 @@ async def fleet_on(
     url: str, clients: int = 5, *, first: int = 0, ramp_per_s: float = 5000.0
 ) -> AsyncIterator[Fleet]:
     """A connected fleet with its background tasks, closed when the block ends."""
-    fleet = Fleet(url, first=first, clients=clients, ramp_per_s=ramp_per_s, reconnect_max_s=0.2)
+    fleet = Fleet(
+        url, first=first, clients=clients, ramp_per_s=ramp_per_s, subscriber=SubscriberTable(reconnect_max_s=0.2)
+    )
     work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.keep_measuring_lag())
     tasks = [asyncio.create_task(part) for part in work]
     try:

@@ -1,0 +1,22 @@
+"""The command line: one subcommand per word of the Procfiles, and a few for people.
+
+Nothing heavy is imported before a subcommand needs it: `honcho start` waits for all of them to start.
+"""
+
+from __future__ import annotations
+
+from broadcaster import process
+from broadcaster.cli import people, roles
+from broadcaster.cli.common import cli, fail
+from broadcaster.errors import BroadcasterError
+
+__all__ = ["cli", "main", "people", "roles"]
+
+
+def main() -> None:
+    """Entry point: every foreseen error is one line per problem and an exit code, never a traceback."""
+    process.talk_in_lines()
+    try:
+        cli(prog_name="broadcaster")
+    except BroadcasterError as error:
+        fail(str(error), error.exit_code)

@@ -1,0 +1,55 @@
+"""What all subcommands share: the options of every command, and how settings and errors are told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
+from broadcaster.version import VERSION
+
+
+class Number(click.FloatRange):
+    """A number in a range; click's own range lets NaN in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if number != number:
+            self.fail("NaN is no number", param, ctx)
+        return number
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--config", type=click.Path(path_type=Path), help=f"TOML file; default: {CONFIG_FILE} if there.")
+@click.option("--preset", metavar="NAME", help="config/NAME.toml over it, such as burst.")
+@click.option("--set", "assignments", metavar="TABLE.KEY=VALUE", multiple=True, help="One setting; repeatable.")
+@click.version_option(VERSION)
+@click.pass_context
+def cli(context: click.Context, config: Path | None, preset: str | None, assignments: tuple[str, ...]) -> None:
+    """Low-latency event broadcaster: Redis Pub/Sub to WebSocket subscribers.
+
+    `honcho start` runs the system, `honcho -f Procfile.loadtest start` the load test.
+    """
+    context.obj = {"config": config, "preset": preset, "assignments": assignments}
+
+
+def load_settings(context: click.Context, **options: Any) -> Loaded:
+    """All layers; `options` are `table__key=value`, None where the option was not given."""
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in context.obj["assignments"]:
+        for table, keys in assignment(text).items():
+            overrides.setdefault(table, {}).update(keys)
+    for name, value in options.items():
+        if value is not None:
+            table, key = name.split("__")
+            overrides.setdefault(table, {})[key] = value
+    return load(config=context.obj["config"], preset=context.obj["preset"], overrides=overrides)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(code)

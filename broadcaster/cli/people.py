@@ -1,0 +1,194 @@
+"""The commands for people."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broadcaster import process
+from broadcaster.cli.common import Number, cli, load_settings
+from broadcaster.errors import ConfigurationError, InvalidEvent
+from broadcaster.settings import CONFIG_FILE, Settings, dump
+
+if TYPE_CHECKING:
+    from broadcaster.publisher import Published
+
+
+@cli.command()
+@click.option("--type", "event_type", required=True, help="What happened, such as SERVER_DOWN.")
+@click.option("--source", required=True, help="To whom, such as server-a.")
+@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many events.")
+@click.option("--rate", default=0.0, show_default=True, type=Number(0, 100_000), metavar="HZ", help="0: at once.")
+@click.option("--severity", default="critical", show_default=True, help="critical, warning or info.")
+@click.option("--data", metavar="JSON", help="A JSON object of your own.")
+@click.option("--channel", help="Redis channel; default: the configured one.")
+@click.pass_context
+def publish(
+    context: click.Context,
+    event_type: str,
+    source: str,
+    count: int,
+    rate: float,
+    severity: str,
+    data: str | None,
+    channel: str | None,
+) -> None:
+    """Publish events, and say how many Redis subscriptions heard each."""
+    from broadcaster.publisher import Publisher, on_schedule
+
+    fields = _json_object(data)
+    settings = load_settings(context).settings
+
+    async def work() -> int:
+        failed = 0
+        async with Publisher(settings, channel=channel) as publisher:
+            async for due in on_schedule(count, rate):
+                batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
+                for result in await publisher.publish_all(batch):
+                    failed += result.error is not None
+                    click.echo(_what_became_of(result))
+        return 69 if failed else 0
+
+    async def main(stop: asyncio.Event) -> int:
+        return await process.unless_stopped(stop, work()) or 0
+
+    sys.exit(process.run(main))
+
+
+@cli.command()
+@click.option("--channel", "channels", multiple=True, help="Channel to receive; repeatable; default: the hub's.")
+@click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
+@click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
+@click.option("--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable.")
+@click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position; default: now.")
+@click.option("--resume-file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep the position here, and go on from it next time.")  # fmt: skip
+@click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")
+@click.option("--json", "as_json", is_flag=True, help="Print each event as it came, one per line.")
+@click.option("--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), help="Also append to a file.")
+@click.pass_context
+def subscribe(
+    context: click.Context,
+    channels: tuple[str, ...],
+    types: tuple[str, ...],
+    sources: tuple[str, ...],
+    severities: tuple[str, ...],
+    since: str | None,
+    resume_file: Path | None,
+    url: str | None,
+    as_json: bool,
+    log_file: Path | None,
+) -> None:
+    """Print one line per event with its latency, until stopped; gaps and blindness in their place."""
+    from broadcaster.event import check_channel
+    from broadcaster.subscriber import Subscriber
+    from broadcaster.watching import ResumeFile, watch
+
+    settings = load_settings(context, subscriber__url=url).settings
+    if since is not None and resume_file is not None:
+        raise click.UsageError("give --since or --resume-file, not both")
+    kept = ResumeFile(resume_file) if resume_file else None
+    for channel in channels:
+        check_channel(channel)
+    if as_json:
+        process.talk_in_lines(logs=sys.stderr)
+
+    async def main(stop: asyncio.Event) -> int:
+        try:
+            subscriber = Subscriber(
+                settings=settings,
+                channels=channels,
+                since=kept.load() if kept else since,
+                types=types,
+                sources=sources,
+                severities=severities,
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        await watch(subscriber, stop, as_json=as_json, log_file=log_file, resume_file=kept)
+        return 0
+
+    sys.exit(process.run(main))
+
+
+@cli.group()
+def config() -> None:
+    """Show the settings that hold, or write a fresh broadcaster.toml."""
+
+
+@config.command("show")
+@click.pass_context
+def config_show(context: click.Context) -> None:
+    """Print the effective settings, and where each came from."""
+    loaded = load_settings(context)
+    click.echo(dump(loaded.settings, loaded.origins), nl=False)
+
+
+@config.command("init")
+@click.argument("file", default=CONFIG_FILE, type=click.Path(path_type=Path))
+def config_init(file: Path) -> None:
+    """Write all settings with their defaults to FILE; an existing file is left alone."""
+    if file.exists():
+        raise ConfigurationError(f"{file} exists already; it is left as it is")
+    try:
+        file.write_text(dump(Settings.model_construct()))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {file}: {error.strerror}") from None
+    click.echo(f"wrote {file}")
+
+
+@cli.group()
+def token() -> None:
+    """Make the tokens that `auth.mode = "token"` asks for."""
+
+
+@token.command("create")
+@click.option("--name", required=True, help="Who it is for.")
+@click.option(
+    "--subscribe", "subscribed", multiple=True, metavar="PATTERN", help="Channels to receive; repeatable."
+)
+@click.option(
+    "--publish", "published", multiple=True, metavar="PATTERN", help="Channels to publish on; repeatable."
+)
+@click.option(
+    "--lasts", default=3600.0, show_default=True, type=Number(1), metavar="SECONDS", help="Until it expires."
+)
+@click.pass_context
+def token_create(
+    context: click.Context, name: str, subscribed: tuple[str, ...], published: tuple[str, ...], lasts: float
+) -> None:
+    """Sign a token (JWT) with the first key of auth.jwt_keys that can sign, and print it."""
+    from broadcaster.access import create_token
+
+    settings = load_settings(context).settings
+    click.echo(create_token(settings.auth, name, subscribe=subscribed, publish=published, lasts_s=lasts))
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidEvent("field", f"data is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidEvent("field", "data must be a JSON object")
+    return fields
+
+
+def _what_became_of(result: Published) -> str:
+    event, heard = result.event, result.heard
+    name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
+    if result.error is not None:
+        return f"{name}: may not have been published: {result.error}"
+    stored = "" if result.position is None else f"stored as {result.position}; "
+    if heard is None:
+        return f"{name}: {stored}who heard it is not known, it took more than one attempt"
+    if heard == 0:
+        return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
+    return f"{name}: {stored}heard by {heard} Redis subscription{'s' if heard != 1 else ''}"
