@@ -85,7 +85,7 @@ def check_channel(name: str) -> str:
     Raises:
         InvalidEvent: If it has other characters than A-Z a-z 0-9 . _ : - or not 1 to 128 of them.
     """
-    if not _CHANNEL(name):
+    if type(name) is not str or not _CHANNEL(name):
         raise InvalidEvent("field", f"channel must be 1 to 128 of A-Z a-z 0-9 . _ : -, got {name[:140]!r}")
     return name
 

@@ -24,6 +24,9 @@ _COARSE_S: Final = 0.002
 _FINE_S: Final = 0.0002
 """... as that wakes up some 0.1 ms late, it turns for the rest: not longer, Redis and hub need the core."""
 
+_SOURCES: Final = 10_000
+"""Sources per publisher whose last number is remembered."""
+
 BATCH: Final = 512
 """Most events in one write to Redis."""
 
@@ -49,6 +52,7 @@ class Published:
 class Sent:
     """Events on their way: written, not yet answered."""
 
+    channel: str
     drafts: Sequence[Draft]
     payloads: Sequence[bytes]
     at_us: int
@@ -68,12 +72,12 @@ class Publisher:
 
         Args:
             settings: Where Redis is; None reads broadcaster.toml and the environment.
-            channel: None takes the configured one.
+            channel: Where to publish what is not said to go elsewhere; None takes the configured one.
         """
         self._settings = settings or load().settings
         self._channel = events.check_channel(self._settings.event.channel if channel is None else channel)
         self._link = PublishLink(self._settings)
-        self._sequences: Counter[str] = Counter()
+        self._sequences: Counter[tuple[str, str]] = Counter()
 
     async def __aenter__(self) -> Publisher:
         """Connect.
@@ -87,6 +91,10 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; of what is not answered it stays unknown whether it was published."""
         self._link.close()
 
     async def publish(
@@ -96,14 +104,20 @@ class Publisher:
         *,
         severity: str = "critical",
         data: Mapping[str, Any] | None = None,
+        to: str | None = None,
     ) -> Published:
-        """Publish one event now; its sequence is one more than the last of this source here.
+        """Publish one event now; its sequence is one more than the last of this source on this channel here.
+
+        Args:
+            event_type, source, severity, data: Of the event.
+            to: The channel; None takes the publisher's.
 
         Raises:
             InvalidEvent: A field is wrong, or the event is too large.
             RedisUnavailable: It is not known whether it was published.
         """
-        [published] = await self.publish_all([self.draft(event_type, source, severity=severity, data=data)])
+        draft = self.draft(event_type, source, severity=severity, data=data, to=to)
+        [published] = await self.publish_all([draft], to)
         if published.error is not None:
             raise RedisUnavailable(
                 f"event {published.event.event_id} may not have been published: {published.error}"
@@ -117,24 +131,28 @@ class Publisher:
         *,
         severity: str = "critical",
         data: Mapping[str, Any] | None = None,
+        to: str | None = None,
     ) -> Draft:
         """Prepare the next event of a source, for `publish_all`.
 
         Raises:
             InvalidEvent: A field is wrong, or the event is too large.
         """
+        key = (to or self._channel, str(source))
         draft = events.draft(
             event_type,
             source,
-            self._sequences[source] + 1,
+            self._sequences[key] + 1,
             severity=severity,
             data=data,
             max_bytes=self._settings.event.max_bytes,
         )
-        self._sequences[source] += 1
+        self._sequences[key] += 1
+        if len(self._sequences) > _SOURCES:
+            del self._sequences[next(iter(self._sequences))]  # the one that began first begins again
         return draft
 
-    async def publish_all(self, drafts: Sequence[Draft]) -> list[Published]:
+    async def publish_all(self, drafts: Sequence[Draft], to: str | None = None) -> list[Published]:
         """Publish events now and in order, in one write. Failures are in the result.
 
         Raises:
@@ -142,15 +160,16 @@ class Publisher:
         """
         if not drafts:
             return []
-        return await self.settle(self.send(drafts))
+        return await self.settle(self.send(drafts, to))
 
-    def send(self, drafts: Sequence[Draft]) -> Sent:
+    def send(self, drafts: Sequence[Draft], to: str | None = None) -> Sent:
         """Stamp events with this instant and write them, in order; `settle` says what became of them."""
         now_us = time.time_ns() // 1000
         payloads = [draft.stamp(now_us) for draft in drafts]
         ids = [draft.unpublished.event_id for draft in drafts]
-        pending = self._link.send(self._channel, list(zip(ids, payloads, strict=True)))
-        return Sent(drafts, payloads, now_us, pending)
+        channel = to or self._channel
+        pending = self._link.send(channel, list(zip(ids, payloads, strict=True)))
+        return Sent(channel, drafts, payloads, now_us, pending)
 
     async def settle(self, sent: Sent) -> list[Published]:
         """Wait for Redis' replies, sending again what was not answered. Failures are in the result.
@@ -160,7 +179,7 @@ class Publisher:
         """
         outcomes = await self._link.settle(sent.pending)
         return [
-            _published(draft.published(sent.at_us, payload), self._channel, outcome)
+            _published(draft.published(sent.at_us, payload), sent.channel, outcome)
             for draft, payload, outcome in zip(sent.drafts, sent.payloads, outcomes, strict=True)
         ]
 

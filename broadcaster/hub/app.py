@@ -22,10 +22,12 @@ from sanic import HTTPResponse, Request, Sanic, json
 from sanic.config import Config
 
 from broadcaster import history, wire
+from broadcaster.access import Denied
 from broadcaster.bus import CommandLink, Subscription
-from broadcaster.errors import ConfigurationError, PortTaken
+from broadcaster.errors import ConfigurationError, InvalidEvent, PortTaken, RedisRefused, RedisUnavailable
 from broadcaster.hub.channels import Channels
 from broadcaster.hub.crew import Crew
+from broadcaster.hub.desk import Desk, Forbidden
 from broadcaster.hub.freshness import Freshness
 from broadcaster.hub.front import Front
 from broadcaster.hub.gate import Gate
@@ -58,6 +60,7 @@ class Hub:
         self.freshness = Freshness(settings, self._commands, self.channels)
         self.intake = Intake(self.channels, self.freshness, settings.event.max_bytes)
         self.gate = Gate(settings, self.channels)
+        self.desk = Desk(settings, self.gate.access)
         self.pacer = pacer
         self.roster = Roster(settings.hub, self.channels, self.freshness, self.gate, pacer)
         self.subscription = Subscription(
@@ -83,6 +86,7 @@ class Hub:
     async def stop(self) -> None:
         """End all work; the connections are gone by now."""
         await self.crew.dismiss()
+        self.desk.close()
         self._commands.close()
 
     def _on_confirmed(self, channel: str) -> None:
@@ -112,6 +116,7 @@ class Hub:
             events_received=totals["received"],
             invalid=dict(self.intake.invalid),
             deliveries=totals["deliveries"],
+            published=self.desk.published,
             filtered=totals["filtered"],
             shed=totals["shed"],
             sent_bytes=totals["sent_bytes"],
@@ -130,7 +135,7 @@ class Hub:
 
 
 def create_app(hub: Hub) -> App:
-    """The HTTP side: `/health`, `/health/live`, `/health/ready`, `/stats`. `/ws` never reaches it."""
+    """The HTTP side: `/health`, `/health/live`, `/health/ready`, `/stats`, `/publish`. `/ws` never reaches it."""
     app = Sanic(f"broadcaster-{id(hub):x}", configure_logging=False)
     app.config.KEEP_ALIVE = False  # an upgrade on a connection that Sanic has used would reach Sanic
     app.config.ACCESS_LOG = False
@@ -157,6 +162,25 @@ def create_app(hub: Hub) -> App:
     @app.get("/stats")
     async def stats(request: Request) -> HTTPResponse:
         return json(asdict(hub.statistics()))
+
+    @app.post("/publish")
+    async def publish(request: Request) -> HTTPResponse:
+        """201 with what became of the event."""
+        if hub.gate.stopping:
+            return json({"error": "the hub is stopping"}, status=503, headers={"Retry-After": "1"})
+        try:
+            published = await hub.desk.take(request.token, request.body)
+        except Denied as denied:
+            return json({"error": str(denied)}, status=401, headers={"WWW-Authenticate": "Bearer"})
+        except Forbidden as error:
+            return json({"error": str(error)}, status=403)
+        except InvalidEvent as error:
+            return json({"error": error.detail}, status=413 if error.cause == "too_large" else 400)
+        except (RedisUnavailable, RedisRefused) as error:
+            return json({"error": str(error)}, status=503, headers={"Retry-After": "1"})
+        position = published.position and str(published.position)
+        body = {"event_id": published.event.event_id, "position": position, "heard": published.heard}
+        return json(body, status=201)
 
     return app
 

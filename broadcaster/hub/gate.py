@@ -49,6 +49,7 @@ class Gate:
     """Admits subscribers.
 
     Attributes:
+        access: Who may do what.
         stopping: Nobody is let in any more.
         connected: How many are connected per address.
         refused: How many were not let in, by cause; every cause is present.
@@ -62,7 +63,7 @@ class Gate:
         """
         self._settings = settings
         self._channels = channels
-        self._access = Access(settings.auth)
+        self.access = Access(settings.auth)
         self._handshakes = Rate(settings.hub.handshakes_per_s)
         self._requests = Rate(settings.hub.requests_per_s)
         self._clock = asyncio.get_running_loop().time
@@ -129,7 +130,7 @@ class Gate:
         if not self._is_welcome(target):
             return self._refuse("origin", 403, "this origin is not allowed")
         try:
-            grant = self._access.grant(target.token)
+            grant = self.access.grant(target.token)
         except Denied as denied:
             return self._refuse(f"token_{denied.cause}", 401, str(denied))
         try:

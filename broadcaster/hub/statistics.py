@@ -82,6 +82,7 @@ class HubStatistics:
         behind: Subscribers now that are fed from a ring or a log.
         events_received: Valid events from Redis.
         invalid: Refused payloads by cause.
+        published: Events that came over HTTP, and that Redis has taken.
         deliveries: Events written to subscribers, once per subscriber.
         filtered: Events held back by filters, once per subscriber.
         shed: Events that slow subscribers were not given, once per subscriber.
@@ -109,6 +110,7 @@ class HubStatistics:
     behind: int
     events_received: int
     invalid: dict[str, int]
+    published: int
     deliveries: int
     filtered: int
     shed: int

@@ -139,6 +139,7 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "pages_read": 0,
             "ring_bytes": frames,
             "shed": 0,
+            "published": 0,
             "refused": dict.fromkeys(REFUSALS, 0),
             "slow_closed": 0,
             "talkers_closed": 0,
