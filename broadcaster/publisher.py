@@ -109,7 +109,10 @@ class Publisher:
         """Publish one event now; its sequence is one more than the last of this source on this channel here.
 
         Args:
-            event_type, source, severity, data: Of the event.
+            event_type: Of the event.
+            source: Who says so.
+            severity: `critical`, `warning` or `info`.
+            data: Any JSON object of the publisher's own.
             to: The channel; None takes the publisher's.
 
         Raises:
