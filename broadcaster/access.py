@@ -6,12 +6,14 @@ signed with a public key as if it were a secret, or not signed at all, finds no 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from hashlib import blake2b, sha256
 from typing import Any, Final
 
 import jwt
@@ -37,6 +39,10 @@ CAUSES: Final = (
 _NO_TOKEN: Final = (ValueError, TypeError, OverflowError, RecursionError)
 """What the library lets through of tokens that are none: too deep, or with numbers that are none."""
 
+_KNOWN_HEADS: Final = 64
+_KNOWN_TOKENS: Final = 20_000
+"""Verified tokens that need not be verified again; some 100 bytes each."""
+
 _NEVER: Final = 2**40
 """Seconds since 1970; what expires later (some 30,000 years) expires then."""
 
@@ -54,13 +60,11 @@ class Grant:
     """What somebody may do.
 
     Attributes:
-        name: Who it is, for logs and statistics.
         subscribe: Channels that may be subscribed to: names, or patterns with * ? [...].
         publish: Channels that may be published on.
         expires_at: Until when; seconds since 1970, None: for good.
     """
 
-    name: str
     subscribe: tuple[str, ...]
     publish: tuple[str, ...] = ()
     expires_at: float | None = None
@@ -72,7 +76,7 @@ class Grant:
         return any(fnmatchcase(channel, pattern) for pattern in self.publish)
 
 
-ANYBODY: Final = Grant("anybody", ("*",), ("*",))
+ANYBODY: Final = Grant(("*",), ("*",))
 """What everybody may do when there is no access control."""
 
 
@@ -88,10 +92,14 @@ class Access:
         self._table = table
         # Digests are compared, all of them and in constant time: how long it takes tells nothing of a key.
         self._api_keys = [
-            (_digest(key.key.get_secret_value()), Grant(key.name, key.subscribe, key.publish))
-            for key in table.api_keys
+            (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish)) for key in table.api_keys
         ]
         self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
+        # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
+        self._candidates = lru_cache(_KNOWN_HEADS)(self._find_candidates)
+        # By a keyed digest: the token itself is not kept, and nobody can look for another one with the same.
+        self._verified: dict[bytes, Grant] = {}
+        self._secret = os.urandom(32)
         if table.mode == "token" and not (self._api_keys or self._jwt_keys):
             raise ConfigurationError("auth.mode is token, but there is no auth.api_keys and no auth.jwt_keys")
 
@@ -106,7 +114,8 @@ class Access:
         if not token:
             raise Denied("missing")
         if token.count(".") == 2:
-            return self._from_jwt(token)
+            mark = blake2b(token.encode(), digest_size=12, key=self._secret).digest()
+            return self._verified_before(mark) or self._remember(mark, self._from_jwt(token))
         digest, found = _digest(token), None
         for known, grant in self._api_keys:
             if hmac.compare_digest(known, digest):
@@ -115,17 +124,27 @@ class Access:
             raise Denied("unknown_key")
         return found
 
+    def _verified_before(self, mark: bytes) -> Grant | None:
+        """What a token was good for that comes again, as all do after a restart, and has not expired yet."""
+        grant = self._verified.get(mark)
+        return grant if grant and grant.expires_at is not None and time.time() < grant.expires_at else None
+
+    def _remember(self, mark: bytes, grant: Grant) -> Grant:
+        self._verified[mark] = grant
+        if len(self._verified) > _KNOWN_TOKENS:
+            del self._verified[next(iter(self._verified))]
+        return grant
+
     def _from_jwt(self, token: str) -> Grant:
         try:
-            header = jwt.get_unverified_header(token)
+            candidates = self._candidates(token.partition(".")[0])
         except (jwt.PyJWTError, *_NO_TOKEN):
             raise Denied("malformed") from None
-        candidates = self._candidates(header)
-        for number, (key, secret) in enumerate(candidates):
+        for number, (key, verifying) in enumerate(candidates):
             try:
                 claims = jwt.decode(
                     token,
-                    secret,
+                    verifying,
                     algorithms=[key.algorithm],
                     audience=self._table.audience or None,
                     issuer=self._table.issuer or None,
@@ -141,11 +160,12 @@ class Access:
             return _grant_of(claims, self._table.leeway_s)
         raise Denied("algorithm")
 
-    def _candidates(self, header: Mapping[str, Any]) -> list[tuple[JwtKey, Any]]:
-        """The keys that a token may be signed with, by its algorithm and key id."""
+    def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
+        """The keys that a token may be signed with, by the algorithm and key id in its first segment."""
+        header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head is of interest
         kid = header.get("kid")
-        fitting = [(key, secret) for key, secret in self._jwt_keys if key.algorithm == header.get("alg")]
-        return [(key, secret) for key, secret in fitting if not (kid and key.kid) or kid == key.kid]
+        fitting = [(key, verifying) for key, verifying in self._jwt_keys if key.algorithm == header.get("alg")]
+        return [(key, verifying) for key, verifying in fitting if not (kid and key.kid) or kid == key.kid]
 
 
 def create_token(
@@ -169,8 +189,9 @@ def create_token(
         ConfigurationError: No key can sign (an Ed25519 public key can only verify).
     """
     now = int(time.time())
-    claims: dict[str, Any] = {"sub": name, "iat": now, "nbf": now, "exp": now + round(lasts_s)}
-    claims |= {"subscribe": list(subscribe), "publish": list(publish)}
+    claims: dict[str, Any] = {"sub": name, "iat": now, "exp": now + round(lasts_s)}
+    claims |= {"subscribe": list(subscribe)} if subscribe else {}
+    claims |= {"publish": list(publish)} if publish else {}
     claims |= {"aud": table.audience} if table.audience else {}
     claims |= {"iss": table.issuer} if table.issuer else {}
     for key in table.jwt_keys:
@@ -185,26 +206,31 @@ def create_token(
     raise ConfigurationError("auth.jwt_keys has no key that can sign: a secret (HS256) or an Ed25519 private key")
 
 
-def _verifying(key: JwtKey) -> Any:
-    """The key as the library verifies with it; of a private key the public half."""
+def _verifying(key: JwtKey) -> jwt.PyJWK:
+    """The key as the library verifies with it, prepared once; of a private key the public half."""
     algorithm = jwt.get_algorithm_by_name(key.algorithm)
     try:
         prepared = algorithm.prepare_key(key.key.get_secret_value())
+        if hasattr(prepared, "public_key"):
+            prepared = prepared.public_key()
+        return jwt.PyJWK.from_dict(algorithm.to_jwk(prepared, as_dict=True), key.algorithm)
     except (jwt.PyJWTError, ValueError, TypeError) as error:
         raise ConfigurationError(f"auth.jwt_keys: {key.algorithm} key {key.kid!r}: {error}") from None
-    return prepared.public_key() if hasattr(prepared, "public_key") else prepared
 
 
 def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
-    name = claims.get("sub", "")
     subscribe, publish = claims.get("subscribe", []), claims.get("publish", [])
     for patterns in (subscribe, publish):
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             raise Denied("claims")
-    if not isinstance(name, str):
-        raise Denied("claims")
     expires_at = min(int(claims["exp"]), _NEVER)  # the library has seen that it is a number
-    return Grant(name[:64], tuple(subscribe), tuple(publish), expires_at + leeway_s)
+    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s)
+
+
+@lru_cache(1024)
+def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float) -> Grant:
+    """Tokens that are good for the same, until the same second, share it: there may be many."""
+    return Grant(subscribe, publish, expires_at)
 
 
 def _cause_of(error: Exception) -> str:
@@ -221,4 +247,4 @@ def _cause_of(error: Exception) -> str:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return sha256(text.encode()).digest()

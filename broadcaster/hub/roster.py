@@ -7,7 +7,6 @@ import itertools
 import random
 import sys
 import time
-from math import ceil
 from typing import Final
 
 from broadcaster import wire
@@ -21,6 +20,9 @@ from broadcaster.hub.pacer import Pacer
 from broadcaster.settings import HubTable
 
 TICK_S: Final = 0.1
+
+_EXPIRY_TICKS: Final = 10
+"""Everybody is looked at once in so many ticks: is his token still good?"""
 
 WARN_AT: Final = 0.5
 """Share of what is allowed (`hub.behind_max_*`) at which a `broadcaster.v1` client is told that it is too slow."""
@@ -62,7 +64,7 @@ class Roster:
         self._next_beat = itertools.cycle(range(max(1, round(settings.beat_interval_s / TICK_S))))
         self._beat_ticks = max(1, round(settings.beat_interval_s / TICK_S))
         self._closing: set[Connection] = set()
-        self._expiring: dict[int, set[Connection]] = {}  # by the second of the wall clock after which they expire
+        self._next_expiry = itertools.cycle(range(_EXPIRY_TICKS))
         self.connected = 0
         self.peak = 0
         self.behind: set[Connection] = set()
@@ -79,9 +81,7 @@ class Roster:
         ask = admission.ask
         connection.address = sys.intern(admission.address)
         self._gate.enter(connection.address)
-        if admission.expires_at is not None:
-            connection.expires_at = admission.expires_at
-            self._expiring.setdefault(ceil(admission.expires_at), set()).add(connection)
+        connection.expires_at = admission.expires_at
         connection.slot = next(self._next_slot)
         self._slots[connection.slot].add(connection)
         self.connected += 1
@@ -96,8 +96,6 @@ class Roster:
         self._slots[connection.slot].discard(connection)
         self.connected -= 1
         self._gate.leave(connection.address)
-        if connection.expires_at is not None and (same := self._expiring.get(ceil(connection.expires_at))):
-            same.discard(connection)
         self._closing.discard(connection)
         self.behind.discard(connection)
         for listener in connection.listeners:
@@ -186,10 +184,11 @@ class Roster:
     def _close_expired(self) -> None:
         """Whose token has expired has to come back with another one."""
         now = time.time()
-        for second in [second for second in self._expiring if second <= now]:
-            for connection in self._expiring.pop(second):
-                self.expired += 1
-                connection.close(wire.CloseCode.EXPIRED, "the token has expired")
+        for slot in self._slots[next(self._next_expiry) :: _EXPIRY_TICKS]:
+            for connection in [c for c in slot if c.expires_at is not None and c.expires_at <= now]:
+                if connection.close_deadline is None:
+                    self.expired += 1
+                    connection.close(wire.CloseCode.EXPIRED, "the token has expired")
 
     def _hold_to_deadline(self, connection: Connection) -> None:
         for listener in connection.listeners:

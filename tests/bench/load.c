@@ -30,10 +30,11 @@ static option options[OPTIONS] = {
     [STAY] = {"--stay", 0, "1: stay connected after RESULT, and read on, until a signal"},
 };
 
-enum { PATH, SAMPLES, TEXTS };
+enum { PATH, SAMPLES, TOKENS, TEXTS };
 static text_option texts[TEXTS] = {
     [PATH] = {"--path", "/ws", "what is asked for; a %d in it becomes the number of the connection"},
     [SAMPLES] = {"--samples", "", "file for every counted delivery: due us, latency ns (int64 each)"},
+    [TOKENS] = {"--tokens", "", "file of tokens, one a line, which the connections show in turn"},
 };
 
 enum { INPUT_BYTES = 1 << 20, MAX_READY = 1024 };
@@ -56,6 +57,8 @@ static size_t total;
 static float *connect_us;                /* raw samples, sorted at the end */
 static int epoll;
 static char input[INPUT_BYTES];
+static char *tokens, **token_at;         /* the file, and where each token begins in it */
+static size_t token_count;
 static volatile sig_atomic_t stop_asked;
 
 static struct {
@@ -105,12 +108,14 @@ static ssize_t put_request(char *at, size_t room, const subscriber *s) {
     return snprintf(at, room,
                     "GET %.*s%s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
                     "Connection: Upgrade\r\nSec-WebSocket-Key: " SAMPLE_KEY "\r\n"
-                    "Sec-WebSocket-Version: 13\r\n\r\n",
-                    before, path, number, mark ? mark + 2 : "", (int)options[PORT].value);
+                    "Sec-WebSocket-Version: 13\r\n%s%s%s\r\n",
+                    before, path, number, mark ? mark + 2 : "", (int)options[PORT].value,
+                    token_count ? "Authorization: Bearer " : "",
+                    token_count ? token_at[(size_t)(s - subscribers) % token_count] : "", token_count ? "\r\n" : "");
 }
 
 static void on_connected(subscriber *s) {
-    char request[2048];
+    char request[4096];
     ssize_t length = put_request(request, sizeof request, s); /* a refused connection fails here: */
     if (send(s->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
         drop(s);
@@ -217,6 +222,19 @@ static void pump(int timeout_ms) {
     }
 }
 
+static void read_tokens(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file || fseek(file, 0, SEEK_END)) die(path);
+    size_t length = (size_t)ftell(file), room = 0;
+    rewind(file);
+    tokens = zeroed(length + 1, 1);
+    if (fread(tokens, 1, length, file) != length) die(path);
+    fclose(file);
+    for (size_t i = 0; i < length; i++) room += tokens[i] == '\n';
+    token_at = zeroed(room + 1, sizeof *token_at);
+    for (char *line = strtok(tokens, "\n"); line; line = strtok(NULL, "\n")) token_at[token_count++] = line;
+}
+
 static double seconds_since(uint64_t monotonic_ns) {
     return (double)(clock_ns(CLOCK_MONOTONIC) - monotonic_ns) / 1e9;
 }
@@ -292,6 +310,7 @@ int main(int argc, char **argv) {
     signal(SIGTERM, on_stop);
     signal(SIGINT, on_stop);
     if (strlen(texts[PATH].value) > 1024 || options[GROUPS].value < 1) die("bad --path or --groups");
+    if (*texts[TOKENS].value) read_tokens(texts[TOKENS].value);
     prepare_run();
     connect_all();
     double cpu_before_s = cpu_s();

@@ -59,6 +59,9 @@ SPARSE: Final = Plan(
 FEW: Final = Plan(conns=10, events=2000, period_ms=2, warmup=200)
 """As many deliveries as `SPARSE`, to subscribers that want everything."""
 
+GUARDED_PATH: Final = "/ws?severity=critical&severity=warning"
+"""A filter that every event passes."""
+
 OUTAGE_EVENTS: Final = 10_000
 OUTAGE_CONNS: Final = 5
 
@@ -74,6 +77,8 @@ class StormPlan:
     stored: int = 150
     """Events that are stored before the hub starts, and therefore are not in its ring."""
     event_bytes: int = 256
+    from_log: bool = True
+    """Whether what they want must not be in the ring any more."""
     repeat: int = 3
     """Storms, each with a quiet window, that make one figure of a round."""
 
@@ -82,6 +87,33 @@ class StormPlan:
 
 
 STORM: Final = StormPlan()
+RECONNECT: Final = StormPlan(conns=5000, events=10, from_log=False, repeat=1)
+
+
+@dataclass(frozen=True, slots=True)
+class FloodPlan:
+    """`live` subscribers follow a stream while `conns` peers that mean no good come as fast as `per_s`.
+
+    Attributes:
+        say: What those say: half of a request, pings, or text.
+        talk_hz: How many frames each sends per second; 0: as fast as the hub takes them.
+    """
+
+    say: str
+    conns: int
+    per_s: float
+    talk_hz: float = 0
+    live: int = 50
+    rate_hz: float = 50.0
+    event_bytes: int = 256
+    window_s: float = 3.0
+
+
+FLOODS: Final = {
+    "half-open requests": FloodPlan("half", conns=5000, per_s=1000),
+    "talkers, as fast as they can": FloodPlan("pings", conns=500, per_s=200),
+    "talkers, below the limit": FloodPlan("text", conns=200, per_s=200, talk_hz=50),
+}
 
 PAIRS: Final = 5
 """Least rounds of the rows that look for small differences."""

@@ -15,6 +15,8 @@ from broadcaster.settings import HubTable
 from tests.bench.catchup import catchup
 from tests.bench.figures import Line, absolute_line, number, ratio_line, ratios_of, spread, verdict
 from tests.bench.filters import filters
+from tests.bench.floods import floods
+from tests.bench.guarded import guarded, token
 from tests.bench.history import history
 from tests.bench.hubs import FLOOR, NAIVE
 from tests.bench.own_loadtest import own_loadtest
@@ -32,7 +34,7 @@ from tests.bench.plan import (
     Plan,
     ladder_plan,
 )
-from tests.bench.resume import resume
+from tests.bench.resume import resume, storm
 from tests.bench.series import Side, cpu_us, growth_mb, interleaved, last, p50, p95, p99, summary
 from tests.bench.trial import Bench, Outcome, say
 
@@ -103,7 +105,7 @@ def connect(bench: Bench) -> list[Line]:
     used: dict[str, list[float]] = {"hub": [], NAIVE: []}
     for number_of_round in range(1, bench.rounds + 1):
         for name, kind in (("hub", bench.hub), (NAIVE, NAIVE)):
-            used[name].append(bench.connect_cpu_us(kind, conns, CONNECT_RAMP_PER_S))
+            used[name] += bench.connect_cpu_us(kind, conns, CONNECT_RAMP_PER_S)
             say(f"connect {number_of_round}/{bench.rounds} {kind}: {used[name][-1]:.0f} µs of CPU")
     return [
         absolute_line("connect: hub CPU per connect, µs", used["hub"], 350),
@@ -141,6 +143,10 @@ ROWS: Final[dict[str, Callable[[Bench], list[Line]]]] = {
     "filters": filters,
     "history": history,
     "resume": resume,
+    "storm": storm,
+    "guarded": guarded,
+    "token": token,
+    "floods": floods,
     "catchup": catchup,
     "loadtest": own_loadtest,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.bench.guard import NO_GUARD, Guard
 from tests.bench.plan import Plan
 from tests.bench.trial import Bench, Outcome, say
 
@@ -18,12 +19,14 @@ class Side:
         kind: One of HUBS.
         plan: What is broadcast.
         history: Whether events are stored; None leaves hub and publisher as they are.
+        guard: What the hub demands of subscribers.
     """
 
     name: str
     kind: str
     plan: Plan
     history: bool | None = None
+    guard: Guard = NO_GUARD
 
 
 def interleaved(bench: Bench, row: str, rounds: int, *sides: Side) -> list[list[Outcome]]:
@@ -31,7 +34,7 @@ def interleaved(bench: Bench, row: str, rounds: int, *sides: Side) -> list[list[
     outcomes: list[list[Outcome]] = [[] for _ in sides]
     for number_of_round in range(1, rounds + 1):
         for place, side in enumerate(sides):
-            outcome = bench.trial(side.kind, side.plan, side.history)
+            outcome = bench.trial(side.kind, side.plan, side.history, side.guard)
             outcome.check(side.name)
             outcomes[place].append(outcome)
             say(f"{row} {number_of_round}/{rounds} {side.name}: {summary(outcome)}")

@@ -14,7 +14,7 @@ from typing import Final
 from tests.bench.processes import TrialError
 
 _HERE: Final = Path(__file__).resolve().parent
-_NAMES: Final = ("floor", "load", "publish")
+_NAMES: Final = ("floor", "load", "publish", "flood")
 _COMPILE: Final = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra")
 
 
@@ -29,6 +29,7 @@ class Tools:
     floor: str
     load: str
     publish: str
+    flood: str
 
 
 def build_tools() -> Tools:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
+from tests.bench.guard import NO_GUARD, Guard
 from tests.bench.hubs import running_hub
 from tests.bench.plan import Plan
 from tests.bench.processes import MemoryPeak, Process, TrialError, anonymous_bytes, cpu_s
@@ -68,6 +69,14 @@ class Result:
         if self.negative:
             raise TrialError(f"{hub}: {self.negative} deliveries came before they were due: was the clock set?")
 
+    def check_all(self, hub: str, deliveries: int) -> None:
+        """Raise TrialError unless there were so many deliveries, and nobody was closed."""
+        if self.closed or self.deliveries != deliveries:
+            raise TrialError(
+                f"{hub}: {self.deliveries} deliveries instead of {deliveries}, "
+                f"{self.closed} closed ({self.close_code})"
+            )
+
     @property
     def p50_ms(self) -> float:
         return self.latency_us["p50"] / 1000
@@ -114,7 +123,7 @@ class Bench:
     rounds: int
     quick: bool
 
-    def trial(self, kind: str, plan: Plan, history: bool | None = None) -> Outcome:
+    def trial(self, kind: str, plan: Plan, history: bool | None = None, guard: Guard = NO_GUARD) -> Outcome:
         """Broadcast the plan's events through a fresh hub.
 
         With `history` on or off (None: as the hub has it) they come from the product's own publisher.
@@ -123,10 +132,12 @@ class Bench:
         env = {} if history is None else {"BROADCASTER_HISTORY__ENABLED": str(history).lower()}
         if history is not None:
             clear(self.redis_port)
-        with running_hub(kind, self.redis_port, self.tools, env) as hub:
-            return self.broadcast(hub.pid, hub.port, plan, None if history is None else env)
+        with running_hub(kind, self.redis_port, self.tools, {**env, **guard.env}) as hub:
+            return self.broadcast(hub.pid, hub.port, plan, None if history is None else env, guard)
 
-    def broadcast(self, pid: int, port: int, plan: Plan, env: Mapping[str, str] | None = None) -> Outcome:
+    def broadcast(
+        self, pid: int, port: int, plan: Plan, env: Mapping[str, str] | None = None, guard: Guard = NO_GUARD
+    ) -> Outcome:
         """Broadcast the plan's events through a hub that runs already.
 
         They come from publish.c, or from the product's own publisher if `env` has settings for it.
@@ -139,6 +150,7 @@ class Bench:
             "path": plan.path,
             "groups": plan.groups,
             "max_s": int(plan.length_s * 2 + 60),
+            **guard.options,
         }
         with self.load(port, plan.conns, **options) as load:
             started_s = cpu_s(pid)
@@ -149,7 +161,7 @@ class Bench:
 
     def load(self, port: int, conns: int, **options: int | str) -> Process:
         """Subscribers, all connected; give `last` (sequence) or they stay idle until terminated."""
-        load = Process("load", _command(self.tools.load, port=port, conns=conns, **options), talks=True)
+        load = Process("load", command(self.tools.load, port=port, conns=conns, **options), talks=True)
         try:
             failed = load.record("READY", _CONNECT_S + 5)["failed"]
             if failed:
@@ -174,7 +186,7 @@ class Bench:
         count = plan.warmup + plan.events
         if env is not None:
             return publisher(self.redis_port, count, 1000 / plan.period_ms, plan.event_bytes, env)
-        command = _command(
+        line = command(
             self.tools.publish,
             port=self.redis_port,
             count=count,
@@ -183,24 +195,30 @@ class Bench:
             bytes=plan.event_bytes,
             sources=plan.sources,
         )
-        return Process("publish", command, talks=True)
+        return Process("publish", line, talks=True)
 
-    def connect_cpu_us(self, kind: str, conns: int, ramp_per_s: int) -> float:
-        """CPU time of a hub per accepted subscriber, µs."""
-        with running_hub(kind, self.redis_port, self.tools) as hub:
-            self.load(hub.port, _FIRST_CONNECTIONS).stop()
-            before_s = cpu_s(hub.pid)
-            with self.load(hub.port, conns, ramp=ramp_per_s):
-                time.sleep(0.2)  # what a hub still does after its 101
-                return (cpu_s(hub.pid) - before_s) * 1e6 / conns
+    def connect_cpu_us(
+        self, kind: str, conns: int, ramp_per_s: int, guard: Guard = NO_GUARD, times: int = 1
+    ) -> list[float]:
+        """CPU time of a hub per accepted subscriber, µs; of each time that all of them come."""
+        used_us: list[float] = []
+        with running_hub(kind, self.redis_port, self.tools, guard.env) as hub:
+            self.load(hub.port, _FIRST_CONNECTIONS, **guard.options).stop()
+            for _ in range(times):
+                before_s = cpu_s(hub.pid)
+                with self.load(hub.port, conns, ramp=ramp_per_s, **guard.options):
+                    time.sleep(0.2)  # what a hub still does after its 101
+                    used_us.append((cpu_s(hub.pid) - before_s) * 1e6 / conns)
+                time.sleep(1.0)  # what it does when they have gone is not theirs who come next
+        return used_us
 
-    def idle_bytes(self, kind: str, conns: int, ping_rounds: int) -> float:
+    def idle_bytes(self, kind: str, conns: int, ping_rounds: int, guard: Guard = NO_GUARD) -> float:
         """Private memory of a hub per connected subscriber that did nothing but answer pings, bytes."""
-        env = {"BROADCASTER_HUB__PING_INTERVAL_S": "2"}
+        env = {"BROADCASTER_HUB__PING_INTERVAL_S": "2", **guard.env}
         with running_hub(kind, self.redis_port, self.tools, env) as hub:
-            self.load(hub.port, _FIRST_CONNECTIONS).stop()
+            self.load(hub.port, _FIRST_CONNECTIONS, **guard.options).stop()
             before = anonymous_bytes(hub.pid)
-            with self.load(hub.port, conns, pings=ping_rounds) as load:
+            with self.load(hub.port, conns, pings=ping_rounds, **guard.options) as load:
                 load.record("PINGED", 2.0 * ping_rounds + 20)
                 time.sleep(0.3)  # the last pongs
                 return (anonymous_bytes(hub.pid) - before) / conns
@@ -220,7 +238,7 @@ def await_result(load: Process, grace_s: float) -> Result:
         return Result.from_record(load.record("RESULT", 10))
 
 
-def _command(tool: str, **options: float | str) -> list[str]:
+def command(tool: str, **options: float | str) -> list[str]:
     """`period_ms=5` becomes `--period-ms 5`."""
     return [
         tool,
