@@ -1,16 +1,17 @@
-# make loadtest | start | test | lint | bench    Needs Python 3.11+ and make; everything else goes into .venv.
+# make loadtest | start | test | lint | soak | bench    Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 PRESET ?=
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help loadtest start test lint bench clean
+.PHONY: help loadtest start test lint bench soak clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
 	@echo "make start      the system to watch: redis, hub, publisher, subscriber"
 	@echo "make test       all tests"
 	@echo "make lint       ruff and mypy"
+	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 
 loadtest: $(VENV)/installed
@@ -26,6 +27,9 @@ lint: $(VENV)/installed-dev
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+soak: $(VENV)/installed-dev
+	@python -m tests.soak --minutes $(or $(MINUTES),10)
 
 bench: $(VENV)/installed-dev
 	@python -m tests.bench $(ROWS)

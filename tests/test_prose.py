@@ -188,7 +188,7 @@ def test_presets_that_are_named_exist(document: Path) -> None:
     """Every preset in a command, and every `config/<name>.toml`, is a file."""
     for line in code_lines(document):
         named = re.findall(
-            r"(?:--preset[ =]|BROADCASTER_PRESET=|\bPRESET=|config/)([a-z][\w-]*)(?![\w/]|\.conf)", line
+            r"(?:--preset[ =]|BROADCASTER_PRESET=|\bPRESET=|config/)([a-z][\w-]*)(?![\w/]|\.conf|\.acl)", line
         )
         for name in named:
             assert (ROOT / "config" / f"{name}.toml").is_file(), f"{line!r}: there is no preset {name}"
