@@ -203,7 +203,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             host,
             port,
             protocol=front,
-            backlog=settings.hub.backlog,
+            backlog=min(settings.hub.backlog, hub.settings.hub.max_handshakes),
             ssl=_tls(settings),
             asyncio_server_kwargs={"start_serving": False},
         )
@@ -266,7 +266,7 @@ def _one_hub_per_port() -> None:
 def _within_open_files(settings: Settings) -> Settings:
     """The settings with no more connections than there can be open files."""
     files = _open_files()
-    handshakes = min(settings.hub.max_handshakes, max(1, files // 8))
+    handshakes = min(settings.hub.max_handshakes, max(1, files // 4))
     connections = min(settings.hub.max_connections, max(1, files - handshakes))
     limits = {"max_handshakes": handshakes, "max_connections": connections}
     return settings.model_copy(update={"hub": settings.hub.model_copy(update=limits)})

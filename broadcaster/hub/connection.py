@@ -12,10 +12,13 @@ from broadcaster import wire
 from broadcaster.hub.listener import Listener
 
 LISTEN_BYTES: Final = 512
-"""Bytes of one subscriber that are read between two looks at whether he says too much.
+"""Bytes of one subscriber that are heard in one piece, before others have their turn.
 
 A frame may be as short as 6 bytes and costs some 15 µs: a flood of pings must not hold the events up.
 """
+
+
+_NOTHING: Final = memoryview(b"")
 
 
 class Keeper(Protocol):
@@ -23,6 +26,9 @@ class Keeper(Protocol):
 
     inbound_max_bytes: int
     inbound_max_per_s: float
+
+    def listen(self, connection: Connection) -> None:
+        """It has said something, which is to be heard in its turn."""
 
     def close_talker(self, connection: Connection) -> None:
         """It says too much."""
@@ -67,6 +73,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_inbound",
         "_keeper",
+        "_unheard",
         "address",
         "alive",
         "close_deadline",
@@ -83,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._keeper = keeper
         self.wants_control = wants_control
         self._inbound: wire.Inbound | None = None
+        self._unheard = _NOTHING
         self.paused = False
         self.slot = 0
         self.address = ""
@@ -116,20 +124,39 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.alive = True
-        if self._inbound is None and wire.is_whole_control_frame(data):
-            if not wire.is_pong(data):
-                inbound = wire.Inbound(self._keeper.inbound_max_bytes)
-                self._converse(inbound, data)
-                inbound.let_go()
+        if self._inbound is not None and self._inbound.ignoring:
             return
-        if self._inbound is None:
-            self._inbound = wire.Inbound(self._keeper.inbound_max_bytes)
-        for start in range(0, len(data), LISTEN_BYTES):
-            self._converse(self._inbound, data[start : start + LISTEN_BYTES])
+        if self._inbound is None and not self._unheard and wire.is_whole_control_frame(data) and wire.is_pong(data):
+            return  # to our ping; most never say anything else
+        self._unheard = memoryview(bytes(self._unheard) + data if self._unheard else data)
+        self.transport.pause_reading()  # so that no more than one read waits here
+        self._keeper.listen(self)
+
+    def listen(self) -> bool:
+        """For the pacer: hear the next of what was said, and answer; whether there is more."""
+        if self.transport.is_closing():
+            self._unheard = _NOTHING
+            return False
+        data, self._unheard = bytes(self._unheard[:LISTEN_BYTES]), self._unheard[LISTEN_BYTES:]
+        if self._inbound is None and not self._unheard and wire.is_whole_control_frame(data):
+            inbound = wire.Inbound(self._keeper.inbound_max_bytes)
+            self._converse(inbound, data)
+            inbound.let_go()
+        else:
+            self._inbound = self._inbound or wire.Inbound(self._keeper.inbound_max_bytes)
+            self._converse(self._inbound, data)
             if self._inbound.says_more_than(self._keeper.inbound_max_per_s):
                 self._inbound.ignore()
+                self._unheard = _NOTHING
                 self._keeper.close_talker(self)
-                return
+        if not self._unheard:
+            self._read_on()
+        return bool(self._unheard)
+
+    def _read_on(self) -> None:
+        """Who does not read us is not read, so that his pings cannot pile up pongs; nor who was not heard yet."""
+        if not self.paused and not self._unheard:
+            self.transport.resume_reading()
 
     def _converse(self, inbound: wire.Inbound, data: bytes) -> None:
         if self.transport.is_closing():
@@ -148,11 +175,11 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.paused = True
         self._keeper.fall_behind(self)
-        self.transport.pause_reading()  # who does not read us is not read: his pings cannot pile up pongs
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self.paused = False
-        self.transport.resume_reading()
+        self._read_on()
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -175,6 +202,7 @@ class Connection(asyncio.Protocol):
         return False  # the transport closes itself, once it has flushed; the deadline holds it to that
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._unheard = _NOTHING
         if self._inbound is not None:
             self._inbound.let_go()
             self._inbound = None

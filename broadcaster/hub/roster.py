@@ -113,6 +113,10 @@ class Roster:
         connection.close_deadline = self._clock() + self._settings.close_timeout_s
         self._closing.add(connection)
 
+    def listen(self, connection: Connection) -> None:
+        """It has said something: it is heard in its turn, so that many talkers cannot hold the events up."""
+        self._pacer.add(connection.listen)
+
     def close_talker(self, connection: Connection) -> None:
         """Close with 1008: a subscriber has next to nothing to say."""
         if connection.close_deadline is None:

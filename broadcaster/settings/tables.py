@@ -142,7 +142,7 @@ class HubTable(Table):
     allowed_origins: tuple[Origin, ...] = ()
     max_connections: Positive = 15_000
     max_per_address: Positive = 15_000
-    max_handshakes: Positive = 2_000
+    max_handshakes: Positive = 5_000
     handshakes_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 5_000.0
     requests_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 500.0
     backlog: Positive = 4096

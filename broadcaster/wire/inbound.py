@@ -16,13 +16,17 @@ from broadcaster.wire.quiet import QUIET, let_go
 class Inbound:
     """Reads what a subscriber sends, answers what the protocol demands, drops the rest.
 
+    Attributes:
+        frames: How many frames have come.
+        ignoring: Whether it has said too much.
+
     Made only when a subscriber talks (see `is_whole_control_frame`): silent connections do not pay for it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._protocol = ServerProtocol(state=OPEN, max_size=max_bytes, logger=QUIET)
         self._text: codecs.IncrementalDecoder | None = None
-        self._ignoring = False
+        self.ignoring = False
         self.frames = 0
         self._counted = 0
         self._said = 0.0
@@ -31,7 +35,7 @@ class Inbound:
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client; return what is to be written back (pongs, a close frame)."""
         protocol = self._protocol
-        if self._ignoring:
+        if self.ignoring:
             return b""
         protocol.receive_data(data)
         for frame in protocol.events_received():
@@ -56,8 +60,8 @@ class Inbound:
         return self._said > max_per_s
 
     def ignore(self) -> None:
-        """From here on drop what comes unread."""
-        self._ignoring = True
+        """What comes from here on is not to be heard."""
+        self.ignoring = True
 
     @property
     def ended(self) -> bool:
