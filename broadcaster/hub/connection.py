@@ -126,8 +126,9 @@ class Connection(asyncio.Protocol):
         self.alive = True
         if self._inbound is not None and self._inbound.ignoring:
             return
-        if self._inbound is None and not self._unheard and wire.is_whole_control_frame(data) and wire.is_pong(data):
-            return  # to our ping; most never say anything else
+        silent_so_far = self._inbound is None and not self._unheard
+        if silent_so_far and wire.is_whole_control_frame(data) and wire.is_pong(data):
+            return  # the answer to our ping: most never say anything else
         self._unheard = memoryview(bytes(self._unheard) + data if self._unheard else data)
         self.transport.pause_reading()  # so that no more than one read waits here
         self._keeper.listen(self)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 from typing import Any, Final
 
 from sanic.server import HttpProtocol
@@ -28,11 +27,10 @@ _RETRY: Final = "Retry-After: 1\r\n"
 class Front(asyncio.Protocol):
     """Reads one request head: at most `header_max_bytes` of it, for at most the gate's deadline.
 
-    What is to be done with it is done by the pacer: however many come at once, the events go on meanwhile.
     Made by Sanic's server with the arguments of `HttpProtocol`, which are handed on when it is not for us.
     """
 
-    __slots__ = ("_head", "_next", "_sanic_arguments", "_transport", "deadline")
+    __slots__ = ("_head", "_sanic_arguments", "_transport", "_waiting", "deadline")
 
     gate: Gate
     roster: Roster
@@ -43,7 +41,7 @@ class Front(asyncio.Protocol):
         self._sanic_arguments = sanic_arguments
         self._head = b""
         self._transport: asyncio.Transport | None = None
-        self._next: Callable[[asyncio.Transport], None] | None = None
+        self._waiting = False
         self.deadline = 0.0
 
     @classmethod
@@ -60,7 +58,7 @@ class Front(asyncio.Protocol):
         if self._transport is None:
             return  # it was refused, and goes on talking
         head = self._head = self._head + data if self._head else data
-        if self._next is not None:
+        if self._waiting:
             # A client may not talk before the 101; whoever does may be smuggling a second request.
             self._refuse(400, "Bad Request: bytes after the request")
             return
@@ -73,36 +71,28 @@ class Front(asyncio.Protocol):
 
     def _on_head(self, head: bytes, length: int) -> None:
         """The head is complete; `head` may be longer than it is."""
-        assert self._transport is not None
         request_line = _REQUEST_LINE.match(head)
         if request_line is None:
             self._refuse(400, "Bad Request")
         elif not _WEBSOCKET_PATH.match(request_line[1]):
-            if self.gate.may_ask():
-                self._transport.pause_reading()
-                self._do_next(self._hand_to_sanic)
+            if self.gate.may_ask():  # at once: who looks after the hub must get his answer also in a storm
+                self._hand_to_sanic()
             else:
                 self._refuse(503, "Service Unavailable: too many requests", _RETRY)
         elif len(head) > length:
             self._refuse(400, "Bad Request: bytes after the request")
         elif self.gate.may_shake_hands():
             self.gate.forget(self)  # it has done its part in time
-            self._do_next(self._upgrade)
+            self._waiting = True
+            self.pacer.add(self._upgrade)
         else:
             self._refuse(503, "Service Unavailable: too many handshakes", _RETRY)
 
-    def _do_next(self, work: Callable[[asyncio.Transport], None]) -> None:
-        self._next = work
-        self.pacer.add(self._do)
-
-    def _do(self) -> bool:
-        """For the pacer: what comes next, once."""
-        if self._transport is not None and self._next is not None and not self._transport.is_closing():
-            self._next(self._transport)
-        return False
-
-    def _upgrade(self, transport: asyncio.Transport) -> None:
-        head = self._head
+    def _upgrade(self) -> bool:
+        """For the pacer: answer the request. However many come at once, the events go on meanwhile."""
+        head, transport = self._head, self._transport
+        if transport is None or transport.is_closing():
+            return False
         self._let_go()
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
@@ -110,20 +100,22 @@ class Front(asyncio.Protocol):
         transport.write(answer.response)
         if answer.admitted is None:
             transport.close()
-            return
+            return False
         connection = Connection(transport, self.roster, wants_control=answer.subprotocol == wire.V1)
         transport.set_protocol(connection)
         self.roster.add(connection, answer.admitted)
+        return False
 
-    def _hand_to_sanic(self, transport: asyncio.Transport) -> None:
+    def _hand_to_sanic(self) -> None:
         """From here on it is Sanic's, which is held to the deadline as well."""
+        transport, head = self._transport, self._head
+        assert transport is not None
+        self._head = b""
         self.gate.watch(self)
         protocol = _Page(self, self._sanic_arguments)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)  # type: ignore[no-untyped-call]
-        protocol.data_received(self._head)
-        self._head = b""
-        transport.resume_reading()
+        protocol.data_received(head)
 
     def _refuse(self, status: int, phrase: str, header: str = "") -> None:
         transport = self._transport
@@ -139,7 +131,8 @@ class Front(asyncio.Protocol):
     def _let_go(self) -> None:
         """The transport is somebody else's, or gone."""
         self.gate.forget(self)
-        self._transport = self._next = None
+        self._transport = None
+        self._waiting = False
         self._head = b""
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -87,7 +87,7 @@ class StormPlan:
 
 
 STORM: Final = StormPlan()
-RECONNECT: Final = StormPlan(conns=5000, events=10, from_log=False, repeat=1)
+RECONNECT: Final = StormPlan(conns=5000, rate_hz=10.0, events=10, from_log=False, repeat=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,9 @@ def _await_departure(hub: Hub, live: int) -> None:
     deadline = time.monotonic() + _LEAVE_S
     while (connected := statistics(hub.port)["connected"]) != live:
         if connected < live or time.monotonic() > deadline:
-            raise TrialError(f"{connected} subscribers are connected after the storm, not {live}")
+            raise TrialError(
+                f"{connected} subscribers are connected after the storm, not {live}: {statistics(hub.port)}"
+            )
         time.sleep(0.05)
 
 
