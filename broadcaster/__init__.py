@@ -5,10 +5,11 @@ from broadcaster import Publisher, Subscriber
 
 from broadcaster.errors import BroadcasterError, InvalidEvent, Unavailable
 from broadcaster.event import Event
+from broadcaster.notices import Fresh, Stale
 from broadcaster.position import Gap, Position
 from broadcaster.publisher import Published, Publisher
 from broadcaster.settings import Settings, load
-from broadcaster.subscriber import Fresh, Stale, Subscriber
+from broadcaster.subscriber import Subscriber
 
 __all__ = [
     "BroadcasterError",

@@ -8,7 +8,6 @@ import random
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from broadcaster import event as events
 from broadcaster import trust
 from broadcaster.errors import HubRefused, InvalidEvent
 from broadcaster.event import Event
+from broadcaster.notices import Fresh, Notice, Stale
 from broadcaster.place import Places
 from broadcaster.position import Gap, Position
 from broadcaster.settings import Settings, load
@@ -32,25 +32,6 @@ _SOURCES: Final = 10_000
 _MISSED_BEATS: Final = 3
 _PONG_S: Final = 2.0
 _GRACE_S: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """The hub has not beaten: whatever happens now, this subscriber does not see it.
-
-    Attributes:
-        silent_s: Seconds since the last beat.
-    """
-
-    silent_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """The hub beats again; what was missed meanwhile has come, or was told as a gap."""
-
-
-Notice = Event | Gap | Stale | Fresh
 
 
 class Subscriber:
@@ -321,6 +302,10 @@ class Subscriber:
             self._on_beat()
         elif kind == "gap":
             self._announce(self._places.on_gap(Gap.from_fields(control)))
+        elif kind == "lag":
+            log.warning(
+                "too slow: %s events, %s ms behind", control.get("behind_events"), control.get("behind_ms")
+            )
         elif kind == "drain":
             delay_s = control.get("reconnect_after_s")
             self._hint_s = min(float(delay_s), 60.0) if isinstance(delay_s, int | float) else 0.0

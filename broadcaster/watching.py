@@ -16,8 +16,9 @@ import click
 from broadcaster import process
 from broadcaster.errors import ConfigurationError
 from broadcaster.event import Event
+from broadcaster.notices import Notice, Stale
 from broadcaster.position import Gap, Position
-from broadcaster.subscriber import Notice, Stale, Subscriber
+from broadcaster.subscriber import Subscriber
 
 _SAVE_EVERY_S: Final = 0.2
 

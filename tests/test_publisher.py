@@ -258,6 +258,22 @@ def test_reserved_fields_cannot_be_set(name: str, steady_redis: RedisServer) -> 
     assert fields["data"] == {name: 1}
 
 
+def test_one_publisher_serves_many_channels(steady_redis: RedisServer) -> None:
+    """`to` names the channel of one event; each channel has its own positions, and its own numbers per source."""
+
+    async def story() -> list[Published]:
+        async with Publisher(settings_for(steady_redis.url), channel="events.a") as publisher:
+            targets = (None, "events.b", "events.b", None, "events.a")
+            return [await publisher.publish("T", "many", to=to) for to in targets]
+
+    published = run_async(story())
+    assert [one.event.channel for one in published] == ["events.a", "events.b", "events.b", "events.a", "events.a"]
+    assert [one.event.sequence for one in published] == [1, 1, 2, 2, 3]
+    offsets = [one.position.offset for one in published if one.position is not None]
+    assert [offset - offsets[0] for offset in (offsets[0], *offsets[3:])] == [0, 1, 2]
+    assert offsets[2] == offsets[1] + 1
+
+
 @pytest.mark.parametrize("channel", ["a b", "ä", "x" * 129, "a/b", "a\n", "*"])
 def test_a_bad_channel_is_refused_before_connecting(channel: str) -> None:
     """A name that may not be a channel is an InvalidEvent when the publisher is made."""
