@@ -18,9 +18,10 @@ from websockets.typing import Subprotocol
 
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber
 from broadcaster.errors import HubRefused
+from broadcaster.notices import Notice
 from broadcaster.redis_server import RedisServer, free_port
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
-from broadcaster.subscriber import RECENT_IDS, Notice
+from broadcaster.subscriber import RECENT_IDS
 from tests.faults.ledger import Proxy
 from tests.support import HubProcess, RawClient, RedisClient, event_payload, redis_client, run_async, until
 

@@ -8,6 +8,7 @@ and is fed from there as fast as it reads. Nobody has a queue of his own.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -60,6 +61,7 @@ class Fanout:
         self.shed: Counter[str] = Counter()
         self._clock = asyncio.get_running_loop().time
         self._audiences = Audiences()
+        self._gaps_at: list[int] = []  # numbers of the last gaps in the ring
         self._written = 0  # number of the next frame that the audience being served has not been given
         self._base: int | None = None  # number of the first frame of the batch that is being written
         self._given = 0  # how many of the batch the audience being served has been given
@@ -69,11 +71,16 @@ class Fanout:
 
     def begin(self, position: Position) -> None:
         """The channel goes on after this position, which may be in another epoch."""
+        if not self._eras:  # what came before anybody knew the place has none, and nobody was here to miss it
+            self.ring.forget()
+        self._go_on_after(position)
+        self.ring.begin(len(self._eras), self._offset)
+
+    def _go_on_after(self, position: Position) -> None:
         if not self._eras or self._eras[-1] != position.epoch:
             self._eras.append(position.epoch)
         self._offset = position.offset
         self.position = position
-        self.ring.begin(len(self._eras), self._offset)
 
     # Who is here
 
@@ -163,11 +170,13 @@ class Fanout:
         """Something is missing here. `broadcaster.v1` is told; a plain client, who cannot be, is closed (4009)."""
         frame = gap_frame(gap)
         if gap.position is not None:
-            self.begin(gap.position)
+            self._go_on_after(gap.position)
         self.gaps[gap.cause] += 1
         self.ring.append(Entry(frame, self._clock(), len(self._eras), self._offset, None, gap=gap))
         self._written = self.ring.head
         self.last_gap = self.ring.head - 1
+        self._gaps_at.append(self.last_gap)
+        del self._gaps_at[:-1000]
         for audience in self._audiences:
             for listener in list(audience.live):
                 if listener.connection.wants_control:
@@ -219,7 +228,8 @@ class Fanout:
 
     def _shed_overtaken(self, listener: Listener) -> None:
         assert listener.cursor is not None
-        self.shed["overtaken"] += self.ring.tail - listener.cursor
+        gaps = bisect_left(self._gaps_at, self.ring.tail) - bisect_left(self._gaps_at, listener.cursor)
+        self.shed["overtaken"] += self.ring.tail - listener.cursor - gaps
         listener.cursor = self.ring.tail
         self.gaps[Cause.SHED] += 1
         listener.connection.write(gap_frame(shedding.overtaken(self.channel, listener.place, self.ring_place)))
@@ -234,7 +244,8 @@ class Fanout:
         self.filtered += len(entries) - len(wanted)
         kept, counts = shedding.shed(wanted, channel=self.channel, epochs=self._eras, most=self.shed_beyond)
         self.shed += counts
-        self.gaps[Cause.SHED] += sum(isinstance(entry, Gap) for entry in kept)
+        if gaps := sum(isinstance(entry, Gap) for entry in kept):
+            self.gaps[Cause.SHED] += gaps
         return [gap_entry(entry) if isinstance(entry, Gap) else entry for entry in kept]
 
     def _place_before(self, cursor: int) -> Position | None:

@@ -62,6 +62,13 @@ class Ring:
         if self.head == self.tail:
             self._before = (era, offset)
 
+    def forget(self) -> None:
+        """What has come so far is for nobody."""
+        self._entries.clear()
+        self._ends.clear()
+        self._end = self._dropped = self.bytes = 0
+        self.tail = self.head
+
     def append(self, entry: Entry) -> None:
         self._entries.append(entry)
         self._end += len(entry.frame)
@@ -118,7 +125,7 @@ class Ring:
     def bytes_from(self, cursor: int) -> int:
         """Bytes of the frames that a reader at `cursor` has not been given, of those that are still here."""
         index = self._dropped + max(cursor, self.tail) - self.tail
-        return self._end - (self._ends[index - 1] if index else 0)
+        return self._end - self._ends[index - 1] if index else self.bytes
 
     def came_at(self, cursor: int) -> float:
         """When the frame that a reader at `cursor` waits for came (loop time, seconds)."""

@@ -143,6 +143,8 @@ class Roster:
         for listener in connection.listeners:
             if connection.paused or connection.close_deadline is not None:
                 return False
+            if self._is_about_to_shed(listener):
+                self._warn(listener)
             try:
                 if listener.channel.feed(listener):
                     return not connection.paused
@@ -152,9 +154,16 @@ class Roster:
             self.behind.discard(connection)
         return False
 
+    def _is_about_to_shed(self, listener: Listener) -> bool:
+        fanout = listener.channel.fanout
+        if not _is_behind(listener) or not fanout.sheds_for(listener):
+            return False
+        return fanout.lag_of(listener).share_of(self._most_behind) > WARN_AT
+
     def _close_slow(self, listener: Listener) -> None:
         """Close with 4008 and say by how much it was too slow."""
         self.slow_closed += 1
+        self._warn(listener)
         lag = listener.channel.fanout.lag_of(listener)
         listener.connection.close(wire.CloseCode.SLOW, f"too slow: {lag}")
 
@@ -206,7 +215,8 @@ class Roster:
             if share > WARN_AT:
                 self._warn(listener)
             if fanout.sheds_for(listener):
-                if self._clock() - listener.behind_since > self._settings.ping_interval_s:
+                read_at = max(ear.behind_since for ear in connection.listeners)  # one may wait for another
+                if self._clock() - read_at > self._settings.ping_interval_s:
                     self.ping_timeouts += 1
                     connection.close(wire.CloseCode.PING_TIMEOUT, "nothing is read")
                     return
@@ -217,7 +227,8 @@ class Roster:
     def _warn(self, listener: Listener) -> None:
         """Tell a `broadcaster.v1` client that it is too slow, before anything happens to it; once a second."""
         now = self._clock()
-        if listener.connection.wants_control and now - listener.warned_at > WARN_EVERY_S:
+        welcomed = listener.since is None
+        if listener.connection.wants_control and welcomed and now - listener.warned_at > WARN_EVERY_S:
             listener.warned_at = now
             channel = listener.channel
             lag = channel.fanout.lag_of(listener)

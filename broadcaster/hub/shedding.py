@@ -54,7 +54,7 @@ def shed(
 
 def overtaken(channel: str, stood_at: Position | None, goes_on_at: Position | None) -> Gap:
     """The ring has moved on past a listener: what was between its place and the ring's oldest entry is shed."""
-    if stood_at is None or goes_on_at is None:
+    if stood_at is None or goes_on_at is None or stood_at == goes_on_at:  # none of them had a place
         return Gap(channel, Cause.SHED, position=goes_on_at)
     last = goes_on_at.offset if stood_at.epoch == goes_on_at.epoch else None
     return Gap(channel, Cause.SHED, stood_at.epoch, stood_at.offset + 1, last, goes_on_at)
