@@ -1,0 +1,1 @@
+"""Tests of the hub against the text of RFC 6455."""

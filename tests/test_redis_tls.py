@@ -1,0 +1,598 @@
+"""Redis behind TLS, with the users of config/redis.acl: each part works with exactly its own rights."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from broadcaster import history
+from broadcaster.bus import CommandLink, Subscription
+from broadcaster.errors import RedisRefused, RedisUnavailable, Unavailable
+from broadcaster.event import Event
+from broadcaster.position import Gap, Position
+from broadcaster.publisher import Publisher
+from broadcaster.redis_link import Command, RedisLink
+from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.settings import HistoryTable, PublisherTable, Settings
+from broadcaster.subscriber import Subscriber
+from tests.certificates import Certificates, make
+from tests.support import (
+    ROOT,
+    UNIT_S,
+    HubProcess,
+    assert_calm,
+    broadcaster,
+    dead,
+    finished,
+    hasty,
+    in_loop,
+    until,
+)
+
+ACL = ROOT / "config" / "redis.acl"
+
+ADMIN = "admin:of-the-tests"
+HUB = "hub:change-me-hub"
+PUBLISHER = "publisher:change-me-publisher"
+
+
+class TlsProxy:
+    """Ends TLS in front of a Redis; an event loop in a thread of its own.
+
+    Attributes:
+        port: Where it listens on 127.0.0.1.
+    """
+
+    def __init__(self, redis_port: int, certificates: Certificates) -> None:
+        self.port = free_port()
+        self._redis_port = redis_port
+        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._tls.load_cert_chain(certificates.certificate, certificates.key)
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(lambda loop, what: None)  # a client that breaks off is none of its cares
+        server = await asyncio.start_server(self._join, "127.0.0.1", self.port, ssl=self._tls)
+        self._pairs: set[asyncio.Task[None]] = set()
+        self._listening.set()
+        await self._stop.wait()
+        server.close()
+        for pair in self._pairs:
+            pair.cancel()
+        await asyncio.gather(*self._pairs, return_exceptions=True)
+
+    def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pair = asyncio.ensure_future(self._carry(reader, writer))
+        self._pairs.add(pair)
+        pair.add_done_callback(self._pairs.discard)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes both ways, until one side ends."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(writer.transport.abort)
+            with contextlib.suppress(OSError):
+                from_redis, to_redis = await asyncio.open_connection("127.0.0.1", self._redis_port)
+                stack.callback(to_redis.transport.abort)
+                ways = [asyncio.ensure_future(_pump(*way)) for way in ((reader, to_redis), (from_redis, writer))]
+                try:
+                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for way in ways:
+                        way.cancel()
+                    await asyncio.gather(*ways, return_exceptions=True)
+
+    def __enter__(self) -> TlsProxy:
+        self._thread.start()
+        assert self._listening.wait(10 * UNIT_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10 * UNIT_S)
+        assert not self._thread.is_alive()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+
+
+# A Redis with users, behind TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make(tmp_path_factory.mktemp("certificates"))
+
+
+def users(*more: str) -> str:
+    """The users of config/redis.acl, one who may do everything, and others; without comments."""
+    lines = [line for line in ACL.read_text().splitlines() if line.startswith("user ")]
+    name, _, password = ADMIN.partition(":")
+    return "\n".join([*lines, f"user {name} on >{password} allkeys allchannels +@all", *more]) + "\n"
+
+
+@pytest.fixture(scope="module")
+def acl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of users for Redis."""
+    path = tmp_path_factory.mktemp("users") / "users.acl"
+    path.write_text(users(*POOR_USERS))
+    return path
+
+
+@pytest.fixture
+def guarded(acl: Path) -> Iterator[RedisServer]:
+    """A Redis with users, of the test's own."""
+    with RedisServer.start(None, "--aclfile", str(acl)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def steady(acl: Path) -> Iterator[RedisServer]:
+    """A Redis with users, for tests that leave it as it is."""
+    with RedisServer.start(None, "--aclfile", str(acl)) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(guarded: RedisServer, certificates: Certificates) -> Iterator[TlsProxy]:
+    with TlsProxy(guarded.port, certificates) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def address(proxy: TlsProxy, certificates: Certificates) -> Callable[[str], str]:
+    """The rediss:// address for a user."""
+    return lambda user: f"rediss://{user}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
+
+
+def plain(server: RedisServer, user: str) -> str:
+    """The redis:// address for a user."""
+    return server.url.replace("redis://", f"redis://{user}@")
+
+
+def settings(redis_url: str, publish_deadline_s: float = 10 * UNIT_S) -> Settings:
+    """Settings that notice and retry soon."""
+    return Settings(redis=hasty(redis_url), publisher=PublisherTable(publish_deadline_s=publish_deadline_s))
+
+
+@contextlib.asynccontextmanager
+async def running(redis_url: str, **variables: str) -> AsyncIterator[HubProcess]:
+    """A ready hub."""
+    hub = await asyncio.to_thread(
+        HubProcess, redis_url, None, BROADCASTER_REDIS__RECONNECT_MAX_S="0.1", **variables
+    )
+    try:
+        await asyncio.to_thread(hub.until_ready)
+        yield hub
+    finally:
+        await asyncio.to_thread(hub.__exit__, None, None, None)
+
+
+@contextlib.asynccontextmanager
+async def commands(redis_url: str) -> AsyncIterator[CommandLink]:
+    """Commands as some user, with the script loaded."""
+    link = CommandLink(settings(redis_url).redis, history.LOAD)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+@contextlib.asynccontextmanager
+async def restarted(server: RedisServer, acl: Path) -> AsyncIterator[None]:
+    """Redis dies at once, and another one, with the same users, takes its place."""
+    server.kill()
+    another = await asyncio.to_thread(RedisServer.start, server.port, "--aclfile", str(acl))
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(another.stop)
+
+
+async def next_event(subscriber: Subscriber) -> Event:
+    async with asyncio.timeout(10 * UNIT_S):
+        return await anext(subscriber)
+
+
+# The file
+
+
+def test_the_file_of_users_is_ready_to_use() -> None:
+    """`redis-server --aclfile config/redis.acl`, as it says itself."""
+    with RedisServer.start(None, "--aclfile", str(ACL)) as server:
+        assert server.pid
+
+
+# What the parts do, they may do
+
+
+@in_loop
+async def test_everything_works_with_exactly_these_rights(
+    address: Callable[[str], str], guarded: RedisServer, acl: Path
+) -> None:
+    """The first event of an empty Redis, many at once, probes, a page of the log, and another Redis process."""
+    async with (
+        running(address(HUB)) as hub,
+        Publisher(settings(address(PUBLISHER))) as publisher,
+        Subscriber(hub.url, settings=settings("redis://127.0.0.1:1/0")) as subscriber,
+    ):
+        waiting = asyncio.ensure_future(next_event(subscriber))
+        await until(lambda: subscriber.positions, "never connected")
+        first = await publisher.publish("T", "s")
+        assert first.position is not None
+        assert (first.position.offset, first.heard) == (1, 1)
+        assert (await waiting).event_id == first.event.event_id
+        many = await asyncio.gather(*(publisher.publish("T", "s") for _ in range(20)))
+        assert [result.position for result in many] == [Position(first.position.epoch, 2 + n) for n in range(20)]
+        assert [(await next_event(subscriber)).event_id for _ in many] == [one.event.event_id for one in many]
+
+        async with Subscriber(hub.url, settings=settings("redis://127.0.0.1:1/0"), since=first.position) as late:
+            assert [(await next_event(late)).event_id for _ in many] == [one.event.event_id for one in many]
+            assert late.gaps == 0
+
+        proofs = (await asyncio.to_thread(hub.stats))["proofs"]
+        async with restarted(guarded, acl):
+            again = await publisher.publish("T", "s")
+            assert again.position is not None
+            assert again.position.epoch != first.position.epoch
+            assert (await next_event(subscriber)).event_id == again.event.event_id
+            assert subscriber.gaps == 1
+            await asyncio.to_thread(hub.until_ready)
+            assert (await asyncio.to_thread(hub.stats))["proofs"] > proofs
+        await asyncio.to_thread(assert_calm, hub)
+        assert "change-me" not in hub.output
+
+
+@in_loop
+async def test_the_hub_may_publish_what_comes_over_http(address: Callable[[str], str]) -> None:
+    """POST /publish stores and publishes over the hub's own user."""
+    keys = json.dumps([{"name": "a", "key": "k" * 20, "subscribe": ["events.*"], "publish": ["events.*"]}])
+    async with (
+        running(address(HUB), BROADCASTER_AUTH__MODE="token", BROADCASTER_AUTH__API_KEYS=keys) as hub,
+        Subscriber(hub.url, settings=settings("redis://127.0.0.1:1/0"), token="k" * 20) as subscriber,
+    ):
+        waiting = asyncio.ensure_future(next_event(subscriber))
+        await until(lambda: subscriber.positions, "never connected")
+        body = b'{"event_type":"T","source":"s"}'
+        reader, writer = await asyncio.open_connection("127.0.0.1", hub.port)
+        writer.write(
+            b"POST /publish HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (b"k" * 20, len(body), body)
+        )
+        answer = await reader.read()
+        writer.close()
+        assert b" 201 " in answer.partition(b"\r\n")[0], answer
+        assert (await waiting).event_type == "T"
+
+
+TABLE = HistoryTable()
+
+DO: dict[str, tuple[str, tuple[Command, ...]]] = {
+    "the hub looks": (HUB, (history.look("events.critical", TABLE),)),
+    "the hub looks at another channel": (HUB, (history.look("events.a", TABLE), history.glance("events.a"))),
+    "the hub reads a page": (HUB, (history.page("events.critical", 1, 10),)),
+    "the hub keeps a channel in mind": (HUB, (history.keep("events.critical", TABLE),)),
+    "the hub probes": (
+        HUB,
+        (("SET", "broadcaster.hub.0", "", "EX", 60), ("PUBLISH", "broadcaster.hub.0", "1"), ("INFO", "server")),
+    ),
+    "a publisher stores": (PUBLISHER, (history.store("events.do", [("a", b'{"a":1}')], TABLE),)),
+    "a publisher stores after another": (
+        PUBLISHER,
+        (
+            history.store("events.do", [("b", b'{"a":1}')], TABLE),
+            history.store("events.do", [("c", b'{"a":1}')], TABLE, after="b"),
+        ),
+    ),
+    "a publisher stores again": (PUBLISHER, (history.store("events.do", [("b", b'{"a":1}')], TABLE),)),
+    "a publisher without history": (PUBLISHER, (("PUBLISH", "events.critical", "{}"), ("PING",))),
+}
+
+
+@pytest.mark.parametrize(("user", "asked"), DO.values(), ids=DO.keys())
+@in_loop
+async def test_each_command_of_a_part_is_allowed(
+    steady: RedisServer, user: str, asked: tuple[Command, ...]
+) -> None:
+    """Command by command, so that a right that is missing has a name."""
+    async with commands(plain(steady, user)) as link:
+        assert len(await link.execute(*asked)) == len(asked)
+
+
+@in_loop
+async def test_a_counter_that_was_set_back_begins_an_epoch_with_these_rights(guarded: RedisServer) -> None:
+    """The script's way out of a log that is ahead of its counter needs no further right."""
+    async with commands(plain(guarded, PUBLISHER)) as link, commands(plain(guarded, ADMIN)) as admin:
+        await link.execute(history.store("events.a", [("1", b'{"a":1}'), ("2", b'{"a":2}')], TABLE))
+        await admin.execute(("HSET", "{events.a}:meta", "offset", "0"))
+        [reply] = await link.execute(history.store("events.a", [("3", b'{"a":3}')], TABLE))
+        [stored] = history.read_stored(reply)
+        assert stored.position is not None
+        assert len(history.read_head(reply).epochs) == 2
+
+
+@pytest.mark.parametrize("user", [HUB, PUBLISHER], ids=["hub", "publisher"])
+@in_loop
+async def test_an_event_that_may_not_be_published_is_not_stored_either(guarded: RedisServer, user: str) -> None:
+    """Who may write to a channel's keys, and not publish on it, is refused and leaves nothing behind."""
+    async with commands(plain(guarded, user)) as link, commands(plain(guarded, ADMIN)) as admin:
+        await admin.execute(history.store("other", [("1", b'{"a":1}')], TABLE))
+        before = await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+"))
+        with pytest.raises(RedisRefused, match="publish"):
+            await link.execute(history.store("other", [("2", b'{"a":2}')], TABLE))
+        assert await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+")) == before
+        [reply] = await admin.execute(history.store("other", [("2", b'{"a":2}')], TABLE))
+        [stored] = history.read_stored(reply)
+        assert stored.position == Position(history.read_head(reply).epochs[0].epoch, 2)
+
+
+# What they need not do, they may not do
+
+NOT: dict[str, tuple[str, Command]] = {
+    "publisher subscribes": (PUBLISHER, ("SUBSCRIBE", "events.critical")),
+    "publisher subscribes to patterns": (PUBLISHER, ("PSUBSCRIBE", "*")),
+    "publisher reads the log": (PUBLISHER, ("XRANGE", "{events.critical}:log", "-", "+")),
+    "publisher probes": (PUBLISHER, ("PUBLISH", "broadcaster.hub.0", "1")),
+    "publisher publishes elsewhere": (PUBLISHER, ("PUBLISH", "other", "1")),
+    "publisher writes another key": (PUBLISHER, ("SET", "other", "1")),
+    "publisher lists keys": (PUBLISHER, ("KEYS", "*")),
+    "publisher forgets everything": (PUBLISHER, ("FLUSHALL",)),
+    "publisher runs another script": (PUBLISHER, ("EVAL", "return 1", 0)),
+    "publisher reconfigures": (PUBLISHER, ("CONFIG", "GET", "*")),
+    "publisher looks at users": (PUBLISHER, ("ACL", "LIST")),
+    "publisher ends others": (PUBLISHER, ("CLIENT", "KILL", "TYPE", "pubsub")),
+    "hub subscribes elsewhere": (HUB, ("SUBSCRIBE", "other")),
+    "hub subscribes to patterns": (HUB, ("PSUBSCRIBE", "*")),
+    "hub publishes elsewhere": (HUB, ("PUBLISH", "other", "1")),
+    "hub writes another key": (HUB, ("SET", "other", "1")),
+    "hub lists keys": (HUB, ("KEYS", "*")),
+    "hub forgets everything": (HUB, ("FLUSHALL",)),
+    "hub forgets the scripts": (HUB, ("SCRIPT", "FLUSH")),
+    "hub reconfigures": (HUB, ("CONFIG", "GET", "*")),
+    "hub looks at users": (HUB, ("ACL", "LIST")),
+    "hub listens to all": (HUB, ("MONITOR",)),
+    "hub stops Redis": (HUB, ("SHUTDOWN", "NOSAVE")),
+}
+
+
+@pytest.mark.parametrize(("user", "command"), NOT.values(), ids=NOT.keys())
+@in_loop
+async def test_what_a_part_does_not_need_is_denied(steady: RedisServer, user: str, command: Command) -> None:
+    """A part that was taken over can do no more than the part."""
+    link = await RedisLink.open(plain(steady, user), timeout_s=5 * UNIT_S)
+    try:
+        with pytest.raises(RedisRefused, match="NOPERM"):
+            await link.execute(*command)
+    finally:
+        link.abort()
+
+
+@pytest.mark.parametrize(
+    "command", ["PING", "GET a", "PUBLISH a b", "SUBSCRIBE a", "INFO", "EVALSHA a 0", "FLUSHALL"]
+)
+@in_loop
+async def test_the_default_user_may_nothing(steady: RedisServer, command: str) -> None:
+    """Who says no name and no password is asked for them."""
+    link = await RedisLink.open(steady.url, timeout_s=5 * UNIT_S)
+    try:
+        with pytest.raises(RedisRefused, match="NOAUTH"):
+            await link.execute(*command.split())
+    finally:
+        link.abort()
+
+
+# Who is refused is told so
+
+
+STRANGERS: dict[str, str] = {
+    "no user": "",
+    "wrong password": "publisher:wrong-pass-word@",
+    "unknown user": "nobody:wrong-pass-word@",
+    "password only": ":wrong-pass-word@",
+}
+
+
+@pytest.mark.parametrize("role", ["hub", "publish"])
+@pytest.mark.parametrize("who", STRANGERS.values(), ids=STRANGERS.keys())
+def test_who_cannot_log_in_ends_with_a_line(
+    steady: RedisServer, certificates: Certificates, who: str, role: str
+) -> None:
+    """Exit code 69 and one line, at once, over TLS as well, and without the password."""
+    with TlsProxy(steady.port, certificates) as proxy:
+        url = f"rediss://{who}127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
+        options = ("--type", "T", "--source", "s") if role == "publish" else ()
+        hub_port = str(free_port())
+        ended = finished(role, *options, BROADCASTER_REDIS__URL=url, BROADCASTER_HUB__PORT=hub_port)
+    assert ended.code == 69
+    assert ended.complaint.startswith("Redis says: ")
+    assert "wrong-pass-word" not in ended.stdout + ended.stderr
+
+
+def test_a_hub_with_a_publishers_rights_ends_with_a_line(steady: RedisServer) -> None:
+    """It may not subscribe, and says so."""
+    with broadcaster(
+        "hub",
+        BROADCASTER_REDIS__URL=plain(steady, PUBLISHER),
+        BROADCASTER_HUB__PORT=str(free_port()),
+    ) as hub:
+        assert hub.wait() == 69
+        assert "NOPERM" in hub.lines[-1]
+        assert "change-me" not in hub.output
+        assert "Traceback" not in hub.output
+
+
+RIGHTS = ("auth", "evalsha", "script|load", "info", "hmget", "hset", "xadd", "expire", "set", "publish", "exists")
+"""Commands that a publisher needs; `expire` only sees to it that what is old is forgotten."""
+
+_ENOUGH = {*RIGHTS, "select", "ping", "get", "del", "xdel", "xsetid"}
+
+POOR_USERS = [
+    f"user without-{right.replace('|', '-')} on >of-the-tests allkeys allchannels -@all "
+    + " ".join(f"+{other}" for other in sorted(_ENOUGH - {right}))
+    for right in RIGHTS
+]
+
+
+@pytest.mark.parametrize("right", [right for right in RIGHTS if right not in ("auth", "expire")])
+@in_loop
+async def test_a_right_that_is_missing_is_told_at_once(steady: RedisServer, right: str) -> None:
+    """Trying again would not help: the publish fails long before its deadline, and says what Redis said."""
+    user = f"without-{right.replace('|', '-')}:of-the-tests"
+    begun_at = time.monotonic()
+    with pytest.raises(RedisRefused, match=r"can't|NOPERM"):
+        async with Publisher(settings(plain(steady, user), 6 * UNIT_S)) as poor:
+            await asyncio.gather(
+                *(poor.publish("T", "s", to=f"events.{right.partition('|')[0]}") for _ in range(3))
+            )
+    assert time.monotonic() - begun_at < 3 * UNIT_S
+
+
+# TLS itself
+
+
+@in_loop
+async def test_a_subscription_works_over_tls(address: Callable[[str], str]) -> None:
+    """Messages come, large ones too, and it is made anew when the link breaks."""
+    got: list[bytes] = []
+    confirmed: list[str] = []
+    subscription = Subscription(
+        settings(address(HUB)).redis,
+        on_messages=lambda messages: got.extend(messages[b"events.a"]),
+        on_confirmed=confirmed.append,
+        on_lost=lambda channel: None,
+    )
+    subscription.hold("events.a")
+    task = asyncio.ensure_future(subscription.run())
+    try:
+        await until(lambda: confirmed == ["events.a"], "not subscribed")
+        payloads = [b"%d" % n + b"x" * 100_000 for n in range(20)]
+        async with commands(address(PUBLISHER)) as link:
+            await link.execute(*(("PUBLISH", "events.a", payload) for payload in payloads))
+            await until(lambda: got == payloads, "messages are missing")
+            async with commands(address(ADMIN)) as admin:
+                await admin.execute(("CLIENT", "KILL", "TYPE", "pubsub"))
+            await until(lambda: len(confirmed) == 2, "not subscribed again")
+            await link.execute(("PUBLISH", "events.a", b"again"))
+            await until(lambda: got[-1] == b"again", "nothing comes any more")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@in_loop
+async def test_a_redis_that_nobody_vouches_for_is_not_believed(
+    guarded: RedisServer, proxy: TlsProxy, certificates: Certificates, tmp_path: Path
+) -> None:
+    """An authority nobody trusts, a certificate for somebody else: no password is sent, and it is said why."""
+    stranger = make(tmp_path, "stranger")
+    elsewhere = make(tmp_path, "elsewhere", host="127.0.0.2")
+    with TlsProxy(guarded.port, elsewhere) as other:
+        for port, query in (
+            (proxy.port, ""),
+            (proxy.port, f"?ssl_ca_certs={stranger.authority}"),
+            (other.port, f"?ssl_ca_certs={elsewhere.authority}"),
+        ):
+            with pytest.raises(RedisUnavailable, match=r"CERTIFICATE_VERIFY_FAILED|verify failed") as caught:
+                await RedisLink.open(f"rediss://{HUB}@127.0.0.1:{port}/0{query}", timeout_s=5 * UNIT_S)
+            assert "change-me" not in str(caught.value)
+    async with commands(plain(guarded, ADMIN)) as admin:
+        [entries] = await admin.execute(("CLIENT", "LIST"))
+        assert b"user=hub" not in entries
+
+
+AUTHORITIES: dict[str, str] = {
+    "there is no such file": "/no/such/authority.pem",
+    "it is a folder": "/",
+    "it has no certificate": "/dev/null",
+}
+
+
+@pytest.mark.parametrize("file", AUTHORITIES.values(), ids=AUTHORITIES.keys())
+@in_loop
+async def test_authorities_that_cannot_be_read_are_told(proxy: TlsProxy, file: str) -> None:
+    """Nobody is believed then, and nobody waits."""
+    url = f"rediss://{HUB}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={file}"
+    with pytest.raises(Unavailable, match=r"\S") as caught:
+        await RedisLink.open(url, timeout_s=5 * UNIT_S)
+    assert "change-me" not in str(caught.value)
+
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    await asyncio.sleep(60)
+
+
+async def half_a_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03")
+    await silence(reader, writer)
+
+
+@pytest.mark.parametrize("talk", [silence, half_a_handshake], ids=["silence", "half a handshake"])
+@in_loop
+async def test_a_handshake_that_does_not_end_is_given_up(talk: Talk, certificates: Certificates) -> None:
+    """A port where TLS never comes about is RedisUnavailable within the deadline."""
+    port = free_port()
+    talks: list[asyncio.Task[Any]] = []
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        talks.append(task)
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await talk(reader, writer)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", port)
+    try:
+        with pytest.raises(RedisUnavailable):
+            await RedisLink.open(f"rediss://{HUB}@127.0.0.1:{port}/0", timeout_s=0.4 * UNIT_S)
+    finally:
+        server.close()
+        for one in talks:
+            one.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+
+@in_loop
+async def test_a_redis_that_goes_away_and_comes_back_behind_its_proxy_loses_nothing(
+    redis: RedisServer, certificates: Certificates
+) -> None:
+    """Behind a proxy that stays, Redis can be replaced: who publishes is heard again, and gaps are told."""
+    with TlsProxy(redis.port, certificates) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
+        async with (
+            running(url) as hub,
+            Publisher(settings(url)) as publisher,
+            Subscriber(hub.url, settings=settings("redis://127.0.0.1:1/0")) as subscriber,
+        ):
+            waiting = asyncio.ensure_future(next_event(subscriber))
+            await until(lambda: subscriber.positions, "never connected")
+            first = await publisher.publish("T", "s")
+            assert (await waiting).event_id == first.event.event_id
+            async with dead(redis) as revive:
+                await revive()
+                second = await publisher.publish("T", "s")
+                async with asyncio.timeout(10 * UNIT_S):
+                    notices = [await subscriber.receive(), await subscriber.receive()]
+            assert [type(notice) for notice in notices] == [Gap, Event]
+            assert isinstance(notices[1], Event)
+            assert notices[1].event_id == second.event.event_id
