@@ -113,6 +113,8 @@ class Access:
             return ANYBODY
         if not token:
             raise Denied("missing")
+        if not token.isascii():
+            raise Denied("malformed")
         if token.count(".") == 2:
             mark = blake2b(token.encode(), digest_size=12, key=self._secret).digest()
             return self._verified_before(mark) or self._remember(mark, self._from_jwt(token))
@@ -140,7 +142,7 @@ class Access:
             candidates = self._candidates(token.partition(".")[0])
         except (jwt.PyJWTError, *_NO_TOKEN):
             raise Denied("malformed") from None
-        for number, (key, verifying) in enumerate(candidates):
+        for key, verifying in candidates:
             try:
                 claims = jwt.decode(
                     token,
@@ -152,20 +154,21 @@ class Access:
                     options={"require": ["exp"], "verify_aud": bool(self._table.audience)},
                 )
             except jwt.InvalidSignatureError:
-                if number + 1 < len(candidates):
-                    continue  # two keys of one algorithm: one is being replaced by the other
-                raise Denied("signature") from None
+                continue  # two keys of one algorithm: one is being replaced by the other
             except (jwt.PyJWTError, *_NO_TOKEN) as error:
                 raise Denied(_cause_of(error)) from None
             return _grant_of(claims, self._table.leeway_s)
-        raise Denied("algorithm")
+        raise Denied("signature")
 
     def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
         """The keys that a token may be signed with, by the algorithm and key id in its first segment."""
         header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head is of interest
         kid = header.get("kid")
         fitting = [(key, verifying) for key, verifying in self._jwt_keys if key.algorithm == header.get("alg")]
-        return [(key, verifying) for key, verifying in fitting if not (kid and key.kid) or kid == key.kid]
+        known = [(key, verifying) for key, verifying in fitting if not (kid and key.kid) or kid == key.kid]
+        if not known:
+            raise Denied("unknown_key" if fitting else "algorithm")
+        return known
 
 
 def create_token(
@@ -237,7 +240,9 @@ def _cause_of(error: Exception) -> str:
     causes = {
         jwt.ExpiredSignatureError: "expired",
         jwt.ImmatureSignatureError: "not_yet_valid",
-        jwt.InvalidIssuedAtError: "not_yet_valid",
+        jwt.InvalidIssuedAtError: "claims",
+        jwt.exceptions.InvalidSubjectError: "claims",
+        jwt.exceptions.InvalidJTIError: "claims",
         jwt.InvalidAudienceError: "audience",
         jwt.InvalidIssuerError: "issuer",
         jwt.InvalidAlgorithmError: "algorithm",

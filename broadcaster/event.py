@@ -25,6 +25,9 @@ from broadcaster.position import MAX_OFFSET, Position, is_epoch
 MAX_BYTES: Final = 65_536
 """Default size limit of one encoded event in bytes."""
 
+MAX_LEVELS: Final = 256
+"""Objects and arrays within each other; deeper events are refused, at the publisher as at the hub."""
+
 SEVERITIES: Final = ("critical", "warning", "info")
 RESERVED: Final = ("channel", "epoch", "offset")
 """Fields that are given to an event when it is stored, all three; a publisher cannot set them."""
@@ -86,7 +89,7 @@ def check_channel(name: str) -> str:
         InvalidEvent: If it has other characters than A-Z a-z 0-9 . _ : - or not 1 to 128 of them.
     """
     if type(name) is not str or not _CHANNEL(name):
-        raise InvalidEvent("field", f"channel must be 1 to 128 of A-Z a-z 0-9 . _ : -, got {name[:140]!r}")
+        raise InvalidEvent("field", f"channel must be 1 to 128 of A-Z a-z 0-9 . _ : -, got {_shown(name, 140)}")
     return name
 
 
@@ -253,16 +256,29 @@ def _may_be_place(channel: str, epoch: str) -> bool:
 
 
 def _wrong(name: str, expected: str, fields: dict[str, Any]) -> InvalidEvent:
-    got = repr(fields[name])[:80] if name in fields else "nothing"
+    got = _shown(fields[name], 80) if name in fields else "nothing"
     return InvalidEvent("field", f"{name} must be {expected}, got {got}")
 
 
-def _count_keys(value: dict[str, Any] | list[Any]) -> int:
-    """Keys of all objects in a JSON value."""
+def _shown(value: object, most: int) -> str:
+    try:
+        return repr(value)[:most]
+    except RecursionError:  # the caller's own stack is deep
+        return type(value).__name__
+
+
+def _count_keys(value: dict[str, Any] | list[Any], levels: int = MAX_LEVELS) -> int:
+    """Keys of all objects in a JSON value.
+
+    Raises:
+        RecursionError: It has more levels than that.
+    """
+    if not levels:
+        raise RecursionError
     count, items = (len(value), value.values()) if type(value) is dict else (0, value)
     for item in items:
         if type(item) is dict or type(item) is list:
-            count += _count_keys(item)
+            count += _count_keys(item, levels - 1)
     return count
 
 

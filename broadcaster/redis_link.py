@@ -36,6 +36,13 @@ OnSubscribed = Callable[[bytes, bool], None]
 _FOR_GOOD: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
 """What Redis says when trying again will not help."""
 
+_FOR_GOOD_IN_A_SCRIPT: Final = (
+    "can't run this command",
+    "can't access at least one of the keys",
+    "ACL failure in script",
+)
+"""The same of a command in a script: Redis 6.2, and 7."""
+
 
 class RedisLink(asyncio.Protocol):
     """One connection, from `open` to its end. Not reused, not reconnected.
@@ -212,7 +219,8 @@ class RedisLink(asyncio.Protocol):
         if future.done():
             return
         if isinstance(reply, hiredis.ReplyError):
-            refused = str(reply).startswith(_FOR_GOOD)
+            said = str(reply)
+            refused = said.startswith(_FOR_GOOD) or any(words in said for words in _FOR_GOOD_IN_A_SCRIPT)
             fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
         else:
             future.set_result(reply)

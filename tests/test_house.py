@@ -20,6 +20,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "redis": ("broadcaster.redis_link",),
     "hiredis": ("broadcaster.redis_link",),
     "sanic": ("broadcaster.hub.app", "broadcaster.hub.front"),
+    "httptools": ("broadcaster.hub.front",),
     "pydantic": ("broadcaster.settings",),
     "pydantic_settings": ("broadcaster.settings",),
     "tomli_w": ("broadcaster.settings",),

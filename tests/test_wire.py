@@ -187,9 +187,9 @@ def test_the_hub_is_asked_with_what_the_client_wants(path: str, query: tuple[tup
 
 
 def test_the_hub_is_told_what_cannot_be_read() -> None:
-    """A query with more than 64 parameters, or a token shown in no known way, is a fault for the hub to refuse."""
+    """More than 256 query parameters, or a token shown in no known way, are a fault for the hub to refuse."""
     for head in (
-        request(path="/ws?" + "a=1&" * 65),
+        request(path="/ws?" + "a=1&" * 257),
         request(Authorization="Basic dXNlcjpwYXNz"),
         request(Authorization="Bearer a\r\nAuthorization: Bearer b"),
         request(subprotocol="broadcaster.v1, bearer.!!"),
@@ -465,17 +465,6 @@ def test_endless_small_fragments_are_bounded_by_the_message_limit() -> None:
         assert inbound.feed(client_frame(0, b"x", fin=False)) == b""
     reply = inbound.feed(client_frame(0, b"x", fin=False))
     assert int.from_bytes(reply[2:4], "big") == 1009
-
-
-def test_a_talker_has_a_first_second_free_and_then_its_rate() -> None:
-    """Only beyond both it says too much: within its first second, and for all the time since."""
-    inbound = Inbound(128)
-    assert not inbound.says_more_than(100)
-    inbound.feed(client_frame(1, b"x") * 50 + client_frame(9) * 50)
-    assert not inbound.says_more_than(100)
-    inbound.feed(client_frame(1) * 500)
-    assert inbound.says_more_than(100)
-    assert not inbound.says_more_than(1000)
 
 
 def test_a_talker_that_is_ignored_is_not_answered() -> None:

@@ -156,7 +156,7 @@ def token() -> None:
     "--publish", "published", multiple=True, metavar="PATTERN", help="Channels to publish on; repeatable."
 )
 @click.option(
-    "--lasts", default=3600.0, show_default=True, type=Number(1), metavar="SECONDS", help="Until it expires."
+    "--lasts", default=3600.0, show_default=True, type=Number(1, 1e10), metavar="SECONDS", help="Until it expires."
 )
 @click.pass_context
 def token_create(

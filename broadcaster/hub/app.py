@@ -22,12 +22,11 @@ from sanic import HTTPResponse, Request, Sanic, json
 from sanic.config import Config
 
 from broadcaster import history, wire
-from broadcaster.access import Denied
 from broadcaster.bus import CommandLink, Subscription
-from broadcaster.errors import ConfigurationError, InvalidEvent, PortTaken, RedisRefused, RedisUnavailable
+from broadcaster.errors import ConfigurationError, PortTaken
 from broadcaster.hub.channels import Channels
 from broadcaster.hub.crew import Crew
-from broadcaster.hub.desk import Desk, Forbidden
+from broadcaster.hub.desk import Desk
 from broadcaster.hub.freshness import Freshness
 from broadcaster.hub.front import Front
 from broadcaster.hub.gate import Gate
@@ -139,7 +138,7 @@ def create_app(hub: Hub) -> App:
     app = Sanic(f"broadcaster-{id(hub):x}", configure_logging=False)
     app.config.KEEP_ALIVE = False  # an upgrade on a connection that Sanic has used would reach Sanic
     app.config.ACCESS_LOG = False
-    app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s)
+    app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s) + 1  # the gate's deadline comes first
     app.config.REQUEST_MAX_SIZE = 65_536
 
     @app.get("/health/live")
@@ -168,19 +167,8 @@ def create_app(hub: Hub) -> App:
         """201 with what became of the event."""
         if hub.gate.stopping:
             return json({"error": "the hub is stopping"}, status=503, headers={"Retry-After": "1"})
-        try:
-            published = await hub.desk.take(request.token, request.body)
-        except Denied as denied:
-            return json({"error": str(denied)}, status=401, headers={"WWW-Authenticate": "Bearer"})
-        except Forbidden as error:
-            return json({"error": str(error)}, status=403)
-        except InvalidEvent as error:
-            return json({"error": error.detail}, status=413 if error.cause == "too_large" else 400)
-        except (RedisUnavailable, RedisRefused) as error:
-            return json({"error": str(error)}, status=503, headers={"Retry-After": "1"})
-        position = published.position and str(published.position)
-        body = {"event_id": published.event.event_id, "position": position, "heard": published.heard}
-        return json(body, status=201)
+        reply = await hub.desk.answer(request.headers.getall("Authorization", []), request.body)
+        return json(reply.body, status=reply.status, headers=reply.headers)
 
     return app
 
@@ -205,7 +193,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> int:
             protocol=front,
             backlog=min(settings.hub.backlog, hub.settings.hub.max_handshakes),
             ssl=_tls(settings),
-            asyncio_server_kwargs={"start_serving": False},
+            asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(settings)},
         )
         await server.startup()
         await server.before_start()
@@ -251,10 +239,19 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key)
-    except OSError as error:  # SSLError is one
+        # A password that is no password: else the library asks for one on the terminal, and waits.
+        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
+    except (OSError, ValueError) as error:  # SSLError is an OSError
         raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {error}") from None
     return context
+
+
+def _tls_deadlines(settings: Settings) -> dict[str, float]:
+    """Seconds for the handshake of TLS, before which no request can come, and for its goodbye."""
+    hub = settings.hub
+    if not hub.tls_cert:
+        return {}
+    return {"ssl_handshake_timeout": hub.handshake_timeout_s, "ssl_shutdown_timeout": hub.close_timeout_s}
 
 
 def _one_hub_per_port() -> None:

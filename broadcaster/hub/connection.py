@@ -6,6 +6,7 @@ No task, no lock, no queue: an idle connection is this object, its transport, an
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final, Protocol
 
 from broadcaster import wire
@@ -19,6 +20,31 @@ A frame may be as short as 6 bytes and costs some 15 µs: a flood of pings must 
 
 
 _NOTHING: Final = memoryview(b"")
+
+
+class _Gone(asyncio.Transport):
+    """What a connection that has ended would write to."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+_GONE: Final = _Gone()
 
 
 class Keeper(Protocol):
@@ -73,6 +99,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_inbound",
         "_keeper",
+        "_said",
+        "_said_at",
         "_unheard",
         "address",
         "alive",
@@ -98,6 +126,7 @@ class Connection(asyncio.Protocol):
         self.listeners: tuple[Listener, ...] = ()
         self.close_deadline: float | None = None
         self.alive = True
+        self._said = self._said_at = 0.0
 
     def write(self, data: bytes) -> None:
         """Write unless the transport is closing (uvloop raises when it is)."""
@@ -125,10 +154,13 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.alive = True
         if self._inbound is not None and self._inbound.ignoring:
+            if wire.is_whole_control_frame(data) and wire.is_close(data):
+                self.transport.close()  # the answer to our close: nothing else is heard any more
             return
         silent_so_far = self._inbound is None and not self._unheard
         if silent_so_far and wire.is_whole_control_frame(data) and wire.is_pong(data):
-            return  # the answer to our ping: most never say anything else
+            self._count(1)  # the answer to our ping: most never say anything else
+            return
         self._unheard = memoryview(bytes(self._unheard) + data if self._unheard else data)
         self.transport.pause_reading()  # so that no more than one read waits here
         self._keeper.listen(self)
@@ -143,16 +175,35 @@ class Connection(asyncio.Protocol):
             inbound = wire.Inbound(self._keeper.inbound_max_bytes)
             self._converse(inbound, data)
             inbound.let_go()
+            self._count(1)
         else:
-            self._inbound = self._inbound or wire.Inbound(self._keeper.inbound_max_bytes)
-            self._converse(self._inbound, data)
-            if self._inbound.says_more_than(self._keeper.inbound_max_per_s):
-                self._inbound.ignore()
-                self._unheard = _NOTHING
-                self._keeper.close_talker(self)
+            inbound = self._inbound = self._inbound or wire.Inbound(self._keeper.inbound_max_bytes)
+            before = inbound.frames
+            self._converse(inbound, data)
+            self._count(inbound.frames - before)
         if not self._unheard:
             self._read_on()
         return bool(self._unheard)
+
+    def _count(self, frames: int) -> None:
+        """So many more frames were said; who says too much is closed, and not heard any more.
+
+        A second's worth may come at once, and silence is not saved up for later (a token bucket).
+        """
+        now, most = time.monotonic(), self._keeper.inbound_max_per_s
+        self._said = max(0.0, self._said - (now - self._said_at) * most) + frames
+        self._said_at = now
+        if self._said > most and self.close_deadline is None:
+            self._inbound = self._inbound or wire.Inbound(self._keeper.inbound_max_bytes)
+            self._inbound.ignore()
+            self._unheard = _NOTHING
+            self._keeper.close_talker(self)
+            self._end()
+
+    def _end(self) -> None:
+        """Nothing more is written. Closing at once could destroy our close frame on its way (RST)."""
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def _read_on(self) -> None:
         """Who does not read us is not read, so that his pings cannot pile up pongs; nor who was not heard yet."""
@@ -168,8 +219,8 @@ class Connection(asyncio.Protocol):
                 self.transport.write(reply)
             if inbound.ended:
                 self._keeper.begin_close(self)
-                if not inbound.closed_by_client and self.transport.can_write_eof():
-                    self.transport.write_eof()  # closing at once could destroy our close frame on its way (RST)
+                if not inbound.closed_by_client:
+                    self._end()
         if inbound.closed_by_client:
             self.transport.close()
 
@@ -208,3 +259,4 @@ class Connection(asyncio.Protocol):
             self._inbound.let_go()
             self._inbound = None
         self._keeper.remove(self)
+        self.transport = _GONE  # with TLS it knows us: what nobody takes apart stays, with all its buffers

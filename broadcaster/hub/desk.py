@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
-from broadcaster.access import ANYBODY, Access
-from broadcaster.errors import InvalidEvent
+from broadcaster import wire
+from broadcaster.access import ANYBODY, Access, Denied
+from broadcaster.errors import InvalidEvent, RedisRefused, RedisUnavailable
 from broadcaster.event import check_channel
 from broadcaster.hub.channels import OWN
 from broadcaster.publisher import Published, Publisher
@@ -20,6 +22,14 @@ _SPARE_S: Final = 1.0
 
 class Forbidden(Exception):
     """Who asks may not publish there."""
+
+
+class Reply(NamedTuple):
+    """What is answered: HTTP status, JSON body, further headers."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
 
 
 class Desk:
@@ -37,6 +47,31 @@ class Desk:
         self._channel = settings.event.channel
         self._access = access
         self.published = 0
+
+    async def answer(self, authorization: Sequence[str], body: bytes) -> Reply:
+        """Publish what a request brings, and say what became of it.
+
+        Args:
+            authorization: The `Authorization` headers.
+            body: See `take`.
+        """
+        try:
+            token = wire.token_in(", ".join(authorization)) if authorization else None
+        except ValueError as error:
+            return Reply(400, {"error": str(error)}, {})
+        try:
+            published = await self.take(token, body)
+        except Denied as denied:
+            return Reply(401, {"error": str(denied)}, {"WWW-Authenticate": "Bearer"})
+        except Forbidden as error:
+            return Reply(403, {"error": str(error)}, {})
+        except InvalidEvent as error:
+            return Reply(413 if error.cause == "too_large" else 400, {"error": error.detail}, {})
+        except (RedisUnavailable, RedisRefused) as error:
+            return Reply(503, {"error": str(error)}, {"Retry-After": "1"})
+        position = published.position and str(published.position)
+        fields = {"event_id": published.event.event_id, "position": position, "heard": published.heard}
+        return Reply(201, fields, {})
 
     async def take(self, token: str | None, body: bytes) -> Published:
         """Publish an event.

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import Any, Final
 
+from httptools import parse_url
+from httptools.parser.errors import HttpParserInvalidURLError
 from sanic.server import HttpProtocol
 
 from broadcaster import wire
@@ -21,6 +24,9 @@ from broadcaster.hub.roster import Roster
 
 _REQUEST_LINE: Final = re.compile(rb"[A-Z]{1,16} (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
+UNSENT_BYTES: Final = 65_536
+"""Bytes that wait for one socket; beyond them a subscriber is fed from the ring."""
+
 _RETRY: Final = "Retry-After: 1\r\n"
 
 
@@ -52,6 +58,7 @@ class Front(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        transport.set_write_buffer_limits(UNSENT_BYTES)  # type: ignore[attr-defined] # with TLS it would be 512 KiB
         self.gate.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +79,7 @@ class Front(asyncio.Protocol):
     def _on_head(self, head: bytes, length: int) -> None:
         """The head is complete; `head` may be longer than it is."""
         request_line = _REQUEST_LINE.match(head)
-        if request_line is None:
+        if request_line is None or not _is_url(request_line[1]):
             self._refuse(400, "Bad Request")
         elif not _WEBSOCKET_PATH.match(request_line[1]):
             if self.gate.may_ask():  # at once: who looks after the hub must get his answer also in a storm
@@ -96,8 +103,14 @@ class Front(asyncio.Protocol):
         self._let_go()
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        answer = wire.answer_upgrade(head, lambda target: self.gate.admit(target, address))
+        try:
+            answer = wire.answer_upgrade(head, lambda target: self.gate.admit(target, address))
+        except BaseException:
+            transport.abort()  # a bug, but nobody is left waiting for an answer
+            raise
         transport.write(answer.response)
+        if answer.malformed:
+            self.gate.refused["malformed"] += 1
         if answer.admitted is None:
             transport.close()
             return False
@@ -120,6 +133,8 @@ class Front(asyncio.Protocol):
     def _refuse(self, status: int, phrase: str, header: str = "") -> None:
         transport = self._transport
         self._let_go()
+        if status == 400:
+            self.gate.refused["malformed"] += 1
         assert transport is not None
         transport.write(wire.plain_response(status, phrase, header))
         transport.close()
@@ -137,6 +152,14 @@ class Front(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._let_go()
+
+
+def _is_url(path: bytes) -> bool:
+    """Whether Sanic can read it: of what is none it says nothing, but for a traceback in the log."""
+    with suppress(HttpParserInvalidURLError):
+        parse_url(path)
+        return path.isascii()
+    return False
 
 
 class _Page(HttpProtocol):

@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from broadcaster import wire
 from broadcaster.access import ANYBODY, Access, Denied, Grant
 from broadcaster.access import CAUSES as DENIALS
 from broadcaster.hub.channels import Channels
 from broadcaster.hub.request import Ask, read_query
-from broadcaster.settings import Settings
+from broadcaster.settings import Settings, is_loopback
 
 REFUSALS: Final = (
     *("half_open", "too_late", "handshakes", "requests"),
@@ -156,12 +157,19 @@ class Gate:
         return None
 
     def _is_welcome(self, target: wire.Target) -> bool:
-        """Only a browser sends an origin, on behalf of whatever page: it must be our own, or one we know."""
+        """Only a browser sends an origin, on behalf of whatever page: it must be our own, or one we know.
+
+        A page whose name was made to resolve to this machine (DNS rebinding) believes that it talks to its own
+        site, and `Host` says so. Where a token is asked for, it has none; else only this machine's names are ours.
+        """
         origin, allowed = target.origin, self._settings.hub.allowed_origins
         if origin is None or origin in allowed or "*" in allowed:
             return True
         scheme, _, host = origin.lower().partition("://")
-        return scheme in ("http", "https") and bool(host) and host == target.host.lower()
+        if scheme not in ("http", "https") or not host or host != target.host.lower():
+            return False
+        auth = self._settings.auth
+        return auth.mode == "token" or auth.open_to_network or is_loopback(urlsplit(origin).hostname or "")
 
     def _refuse(self, cause: str, status: int, reason: str, *, retry_after_s: int | None = None) -> wire.Refusal:
         self.refused[cause] += 1

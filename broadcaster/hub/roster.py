@@ -100,6 +100,7 @@ class Roster:
         self.behind.discard(connection)
         for listener in connection.listeners:
             listener.channel.leave(listener)
+        connection.listeners = ()  # or the two would hold each other, and the transport, until the collector comes
 
     def leave(self, connection: Connection) -> None:
         """No more events for this one."""

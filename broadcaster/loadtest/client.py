@@ -22,13 +22,18 @@ class Inbox:
     Attributes:
         arrivals: Time in ns (CLOCK_MONOTONIC), connection, bytes; no bytes mean that the connection was lost.
         bytes: Of all arrivals.
-        lost: How many of the arrivals are the loss of a connection.
+        lost: How many of the arrivals are the loss of a connection, or may be a close that waits for its answer.
     """
 
     def __init__(self) -> None:
         self.arrivals: deque[tuple[int, Connection, bytes]] = deque()
         self.bytes = 0
         self.lost = 0
+
+
+def may_close(data: bytes) -> bool:
+    """Whether what has arrived may end with a close frame, of at most 127 bytes: nothing follows it."""
+    return b"\x88" in data[-127:]
 
 
 class Client:
@@ -168,6 +173,7 @@ class Connection(asyncio.Protocol):
             self._shake_hands(now_ns, data)
             return
         self._arrivals.append((now_ns, self, data))
+        self._inbox.lost += may_close(data)
         self._inbox.bytes += len(data)
         if PING in data:  # not inside an event, which has no NUL; in a frame's length it costs one pong too many
             self.write(self.outbound.pong())

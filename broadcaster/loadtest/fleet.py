@@ -20,7 +20,7 @@ from broadcaster import trust
 from broadcaster.bus import backoff_s
 from broadcaster.errors import ConfigurationError, InvalidEvent
 from broadcaster.event import Event, decode
-from broadcaster.loadtest.client import Client, Connection, Inbox
+from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
 from broadcaster.settings import SubscriberTable
 from broadcaster.wire import read_control
@@ -224,6 +224,7 @@ class Fleet:
                 self._read_loss(stamp_ns, connection)
                 continue
             self.inbox.bytes -= len(data)
+            self.inbox.lost -= may_close(data)
             self.record(stamp_ns, connection.client, connection.outbound.feed(data))
             connection.write(connection.outbound.to_send())
 

@@ -24,6 +24,7 @@ from broadcaster.settings.tables import (
     ReportTable,
     Settings,
     SubscriberTable,
+    is_loopback,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "SubscriberTable",
     "assignment",
     "dump",
+    "is_loopback",
     "load",
     "redact",
 ]

@@ -119,7 +119,8 @@ def assignment(text: str) -> dict[str, dict[str, Any]]:
     """
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
-        raise ConfigurationError(f"--set takes table.key=value, got {text!r}")
+        named = re.split(r"[=:\s]", text, maxsplit=1)[0]  # what comes after it may be secret
+        raise ConfigurationError(f"--set takes table.key=value, got {named!r}{' ...' if named != text else ''}")
     value: Any = match[3]
     if value.startswith("["):
         with contextlib.suppress(ValueError, RecursionError):  # what is no list is complained about later

@@ -4,6 +4,7 @@ Sole home of the `websockets` package. The hub offers no extensions, so a frame 
 subscriber and is built once per event.
 """
 
+from broadcaster.wire.bearer import token_in
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
@@ -11,6 +12,7 @@ from broadcaster.wire.frames import (
     CloseCode,
     close_frame,
     control_frame,
+    is_close,
     is_pong,
     is_whole_control_frame,
     read_control,
@@ -34,9 +36,11 @@ __all__ = [
     "answer_upgrade",
     "close_frame",
     "control_frame",
+    "is_close",
     "is_pong",
     "is_whole_control_frame",
     "plain_response",
     "read_control",
     "text_frame",
+    "token_in",
 ]

@@ -16,6 +16,18 @@ def authorization(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+def token_in(authorization: str) -> str:
+    """The token in the value of an `Authorization` header.
+
+    Raises:
+        ValueError: It is of another form.
+    """
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise ValueError("Authorization is not of the form: Bearer <token>")
+    return token.strip()
+
+
 def token_of(headers: Headers) -> str | None:
     """A token in the `Authorization` header, or (from a browser, which cannot set one) among the subprotocols.
 
@@ -24,10 +36,7 @@ def token_of(headers: Headers) -> str | None:
         MultipleValuesError: There are several `Authorization` headers.
     """
     if authorization := headers.get("Authorization"):
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise ValueError("Authorization is not of the form: Bearer <token>")
-        return token.strip()
+        return token_in(authorization)
     for offered in headers.get_all("Sec-WebSocket-Protocol"):
         for name in offered.split(","):
             if name.strip().startswith(BEARER):

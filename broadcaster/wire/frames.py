@@ -98,6 +98,11 @@ def is_whole_control_frame(data: bytes) -> bool:
     return len(data) >= 6 and data[0] in (0x88, 0x89, 0x8A) and data[1] == 0x80 + len(data) - 6 < 0xFE
 
 
+def is_close(data: bytes) -> bool:
+    """Whether a whole control frame is a close."""
+    return data[0] == 0x88
+
+
 def is_pong(data: bytes) -> bool:
     """Whether a whole control frame is a pong."""
     return data[0] == 0x8A

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import time
+from typing import Final
 
+from websockets.exceptions import PayloadTooBig
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from broadcaster.wire.frames import CloseCode
 from broadcaster.wire.quiet import QUIET, let_go
+
+MOST_CONTROL_BYTES: Final = 125
 
 
 class Inbound:
@@ -24,13 +26,9 @@ class Inbound:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._protocol = ServerProtocol(state=OPEN, max_size=max_bytes, logger=QUIET)
-        self._text: codecs.IncrementalDecoder | None = None
+        self._protocol = _Listening(max_bytes)
         self.ignoring = False
         self.frames = 0
-        self._counted = 0
-        self._said = 0.0
-        self._asked_at = time.monotonic()
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client; return what is to be written back (pongs, a close frame)."""
@@ -38,26 +36,12 @@ class Inbound:
         if self.ignoring:
             return b""
         protocol.receive_data(data)
-        for frame in protocol.events_received():
-            assert isinstance(frame, Frame)
-            self.frames += 1
-            if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                self._check_text(frame)
+        self.frames += len(protocol.events_received())
         return b"".join(protocol.data_to_send())
 
     def let_go(self) -> None:
         """Free the memory now; nothing can be fed any more."""
         let_go(self._protocol)
-
-    def says_more_than(self, max_per_s: float) -> bool:
-        """Whether it has sent more frames than that; asked after every `feed`.
-
-        A second's worth may come at once, and silence is not saved up for later (a token bucket).
-        """
-        now = time.monotonic()
-        self._said = max(0.0, self._said - (now - self._asked_at) * max_per_s) + self.frames - self._counted
-        self._asked_at, self._counted = now, self.frames
-        return self._said > max_per_s
 
     def ignore(self) -> None:
         """What comes from here on is not to be heard."""
@@ -72,15 +56,29 @@ class Inbound:
     def closed_by_client(self) -> bool:
         return self._protocol.close_rcvd is not None
 
-    def _check_text(self, frame: Frame) -> None:
-        """Text must be UTF-8, also when a character is split between two fragments (RFC 6455 8.1)."""
-        if frame.opcode is Opcode.TEXT:
-            self._text = codecs.getincrementaldecoder("utf-8")()
-        elif frame.opcode is Opcode.BINARY:
-            self._text = None
-        try:
-            if self._text is not None:
-                self._text.decode(bytes(frame.data), final=frame.fin)
-        except UnicodeDecodeError:
-            if self._protocol.state is OPEN:
-                self._protocol.fail(CloseCode.INVALID_TEXT, "text is not UTF-8")
+
+class _Listening(ServerProtocol):
+    """The library's server, strict frame by frame: what follows a mistake, also in the same read, is not heard."""
+
+    def __init__(self, max_bytes: int) -> None:
+        # A control frame between two fragments is no part of their message, but the library counts it in.
+        super().__init__(state=OPEN, max_size=max_bytes + MOST_CONTROL_BYTES, logger=QUIET)
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._text: codecs.IncrementalDecoder | None = None
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None  # a message that is not complete may be given up (RFC 6455 5.4)
+        super().recv_frame(frame)
+        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._size = 0
+            self._text = codecs.getincrementaldecoder("utf-8")() if frame.opcode is Opcode.TEXT else None
+        self._size += len(frame.data)
+        if self._size > self._max_bytes:
+            raise PayloadTooBig(self._size, self._max_bytes)
+        if self._text is not None:
+            # Text must be UTF-8, also when a character is split between two fragments (RFC 6455 8.1): else 1007
+            self._text.decode(bytes(frame.data), final=frame.fin)

@@ -18,6 +18,9 @@ from broadcaster.wire.quiet import QUIET, let_go
 
 HEAD_END: Final = b"\r\n\r\n"
 
+MAX_PARAMETERS: Final = 256
+"""Of a query: more than all channels, positions and filter values that the hub allows by default."""
+
 T = TypeVar("T")
 
 
@@ -58,14 +61,17 @@ class Target:
             ValueError: They are no such thing.
         """
         parts = urlsplit(path)
-        return cls(parts.path, tuple(parse_qsl(parts.query, keep_blank_values=True, max_num_fields=64)))
+        query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+        return cls(parts.path, tuple(query))
 
     @classmethod
     def of(cls, request: Request) -> Target:
         """Read a request; what cannot be read is its `fault`."""
         headers = request.headers
         try:
-            host, origin, token = headers.get("Host", ""), headers.get("Origin"), token_of(headers)
+            if not (host := headers.get("Host", "")):
+                raise ValueError("no Host")
+            origin, token = headers.get("Origin"), token_of(headers)
             return replace(cls.parse(request.path), host=host, origin=origin, token=token)
         except (ValueError, MultipleValuesError) as error:
             return cls("", (), fault=str(error))
@@ -79,11 +85,13 @@ class Answer(Generic[T]):
         response: Bytes to write.
         admitted: What `admit` returned: the connection is a WebSocket now; None: write and close.
         subprotocol: The selected one, or None.
+        malformed: It is a 400, and `admit` was not asked.
     """
 
     response: bytes
     admitted: T | None
     subprotocol: str | None = None
+    malformed: bool = False
 
 
 def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answer[T]:
@@ -97,10 +105,12 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
     protocol = _Handshake(logger=QUIET)
     protocol.receive_data(head)
     admitted: T | None = None
+    malformed = True
     for request in protocol.events_received():  # none if malformed
         assert isinstance(request, Request)
         response = protocol.accept(request)
         if response.status_code == 101:
+            malformed = False
             decision = admit(Target.of(request))
             if not isinstance(decision, Refusal):
                 admitted = decision
@@ -110,11 +120,14 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
                     response.headers["Retry-After"] = str(decision.retry_after_s)
                 if decision.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
+        malformed = malformed and response.status_code == 400
+        if response.status_code == 400 and request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
+            response.headers["Sec-WebSocket-Version"] = "13"  # the one that would be right (RFC 6455 4.4)
         protocol.send_response(response)
     # Some malformed requests the protocol answers itself; to others it has nothing to say.
     response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
     let_go(protocol)
-    return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol)
+    return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol, malformed)
 
 
 def plain_response(status: int, phrase: str, headers: str = "") -> bytes:

@@ -225,6 +225,7 @@ class Socket(asyncio.Transport):
         self.reading = True
         self.closing = False
         self.aborted = False
+        self.ended = False
 
     def write(self, data: Any) -> None:
         if self.closing:
@@ -247,6 +248,15 @@ class Socket(asyncio.Transport):
         """The peer reads everything, and from now on all that comes."""
         self.reads_along = True
         self.read()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert high == HIGH_WATER
 
     def is_closing(self) -> bool:
         return self.closing

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from broadcaster.redis_server import RedisServer
+from tests.hub.parts import House, turns
 from tests.support import (
     UNIT_S,
     HubProcess,
@@ -22,6 +23,7 @@ from tests.support import (
     client_frame,
     event_payload,
     eventually,
+    in_loop,
     memory_bytes,
     next_but_ping,
     read_to_end,
@@ -284,6 +286,20 @@ def test_who_says_too_much_is_closed_1008(quiet: HubProcess, data: bytes) -> Non
         assert client.close_code() == 1008
         assert b"frames a second" in client.frames[-1][1]
         assert quiet.stats()["talkers_closed"] == before + 1
+
+
+@in_loop
+async def test_a_talker_has_a_first_second_free_and_then_its_rate() -> None:
+    """Only beyond both it says too much: within its first second, and for all the time since."""
+    house = await House.opened()
+    peer = house.connect()
+    peer.connection.data_received(client_frame(1, b"x") * 50 + client_frame(9) * 50)
+    await turns(50)
+    assert not [word for word in peer.told if isinstance(word, str) and word.startswith("close")]
+    peer.connection.data_received(client_frame(1) * 500)
+    await turns(50)
+    assert peer.told[-1] == "close 1008"
+    assert house.roster.talkers_closed == 1
 
 
 @pytest.fixture(scope="module")
