@@ -169,7 +169,7 @@ class Gate:
         if scheme not in ("http", "https") or not host or host != target.host.lower():
             return False
         auth = self._settings.auth
-        return auth.mode == "token" or auth.open_to_network or is_loopback(urlsplit(origin).hostname or "")
+        return auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(host))
 
     def _refuse(self, cause: str, status: int, reason: str, *, retry_after_s: int | None = None) -> wire.Refusal:
         self.refused[cause] += 1
@@ -188,6 +188,14 @@ class Gate:
         self.connected[address] -= 1
         if not self.connected[address]:
             del self.connected[address]
+
+
+def _name_of(host: str) -> str:
+    """The name or address in `name:port`; empty if it is no such thing."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _neighbourhood(address: str) -> str:

@@ -264,15 +264,16 @@ class Roster:
         random.shuffle(everybody)
         begun_at = self._clock()
         for number, connection in enumerate(everybody):
-            if connection.wants_control:
+            if connection.wants_control and connection.listeners:  # it has not gone meanwhile
                 away_s = round(random.uniform(0, max(within_s, 1.0)), 3)
-                connection.drain(wire.control_frame("drain", self._channels.default, reconnect_after_s=away_s))
+                channel = connection.listeners[0].channel.name
+                connection.drain(wire.control_frame("drain", channel, reconnect_after_s=away_s))
             if number % 100 == 99:
                 await asyncio.sleep(0)
         for number, connection in enumerate(everybody):
-            wait_s = begun_at + within_s * number / len(everybody) - self._clock()
-            if wait_s > 0.005 and self.connected:
-                await asyncio.sleep(wait_s)
+            due = begun_at + within_s * number / len(everybody)
+            while self.connected and (wait_s := due - self._clock()) > 0.005:
+                await asyncio.sleep(min(wait_s, TICK_S))  # they may all leave by themselves meanwhile
             connection.close(wire.CloseCode.RESTART, "the hub is restarting")
 
     async def close_all(self, code: wire.CloseCode, reason: str, within_s: float) -> None:
