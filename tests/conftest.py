@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -20,6 +21,17 @@ def chosen_redis(request: pytest.FixtureRequest) -> Iterator[None]:
         if binary and not request.module.__name__.endswith("test_redis_server"):
             patch.setattr(redis_server, "find_binary", lambda: binary)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that ran in this process leaves no handler behind: it would write to what is closed by then."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture

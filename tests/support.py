@@ -403,7 +403,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
             asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(story())
-        assert unhandled == []
+        assert not unhandled, unhandled
 
     return run
 
