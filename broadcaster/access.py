@@ -107,7 +107,7 @@ class Access:
         """What the bearer of a token may do.
 
         Raises:
-            Denied: Nothing.
+            Denied: It lets nobody in; the cause says why.
         """
         if self._table.mode == "none":
             return ANYBODY
@@ -127,7 +127,7 @@ class Access:
         return found
 
     def _verified_before(self, mark: bytes) -> Grant | None:
-        """What a token was good for that comes again, as all do after a restart, and has not expired yet."""
+        """What a token was good for that comes again, as after a lost network, and has not expired yet."""
         grant = self._verified.get(mark)
         return grant if grant and grant.expires_at is not None and time.time() < grant.expires_at else None
 
@@ -210,7 +210,7 @@ def create_token(
 
 
 def _verifying(key: JwtKey) -> jwt.PyJWK:
-    """The key as the library verifies with it, prepared once; of a private key the public half."""
+    """The key bound to its algorithm, as the library verifies with it; of a private key the public half."""
     algorithm = jwt.get_algorithm_by_name(key.algorithm)
     try:
         prepared = algorithm.prepare_key(key.key.get_secret_value())
