@@ -3,13 +3,13 @@
 from broadcaster import Publisher, Subscriber
 """
 
-from broadcaster.errors import BroadcasterError, InvalidEvent, Unavailable
-from broadcaster.event import Event
-from broadcaster.notices import Fresh, Stale
-from broadcaster.position import Gap, Position
-from broadcaster.publisher import Published, Publisher
+from broadcaster.core.errors import BroadcasterError, InvalidEvent, Unavailable
+from broadcaster.core.event import Event
+from broadcaster.core.position import Gap, Position
+from broadcaster.core.status_events import Fresh, Stale
+from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.settings import Settings, load
-from broadcaster.subscriber import Subscriber
+from broadcaster.subscribe.subscriber import Subscriber
 
 __all__ = [
     "BroadcasterError",

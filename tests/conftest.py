@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from broadcaster import redis_server
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis import server as redis_server
+from broadcaster.redis.server import RedisServer
 from tests.support import HubProcess, RedisClient, redis_client
 
 

@@ -32,7 +32,7 @@ import uvloop
 from blockbuster import blockbuster_ctx
 
 from broadcaster.cli import main
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import RedisTable
 
 T = TypeVar("T")

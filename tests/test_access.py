@@ -20,8 +20,9 @@ import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from broadcaster.access import ANYBODY, CAUSES, Access, Denied, Grant, create_token
-from broadcaster.errors import ConfigurationError
+from broadcaster.auth.access import ANYBODY, CAUSES, Access, Denied, Grant
+from broadcaster.auth.tokens import create_token
+from broadcaster.core.errors import ConfigurationError
 from broadcaster.settings import AuthTable, load
 from tests.support import UNIT_S, CommandLine, clean_environment, eventually
 

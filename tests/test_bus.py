@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from broadcaster.bus import CommandLink, Subscription, backoff_s, server_version
-from broadcaster.errors import RedisRefused, RedisUnavailable
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core.backoff import backoff_s
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.redis.commands import CommandLink, server_version
+from broadcaster.redis.pubsub import PubSubLink
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import RedisTable
 from tests.support import (
     UNIT_S,
@@ -43,17 +45,18 @@ class Watch:
 
     def __init__(self, redis: RedisTable, channels: tuple[str, ...]) -> None:
         self.said: list[str] = []
-        self.subscription = Subscription(
-            redis,
-            on_messages=self._on_messages,
-            on_confirmed=lambda channel: self._say(channel, "CONFIRMED"),
-            on_lost=lambda channel: self._say(channel, "LOST"),
-        )
+        self.subscription = PubSubLink(redis)
         for channel in channels:
-            self.subscription.hold(channel)
-        self.task = asyncio.create_task(self.subscription.run())
+            self.subscription.subscribe(channel)
+        self.task = asyncio.create_task(self.subscription.run(self))
 
-    def _on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
+    def on_confirmed(self, channel: str) -> None:
+        self._say(channel, "CONFIRMED")
+
+    def on_lost(self, channel: str) -> None:
+        self._say(channel, "LOST")
+
+    def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
         for channel, payloads in messages.items():
             for payload in payloads:
                 self._say(channel.decode(), payload.decode())
@@ -286,7 +289,7 @@ async def test_every_channel_is_confirmed_for_itself(redis: RedisServer) -> None
     """Channels that were held before and after `run` began are confirmed, and each hears its own events."""
     async with watching(hasty(redis.url), "a", "b") as watch:
         await watch.hears("b CONFIRMED")
-        watch.subscription.hold("c")
+        watch.subscription.subscribe("c")
         assert watch.subscription.confirmed == {"a", "b"}
         await watch.hears("c CONFIRMED")
         assert watch.subscription.confirmed == set(watch.subscription.channels) == {"a", "b", "c"}
@@ -302,10 +305,10 @@ async def test_a_subscription_of_nothing_waits(redis: RedisServer) -> None:
     """Without any channel the link is kept all the same, and the first channel is confirmed on it at once."""
     async with watching(hasty(redis.url, silence_timeout_s=0.3 * UNIT_S)) as watch:
         await watch.hears("CONFIRMED")
-        watch.subscription.release(CHANNEL)
+        watch.subscription.unsubscribe(CHANNEL)
         await asyncio.sleep(0.5 * UNIT_S)  # longer than a silence: it is pinged
-        await watch.subscription.prove()
-        watch.subscription.hold("a")
+        await watch.subscription.verify()
+        watch.subscription.subscribe("a")
         await watch.hears("a CONFIRMED")
         assert watch.said == ["CONFIRMED", "a CONFIRMED"]
         assert watch.subscription.reconnects == 0
@@ -320,8 +323,8 @@ async def test_every_channel_is_lost_and_held_again(redis: RedisServer) -> None:
             await watch.hears("a LOST")
             await watch.hears("b LOST")
             assert watch.subscription.confirmed == set()
-            watch.subscription.hold("c")
-            watch.subscription.release("b")
+            watch.subscription.subscribe("c")
+            watch.subscription.unsubscribe("b")
             again = await revive()
             await watch.hears("a CONFIRMED", times=2)
             await watch.hears("c CONFIRMED")
@@ -337,9 +340,9 @@ async def test_what_is_released_is_heard_no_more(redis: RedisServer) -> None:
     """A released channel is neither confirmed nor lost, and Redis knows of no subscription to it."""
     async with watching(hasty(redis.url), "a", "b") as watch:
         await watch.hears("b CONFIRMED")
-        watch.subscription.release("a")
+        watch.subscription.unsubscribe("a")
         assert watch.subscription.confirmed == set(watch.subscription.channels) == {"b"}
-        await watch.subscription.prove()
+        await watch.subscription.verify()
         assert await asyncio.to_thread(publish_text, redis, "x", channel="a") == [0]
         assert await asyncio.to_thread(publish_text, redis, "x", channel="b") == [1]
         await watch.hears("b x")
@@ -352,18 +355,18 @@ async def test_what_is_released_and_held_again_at_once_is_confirmed_anew(redis: 
     async with watching(hasty(redis.url), "a", "b") as watch:
         await watch.hears("b CONFIRMED")
         for _ in range(3):
-            watch.subscription.release("a")
-            watch.subscription.hold("a")
-        watch.subscription.hold("c")
-        watch.subscription.release("c")
-        await watch.subscription.prove()
+            watch.subscription.unsubscribe("a")
+            watch.subscription.subscribe("a")
+        watch.subscription.subscribe("c")
+        watch.subscription.unsubscribe("c")
+        await watch.subscription.verify()
         assert watch.subscription.confirmed == {"a", "b"}
         assert await asyncio.to_thread(publish_text, redis, "x", channel="a") == [1]
         assert await asyncio.to_thread(publish_text, redis, "x", channel="c") == [0]
         await watch.hears("a x")
         states = [word for word in watch.said if word.startswith("a ")]
         assert states.pop() == "a x"
-        told = states[1:]  # what came after the first confirmation, which `release` has ended without a word
+        told = states[1:]  # what came after the first confirmation, which `unsubscribe` has ended without a word
         assert told == (["a CONFIRMED", "a LOST"] * len(told))[: len(told)]
         assert told[-1] == "a CONFIRMED"
         assert "c LOST" in watch.said or "c CONFIRMED" not in watch.said
@@ -371,32 +374,32 @@ async def test_what_is_released_and_held_again_at_once_is_confirmed_anew(redis: 
 
 @in_loop
 async def test_a_proof_gives_back_what_was_on_its_way(redis: RedisServer) -> None:
-    """When `prove` returns, every event that Redis had sent before has been handed over."""
+    """When `verify` returns, every event that Redis had sent before has been handed over."""
     async with watching(hasty(redis.url), "a", "b") as watch:
         await watch.hears("b CONFIRMED")
         for number in range(20):
             sent = [f"{number}.{part}" for part in range(20)]
             await asyncio.to_thread(publish_text, redis, *sent, channel="ab"[number % 2])
-            await watch.subscription.prove()
+            await watch.subscription.verify()
             assert watch.said[-20:] == [f"{'ab'[number % 2]} {payload}" for payload in sent]
         assert watch.said.count("a CONFIRMED") == watch.said.count("b CONFIRMED") == 1
 
 
 @in_loop
 async def test_a_proof_needs_a_link(redis: RedisServer) -> None:
-    """Before the link, on a Redis that dies or freezes, and after the end, `prove` is RedisUnavailable."""
+    """Before the link, on a Redis that dies or freezes, and after the end, `verify` is RedisUnavailable."""
     watch = Watch(hasty(redis.url), (CHANNEL,))
     with pytest.raises(RedisUnavailable):
-        await watch.subscription.prove()
+        await watch.subscription.verify()
     await watch.hears("CONFIRMED")
-    await watch.subscription.prove()
+    await watch.subscription.verify()
     with frozen(redis):
         async with asyncio.timeout(5 * UNIT_S):
             with pytest.raises(RedisUnavailable):
-                await watch.subscription.prove()
+                await watch.subscription.verify()
         await watch.hears("LOST")
     await watch.hears("CONFIRMED", times=2)
-    proof = asyncio.create_task(watch.subscription.prove())
+    proof = asyncio.create_task(watch.subscription.verify())
     await asyncio.to_thread(redis.kill)
     await watch.hears("LOST", times=2)
     with contextlib.suppress(RedisUnavailable):  # it may have been answered before the end
@@ -405,7 +408,7 @@ async def test_a_proof_needs_a_link(redis: RedisServer) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await watch.task
     with pytest.raises(RedisUnavailable):
-        await watch.subscription.prove()
+        await watch.subscription.verify()
 
 
 @in_loop
@@ -443,8 +446,8 @@ async def test_a_channel_without_the_right_does_not_shake_the_others(
     await asyncio.to_thread(publish.command, "ACL", "SETUSER", "w", *rights)
     async with watching(hasty(redis.url.replace("redis://", "redis://w:p@")), "a") as watch:
         await watch.hears("a CONFIRMED")
-        watch.subscription.hold("forbidden")
-        watch.subscription.hold("b")
+        watch.subscription.subscribe("forbidden")
+        watch.subscription.subscribe("b")
         await asyncio.wait([watch.task], timeout=1.2 * UNIT_S)  # more than two silences
         assert watch.said == ["a CONFIRMED", "b CONFIRMED"]
         assert watch.subscription.confirmed == {"a", "b"}

@@ -19,12 +19,14 @@ from typing import Any
 import pytest
 from websockets.sync.server import ServerConnection, serve
 
-from broadcaster import Event, Position, process
+from broadcaster import Event, Position
 from broadcaster.cli import cli
-from broadcaster.event import decode
-from broadcaster.redis_server import RedisServer, answers, free_port
-from broadcaster.version import VERSION
-from broadcaster.watching import ResumeFile, watch
+from broadcaster.cli.output import watch
+from broadcaster.cli.resume_file import ResumeFile
+from broadcaster.core import process
+from broadcaster.core.event import decode
+from broadcaster.core.version import VERSION
+from broadcaster.redis.server import RedisServer, answers, free_port
 from tests.support import (
     CommandLine,
     Finished,

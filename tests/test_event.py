@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from broadcaster import event
-from broadcaster.errors import InvalidEvent
-from broadcaster.position import Position
+from broadcaster.core import event
+from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.position import Position
 from tests.support import event_payload
 
 MIB = 1 << 20

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from broadcaster import event, history
-from broadcaster.bus import server_info
-from broadcaster.errors import RedisUnavailable
-from broadcaster.history import Head, Stored
-from broadcaster.position import Position
-from broadcaster.redis_link import RUN_ID, Command
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core import event
+from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.position import Head, Position
+from broadcaster.redis import stream
+from broadcaster.redis.commands import server_info
+from broadcaster.redis.connection import RUN_ID, Command
+from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.stream import Stored
 from broadcaster.settings import HistoryTable
 from tests.support import RedisClient, connections_taken, event_payload, eventually, next_message, redis_client
 
@@ -49,7 +50,7 @@ def client(steady_redis: RedisServer) -> Iterator[RedisClient]:
 def ready(server: RedisServer) -> Iterator[RedisClient]:
     """A client of a Redis that has the script."""
     with redis_client(server) as client:
-        assert client.command(*history.LOAD).decode() == history.SHA
+        assert client.command(*stream.LOAD).decode() == stream.SHA
         yield client
 
 
@@ -80,23 +81,23 @@ def batch(ids: str) -> list[tuple[str, bytes]]:
 
 def store(client: RedisClient, ids: str, channel: str = CHANNEL, table: HistoryTable = TABLE) -> list[Stored]:
     """Store one event for each word, in one step."""
-    return history.read_stored(ask(client, history.store(channel, batch(ids), table)))
+    return stream.read_stored(ask(client, stream.store(channel, batch(ids), table)))
 
 
 def positions(client: RedisClient, ids: str) -> list[Position]:
     """`store`, of events that are new: where they are."""
     stored = store(client, ids)
-    assert all(one.heard is not None for one in stored), f"they were there before: {stored}"
+    assert all(one.receivers is not None for one in stored), f"they were there before: {stored}"
     return [one.position for one in stored if one.position is not None]
 
 
 def look(client: RedisClient, channel: str = CHANNEL) -> Head:
-    return history.read_head(ask(client, history.look(channel, TABLE)))
+    return stream.read_head(ask(client, stream.ensure_epoch(channel, TABLE)))
 
 
 def log_of(client: RedisClient, channel: str = CHANNEL) -> list[tuple[int, bytes]]:
     """Offset and payload of everything that is stored."""
-    return history.read_page(ask(client, history.page(channel, 0, 1_000_000)))
+    return stream.read_page(ask(client, stream.page(channel, 0, 1_000_000)))
 
 
 def ids_of(client: RedisClient) -> str:
@@ -150,7 +151,7 @@ def test_channels_count_for_themselves(client: RedisClient) -> None:
     assert second.position is not None
     assert (first.position.offset, second.position.offset) == (1, 1)
     assert first.position.epoch != second.position.epoch
-    assert second.heard == 0, "the id of another channel was taken for a retry"
+    assert second.receivers == 0, "the id of another channel was taken for a retry"
 
 
 def test_a_batch_of_many(client: RedisClient) -> None:
@@ -161,12 +162,12 @@ def test_a_batch_of_many(client: RedisClient) -> None:
 
 
 def test_who_heard_it_is_told(steady_redis: RedisServer, client: RedisClient) -> None:
-    """`heard` is the number of Redis subscriptions that heard an event; 0 is nobody."""
-    assert [one.heard for one in store(client, "a")] == [0]
+    """`receivers` is the number of Redis subscriptions that received an event; 0 is nobody."""
+    assert [one.receivers for one in store(client, "a")] == [0]
     with ear(steady_redis), ear(steady_redis, "events.other"):
-        assert [one.heard for one in store(client, "b c")] == [1, 1]
+        assert [one.receivers for one in store(client, "b c")] == [1, 1]
         with ear(steady_redis):
-            assert [one.heard for one in store(client, "d")] == [2]
+            assert [one.receivers for one in store(client, "d")] == [2]
 
 
 PAYLOADS: dict[str, bytes] = {
@@ -189,7 +190,7 @@ def test_the_place_stands_in_front_of_the_bytes(
 ) -> None:
     """What is stored and published is the place and then, byte for byte, what was given."""
     with ear(steady_redis, channel) as heard:
-        ask(client, history.store(channel, [("1", b'{"first":1}'), ("2", payload)], TABLE))
+        ask(client, stream.store(channel, [("1", b'{"first":1}'), ("2", payload)], TABLE))
         messages = heard()
     epoch = look(client, channel).position.epoch
     place = f'{{"channel":"{channel}","epoch":"{epoch}","offset":2,'.encode()
@@ -201,8 +202,8 @@ def test_what_is_stored_is_an_event_that_knows_its_place(client: RedisClient) ->
     """An event that was published can be decoded as it is stored, with the position that was answered."""
     drafted = event.draft("SERVER_DOWN", "server-a", 7, data={"rack": "ü7"})
     payload = drafted.stamp(1_768_068_834_227_000)
-    command = history.store(CHANNEL, [(drafted.unpublished.event_id, payload)], TABLE)
-    [stored] = history.read_stored(ask(client, command))
+    command = stream.store(CHANNEL, [(drafted.unpublished.event_id, payload)], TABLE)
+    [stored] = stream.read_stored(ask(client, command))
     [(offset, found)] = log_of(client)
     decoded = event.decode(found)
     assert (decoded.channel, decoded.position) == (CHANNEL, stored.position)
@@ -230,7 +231,7 @@ def test_large_offsets_are_written_as_digits(steady_redis: RedisServer, client: 
     assert client.command("HGET", META, "offset") == b"%d" % expected[-1]
     client.command("HSET", META, "run_id", "another")
     assert look(client).epochs[-1].offset == expected[-1] + 1
-    assert [(place.offset, one.heard) for one in store(client, "c a") if (place := one.position)] == [
+    assert [(place.offset, one.receivers) for one in store(client, "c a") if (place := one.position)] == [
         (expected[2], None),
         (expected[0], None),
     ]
@@ -255,8 +256,8 @@ def test_a_retry_is_answered_with_the_first_position(steady_redis: RedisServer, 
 def test_a_retry_is_known_by_its_id_only(client: RedisClient) -> None:
     """Whatever its bytes are the second time, what was stored first stays."""
     [first] = positions(client, "a")
-    again = history.store(CHANNEL, [("a", b'{"event_id":"other"}')], TABLE)
-    assert history.read_stored(ask(client, again)) == [Stored(first, None)]
+    again = stream.store(CHANNEL, [("a", b'{"event_id":"other"}')], TABLE)
+    assert stream.read_stored(ask(client, again)) == [Stored(first, None)]
     assert ids_of(client) == "a"
 
 
@@ -283,7 +284,7 @@ def test_retries_among_new_events(
         stored = store(client, ids)
         messages = heard()
     assert [one.position.offset for one in stored if one.position] == offsets
-    assert [one.heard is not None for one in stored] == new
+    assert [one.receivers is not None for one in stored] == new
     expected = list(dict.fromkeys([*before.split(), *ids.split()]))
     assert ids_of(client).split() == expected
     assert [json.loads(message)["event_id"] for message in messages] == expected[len(before.split()) :]
@@ -302,7 +303,7 @@ def test_a_retry_in_a_later_epoch_has_its_old_position(client: RedisClient) -> N
 
 
 def test_a_retry_after_its_time_is_a_new_event(client: RedisClient) -> None:
-    """An id is known for `history.dedupe_s`, from when it was stored; nothing else keeps it in Redis."""
+    """An id is known for `stream.dedupe_s`, from when it was stored; nothing else keeps it in Redis."""
     [first] = positions(client, "a")
     key = f"{{{CHANNEL}}}:id:a"
     assert 0 < client.command("PTTL", key) <= TABLE.dedupe_s * 1000
@@ -341,7 +342,7 @@ def test_a_payload_without_a_beginning_refuses_the_whole_batch(
     events = batch("a b")
     events.insert(place, ("bad", payload))
     with ear(steady_redis) as heard:
-        reply = say(client, history.store(CHANNEL, events, TABLE))
+        reply = say(client, stream.store(CHANNEL, events, TABLE))
         assert str(reply).startswith("BADEVENT")
         assert heard() == []
         assert ids_of(client) == "before"
@@ -352,7 +353,7 @@ def test_a_payload_without_a_beginning_refuses_the_whole_batch(
 
 def test_a_bad_batch_into_nothing_leaves_no_event(client: RedisClient) -> None:
     """Also the very first batch of a channel, when refused, stores nothing; the next one begins with 1."""
-    reply = say(client, history.store(CHANNEL, [*batch("a"), ("bad", b"[]")], TABLE))
+    reply = say(client, stream.store(CHANNEL, [*batch("a"), ("bad", b"[]")], TABLE))
     assert str(reply).startswith("BADEVENT")
     assert client.command("EXISTS", LOG) == 0
     assert [place.offset for place in positions(client, "a")] == [1]
@@ -377,7 +378,7 @@ def test_who_lacks_a_right_changes_nothing(
     before = positions(client, "before")
     client.command("ACL", "SETUSER", "w", "reset", "on", ">p", *rules)
     run_id = run_id_of(client)
-    command = [run_id if word is RUN_ID else word for word in history.store(CHANNEL, batch("a b"), TABLE)]
+    command = [run_id if word is RUN_ID else word for word in stream.store(CHANNEL, batch("a b"), TABLE)]
     with ear(steady_redis) as heard, redis_client(steady_redis) as weak:
         assert weak.command("AUTH", "w", "p") == b"OK"
         for _ in range(2):
@@ -544,7 +545,7 @@ def test_no_seed_makes_an_epoch_twice() -> None:
         made = []
         for _ in range(2):
             random.seed(7)
-            made += [history.look(CHANNEL, TABLE) for _ in range(100)]
+            made += [stream.ensure_epoch(CHANNEL, TABLE) for _ in range(100)]
     finally:
         random.setstate(state)
     epochs = [word for command in made for word in command if isinstance(word, str) and len(word) == 12]
@@ -570,7 +571,7 @@ def test_sixteen_epochs_are_remembered(client: RedisClient) -> None:
 
 @pytest.mark.parametrize("max_events", [1, 10, 300])
 def test_about_so_many_events_are_kept(client: RedisClient, max_events: int) -> None:
-    """No fewer than `history.max_events`, and at most a node of the stream (100 entries) more; the newest."""
+    """No fewer than `stream.max_events`, and at most a node of the stream (100 entries) more; the newest."""
     table = HistoryTable(max_events=max_events)
     for start in range(0, 1000, 50):
         store(client, " ".join(f"n{number}" for number in range(start, start + 50)), table=table)
@@ -581,7 +582,7 @@ def test_about_so_many_events_are_kept(client: RedisClient, max_events: int) -> 
 
 
 def test_a_silent_channel_is_forgotten_but_its_counter_is_not(client: RedisClient) -> None:
-    """The log expires after `history.idle_expire_s` without an event; positions count on in the same epoch."""
+    """The log expires after `stream.idle_expire_s` without an event; positions count on in the same epoch."""
     table = HistoryTable(idle_expire_s=1000)
     [first] = positions(client, "a")
     assert TABLE.idle_expire_s - 60 < client.command("TTL", LOG) <= TABLE.idle_expire_s
@@ -596,22 +597,22 @@ def test_a_silent_channel_is_forgotten_but_its_counter_is_not(client: RedisClien
 
 
 def test_positions_outlive_the_events(client: RedisClient) -> None:
-    """The counter expires after 7 times `history.idle_expire_s`; storing, looking and `keep` begin that anew."""
+    """The counter expires after 7 times `stream.idle_expire_s`; storing, looking and `keep` begin that anew."""
     table = HistoryTable(idle_expire_s=1000)
     [first] = positions(client, "a")
     assert 7 * TABLE.idle_expire_s - 60 < client.command("TTL", META) <= 7 * TABLE.idle_expire_s
     for command in (
-        history.store(CHANNEL, batch("b"), table),
-        history.store(CHANNEL, batch("b"), table),
-        history.look(CHANNEL, table),
-        history.keep(CHANNEL, table),
+        stream.store(CHANNEL, batch("b"), table),
+        stream.store(CHANNEL, batch("b"), table),
+        stream.ensure_epoch(CHANNEL, table),
+        stream.touch(CHANNEL, table),
     ):
         client.command("EXPIRE", META, 100)
         ask(client, command)
         assert 6900 < client.command("TTL", META) <= 7000
     client.command("PEXPIRE", META, 1)
     eventually(lambda: not client.command("EXISTS", META), "the counter did not expire")
-    assert ask(client, history.keep(CHANNEL, table)) == 0
+    assert ask(client, stream.touch(CHANNEL, table)) == 0
     [place] = positions(client, "c")
     assert place.offset == 1
     assert place.epoch != first.epoch
@@ -633,7 +634,7 @@ def test_a_counter_of_another_type_is_an_error(steady_redis: RedisServer, client
     """Nothing is stored, published or overwritten while the key of the counter is somebody else's."""
     client.command("SET", META, "mine")
     with ear(steady_redis) as heard:
-        for command in (history.store(CHANNEL, batch("a"), TABLE), history.look(CHANNEL, TABLE)):
+        for command in (stream.store(CHANNEL, batch("a"), TABLE), stream.ensure_epoch(CHANNEL, TABLE)):
             assert "WRONGTYPE" in str(say(client, command))
         assert heard() == []
     assert client.command("KEYS", "*") == [META.encode()]
@@ -647,7 +648,7 @@ def test_a_log_of_another_type_is_an_error(steady_redis: RedisServer, client: Re
     client.command("RPUSH", LOG, "mine")
     with ear(steady_redis) as heard:
         for _ in range(2):
-            assert "WRONGTYPE" in str(say(client, history.store(CHANNEL, batch("b c"), TABLE)))
+            assert "WRONGTYPE" in str(say(client, stream.store(CHANNEL, batch("b c"), TABLE)))
         assert heard() == []
         assert client.command("LRANGE", LOG, 0, -1) == [b"mine"]
         client.command("DEL", LOG)
@@ -661,7 +662,7 @@ def test_an_id_of_another_type_loses_nothing(steady_redis: RedisServer, client: 
     before = positions(client, "a")
     client.command("RPUSH", f"{{{CHANNEL}}}:id:bad", "mine")
     with ear(steady_redis) as heard:
-        say(client, history.store(CHANNEL, batch("b bad c"), TABLE))
+        say(client, stream.store(CHANNEL, batch("b bad c"), TABLE))
         positions(client, "d")
         published = [json.loads(message)["event_id"] for message in heard()]
     assert ids_of(client).split() == ["a", *published]
@@ -722,7 +723,7 @@ def test_a_promoted_replica_begins_an_epoch(tmp_path: Path) -> None:
     ):
         old = positions(client, "a b c")[0].epoch
         eventually(lambda: ids_of(other) == "a b c", "the replica did not follow")
-        for command in (history.store(CHANNEL, batch("x"), TABLE), history.look(CHANNEL, TABLE)):
+        for command in (stream.store(CHANNEL, batch("x"), TABLE), stream.ensure_epoch(CHANNEL, TABLE)):
             assert "READONLY" in str(say(other, command))
         assert ids_of(other) == "a b c"
         assert other.command("REPLICAOF", "NO", "ONE") == b"OK"
@@ -738,9 +739,9 @@ def test_nothing_is_kept_when_the_script_is_flushed(client: RedisClient) -> None
     """Without the script Redis says NOSCRIPT and does nothing; loaded again, it goes on where it was."""
     [first] = positions(client, "a")
     client.command("SCRIPT", "FLUSH")
-    assert str(say(client, history.store(CHANNEL, batch("b"), TABLE))).startswith("NOSCRIPT")
+    assert str(say(client, stream.store(CHANNEL, batch("b"), TABLE))).startswith("NOSCRIPT")
     assert ids_of(client) == "a"
-    client.command(*history.LOAD)
+    client.command(*stream.LOAD)
     assert positions(client, "b") == [Position(first.epoch, 2)]
 
 
@@ -748,7 +749,7 @@ def test_nothing_is_kept_when_the_script_is_flushed(client: RedisClient) -> None
 
 
 def glance(client: RedisClient, run_id: str) -> Position | None:
-    return history.read_glance(ask(client, history.glance(CHANNEL)), run_id)
+    return stream.read_peeked_head(ask(client, stream.peek_head(CHANNEL)), run_id)
 
 
 def test_a_glance_says_where_a_channel_stands_and_changes_nothing(client: RedisClient) -> None:
@@ -784,14 +785,14 @@ def test_a_page_is_so_many_events_from_an_offset_on(
 ) -> None:
     """At most `count` events in order, each with its offset and bytes; none beyond the last one."""
     positions(client, "a b c d e f g h i j")
-    page = history.read_page(ask(client, history.page(CHANNEL, first, count)))
+    page = stream.read_page(ask(client, stream.page(CHANNEL, first, count)))
     assert [offset for offset, _ in page] == expected
     assert [place_of(payload).offset for _, payload in page] == expected
 
 
 def test_a_page_passes_over_what_was_trimmed_and_left_out(client: RedisClient) -> None:
     """Offsets need not follow each other: a page has what is there, of a channel without a log nothing."""
-    assert history.read_page(ask(client, history.page(CHANNEL, 1, 10))) == []
+    assert stream.read_page(ask(client, stream.page(CHANNEL, 1, 10))) == []
     positions(client, "a b c")
     client.command("XDEL", LOG, "2-0")
     client.command("HSET", META, "offset", 9)
@@ -802,13 +803,13 @@ def test_a_page_passes_over_what_was_trimmed_and_left_out(client: RedisClient) -
 def test_replies_of_the_script_are_read() -> None:
     """Position and number of subscriptions per event; epochs and last offset of the channel."""
     reply = [b"a1:1 b2:451", b"452", b"b2-451", 3, b"b2-452", 0, b"a1-7", -1]
-    assert history.read_stored(reply) == [
+    assert stream.read_stored(reply) == [
         Stored(Position("b2", 451), 3),
         Stored(Position("b2", 452), 0),
         Stored(Position("a1", 7), None),
     ]
-    assert history.read_head(reply) == Head((Position("a1", 1), Position("b2", 451)), 452)
-    assert history.read_stored([b"a1:1", b"0"]) == []
+    assert stream.read_head(reply) == Head((Position("a1", 1), Position("b2", 451)), 452)
+    assert stream.read_stored([b"a1:1", b"0"]) == []
 
 
 GLANCES: list[tuple[str, list[bytes | None], str, Position | None]] = [
@@ -836,7 +837,7 @@ def test_a_glance_is_read_or_nothing_is_known(
     reply: list[bytes | None], run_id: str, expected: Position | None
 ) -> None:
     """Only a whole counter, begun by this Redis, is a position."""
-    assert history.read_glance(reply, run_id) == expected
+    assert stream.read_peeked_head(reply, run_id) == expected
 
 
 NO_REPLIES: dict[str, object] = {
@@ -903,10 +904,10 @@ NO_GLANCES: dict[str, object] = {
 WRONG_REPLIES: list[tuple[str, Callable[[Any], object], object]] = [
     (f"{reader}: {name}", read, reply)
     for reader, read, replies in (
-        ("stored", history.read_stored, NOT_STORED),
-        ("head", history.read_head, NO_HEADS),
-        ("page", history.read_page, NO_PAGES),
-        ("glance", lambda reply: history.read_glance(reply, "me"), NO_GLANCES),
+        ("stored", stream.read_stored, NOT_STORED),
+        ("head", stream.read_head, NO_HEADS),
+        ("page", stream.read_page, NO_PAGES),
+        ("glance", lambda reply: stream.read_peeked_head(reply, "me"), NO_GLANCES),
     )
     for name, reply in replies.items()
 ]
@@ -924,7 +925,7 @@ def test_what_is_no_reply_is_redis_being_unavailable(read: Callable[[Any], objec
 
 def test_a_long_answer_is_told_short() -> None:
     """The complaint does not repeat megabytes."""
-    for read in (history.read_stored, history.read_head, history.read_page):
+    for read in (stream.read_stored, stream.read_head, stream.read_page):
         with pytest.raises(RedisUnavailable) as caught:
             read([b"x" * 1_000_000, b"y", b"z"])
         assert len(str(caught.value)) < 200

@@ -24,7 +24,7 @@ from types import TracebackType
 
 import pytest
 
-from broadcaster.redis_server import free_port
+from broadcaster.redis.server import free_port
 from tests.support import ROOT, UNIT_S, Running, eventually, finished
 
 KILL_WAIT_S = 5.0

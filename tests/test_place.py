@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from broadcaster import Event, Gap, Position
-from broadcaster.event import decode
-from broadcaster.place import Places
-from broadcaster.position import Cause
+from broadcaster.core.event import decode
+from broadcaster.core.position import Cause
+from broadcaster.subscribe.resume_state import ResumeState
 from tests.support import event_payload
 
 URL = "ws://hub:8765/ws"
@@ -19,8 +19,8 @@ C = "events.critical"
 Since = Position | str | Mapping[str, Position] | None
 
 
-def places(url: str = URL, since: Since = None, *channels: str, types: tuple[str, ...] = ()) -> Places:
-    return Places(url, channels, since, types, (), ())
+def places(url: str = URL, since: Since = None, *channels: str, types: tuple[str, ...] = ()) -> ResumeState:
+    return ResumeState(url, channels, since, types, (), ())
 
 
 def stored(position: str | None, channel: str = C) -> Event:
@@ -39,7 +39,7 @@ def beat(position: str | None, channel: str = C) -> dict[str, Any]:
     return {"control": "beat", "channel": channel, "position": position}
 
 
-def standing(position: str, **options: Any) -> Places:
+def standing(position: str, **options: Any) -> ResumeState:
     """Somebody who has been welcomed at a position."""
     known = places(**options)
     known.on_welcome(welcome(position))
@@ -50,7 +50,7 @@ def standing(position: str, **options: Any) -> Places:
 
 A, B = Position("a", 7), Position("b", 8)
 
-URLS: dict[str, tuple[Places, str]] = {
+URLS: dict[str, tuple[ResumeState, str]] = {
     "nothing": (places(), URL),
     "a position": (places(since=A), f"{URL}?since=a-7"),
     "a position as text": (places(since="a-7"), f"{URL}?since=a-7"),
@@ -72,7 +72,7 @@ URLS: dict[str, tuple[Places, str]] = {
 
 
 @pytest.mark.parametrize(("asking", "url"), URLS.values(), ids=URLS.keys())
-def test_the_address_says_where_to_begin(asking: Places, url: str) -> None:
+def test_the_address_says_where_to_begin(asking: ResumeState, url: str) -> None:
     """Each channel with its position behind it, then the filters."""
     assert asking.url() == url
 
@@ -114,7 +114,7 @@ def test_forgetting_is_beginning_now() -> None:
     assert known.on_event(stored("b-91")) is None
 
 
-SEES: dict[str, tuple[Places, bool]] = {
+SEES: dict[str, tuple[ResumeState, bool]] = {
     "everything": (places(), True),
     "one channel": (places(URL, None, "x"), True),
     "two channels": (places(URL, None, "x", "y"), False),
@@ -125,7 +125,7 @@ SEES: dict[str, tuple[Places, bool]] = {
 
 
 @pytest.mark.parametrize(("known", "sees"), SEES.values(), ids=SEES.keys())
-def test_who_sees_everything(known: Places, sees: bool) -> None:
+def test_who_sees_everything(known: ResumeState, sees: bool) -> None:
     """One channel and no filter: then every hole is a loss."""
     assert known.sees_everything is sees
 
@@ -217,7 +217,7 @@ def test_a_beat_beyond_what_has_come_shows_it(at: str | None, gap: Gap | None) -
 
 
 @pytest.mark.parametrize("known", [standing("a-7", types=("T",)), standing("a-7", url=f"{URL}?source=s")])
-def test_with_a_filter_a_hole_is_no_loss(known: Places) -> None:
+def test_with_a_filter_a_hole_is_no_loss(known: ResumeState) -> None:
     """What is not there may have been held back."""
     assert known.on_event(stored("a-20")) is None
     assert known.on_beat(beat("a-30")) is None

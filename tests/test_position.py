@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broadcaster.position import MAX_OFFSET, Cause, Gap, Position, is_epoch, read_position
+from broadcaster.core.position import MAX_OFFSET, Cause, Gap, Position, is_epoch, read_position
 
 POSITIONS: list[tuple[str, Position]] = [
     ("4c6d0a1b2e3f-7", Position("4c6d0a1b2e3f", 7)),

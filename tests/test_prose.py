@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from broadcaster import Publisher, Settings, Subscriber, errors
+from broadcaster import Publisher, Settings, Subscriber
 from broadcaster.cli import cli
+from broadcaster.core import errors
 from broadcaster.wire import CloseCode
 from tests.support import ROOT
 

@@ -19,13 +19,13 @@ from typing import Any
 import hiredis
 import pytest
 
-from broadcaster import history
-from broadcaster.errors import RedisRefused, RedisUnavailable
-from broadcaster.history import Stored
-from broadcaster.position import Position
-from broadcaster.publish_link import Outcome, Pending, PublishLink
-from broadcaster.redis_link import RedisLink
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.position import Position
+from broadcaster.publish.pipeline import Outcome, Pending, PublishPipeline
+from broadcaster.redis import stream
+from broadcaster.redis.connection import RedisConnection
+from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.stream import Stored
 from broadcaster.settings import HistoryTable, PublisherTable, Settings
 from tests.support import (
     UNIT_S,
@@ -68,9 +68,9 @@ def settings_for(
 
 
 @contextlib.asynccontextmanager
-async def publishing(url: str, **settings: Any) -> AsyncIterator[PublishLink]:
+async def publishing(url: str, **settings: Any) -> AsyncIterator[PublishPipeline]:
     """A connected link that is closed with the block."""
-    link = PublishLink(settings_for(url, **settings))
+    link = PublishPipeline(settings_for(url, **settings))
     await link.connect()
     try:
         yield link
@@ -78,12 +78,12 @@ async def publishing(url: str, **settings: Any) -> AsyncIterator[PublishLink]:
         link.close()
 
 
-def send(link: PublishLink, *numbers: int, channel: str = CHANNEL) -> list[Pending]:
+def send(link: PublishPipeline, *numbers: int, channel: str = CHANNEL) -> list[Pending]:
     """Send some events in one write."""
     return link.send(channel, [(f"id-{number}", b'{"n":%d}' % number) for number in numbers])
 
 
-async def publish(link: PublishLink, *numbers: int, channel: str = CHANNEL) -> list[Stored | RedisUnavailable]:
+async def publish(link: PublishPipeline, *numbers: int, channel: str = CHANNEL) -> list[Stored | RedisUnavailable]:
     return await link.settle(send(link, *numbers, channel=channel))
 
 
@@ -107,18 +107,18 @@ def errors(outcomes: Sequence[Outcome], count: int) -> str:
 def in_stream(server: RedisServer | int) -> list[int]:
     """The numbers that are stored, in order."""
     with redis_client(server) as client:
-        entries = history.read_page(client.command(*history.page(CHANNEL, 0, 1_000_000)))
+        entries = stream.read_page(client.command(*stream.page(CHANNEL, 0, 1_000_000)))
     return [json.loads(payload)["n"] for _, payload in entries]
 
 
-async def stream(server: RedisServer | int) -> list[int]:
+async def stream_of(server: RedisServer | int) -> list[int]:
     return await asyncio.to_thread(in_stream, server)
 
 
 async def until_stream(server: RedisServer | int, numbers: list[int]) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 10 * UNIT_S
-    while (found := await stream(server)) != numbers:
+    while (found := await stream_of(server)) != numbers:
         assert loop.time() < deadline, f"never stored: {found}"
         await asyncio.sleep(0.01)
 
@@ -131,8 +131,8 @@ async def ear(url: str) -> AsyncIterator[list[int]]:
     def on_messages(messages: dict[bytes, list[bytes]]) -> None:
         heard.extend(json.loads(payload)["n"] for payloads in messages.values() for payload in payloads)
 
-    link = await RedisLink.open(url, timeout_s=5 * UNIT_S, on_messages=on_messages)
-    await link.hold(CHANNEL)[0]
+    link = await RedisConnection.open(url, timeout_s=5 * UNIT_S, on_messages=on_messages)
+    await link.subscribe(CHANNEL)[0]
     try:
         yield heard
     finally:
@@ -220,15 +220,15 @@ async def test_an_event_is_stored_and_heard(redis: RedisServer) -> None:
     """Per event, in order: where it is stored and how many subscriptions heard it."""
     async with publishing(redis.url) as link:
         first = await publish(link, 1, 2)
-        assert [outcome.heard for outcome in first if isinstance(outcome, Stored)] == [0, 0]
+        assert [outcome.receivers for outcome in first if isinstance(outcome, Stored)] == [0, 0]
         async with ear(redis.url) as heard, ear(redis.url):
             second = await publish(link, 3)
-            assert [outcome.heard for outcome in second if isinstance(outcome, Stored)] == [2]
+            assert [outcome.receivers for outcome in second if isinstance(outcome, Stored)] == [2]
             assert offsets([*first, *second]) == [1, 2, 3]
             await until(lambda: heard == [3], f"not heard: {heard}")
         other = await publish(link, 4, channel="events.other")
         assert offsets(other) == [1]
-    assert await stream(redis) == [1, 2, 3]
+    assert await stream_of(redis) == [1, 2, 3]
 
 
 SIZES: list[tuple[int, int]] = [(1, 10), (63, 10), (64, 10), (65, 10), (1000, 10), (100, 10_000), (3, 500_000)]
@@ -243,7 +243,7 @@ async def test_batches_of_every_size_are_stored_in_order(redis: RedisServer, cou
     async with publishing(redis.url) as link:
         outcomes = await link.settle(link.send(CHANNEL, events))
         assert offsets(outcomes) == list(range(1, count + 1))
-        assert await stream(redis) == list(range(count))
+        assert await stream_of(redis) == list(range(count))
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
@@ -267,7 +267,7 @@ async def test_what_was_stored_before_is_answered_as_it_was(redis: RedisServer) 
         assert isinstance(first, Stored)
         assert mixed[1] == Stored(first.position, None)
         assert offsets(mixed) == [2, 1, 3]
-    assert await stream(redis) == [1, 2, 3]
+    assert await stream_of(redis) == [1, 2, 3]
 
 
 # Many publishers on one link
@@ -277,7 +277,7 @@ async def test_what_was_stored_before_is_answered_as_it_was(redis: RedisServer) 
 class Crowd:
     """Publishers who share a link, and all they have sent, in order."""
 
-    link: PublishLink
+    link: PublishPipeline
     numbers: Iterator[int]
     sent: list[int]
     outcomes: dict[int, Outcome]
@@ -302,7 +302,7 @@ class Crowd:
 
 
 @contextlib.asynccontextmanager
-async def crowd(link: PublishLink, size: int = 8) -> AsyncIterator[Crowd]:
+async def crowd(link: PublishPipeline, size: int = 8) -> AsyncIterator[Crowd]:
     """Some publishers on one link, each with its next event as soon as the last one is answered."""
     people = Crowd(link, itertools.count(), [], {})
     tasks = [asyncio.create_task(people.publish_on_and_on(random.Random(seed))) for seed in range(size)]
@@ -323,7 +323,7 @@ async def test_many_publishers_on_one_link_keep_their_order(redis: RedisServer) 
     """Events are stored in the order in which `send` was called, whoever called it."""
     async with publishing(redis.url) as link, crowd(link, 30) as people:
         await people.until_published(2000)
-    people.assert_whole(await stream(redis))
+    people.assert_whole(await stream_of(redis))
 
 
 Fault = Callable[[RedisServer, Proxy, Crowd], Awaitable[None]]
@@ -402,7 +402,7 @@ async def test_nothing_twice_nothing_missing_nothing_out_of_order(redis: RedisSe
         crowd(link) as people,
     ):
         await fault(redis, proxy, people)
-    people.assert_whole(await stream(redis))
+    people.assert_whole(await stream_of(redis))
 
 
 @in_loop
@@ -422,7 +422,7 @@ async def test_a_redis_that_keeps_its_data_is_killed_and_comes_back(tmp_path: Pa
                 await asyncio.to_thread(server.kill)
                 server = await start(server.port)
                 await people.until_published(100)
-        people.assert_whole(await stream(server))
+        people.assert_whole(await stream_of(server))
         epochs = [position.epoch for position in assert_stored([people.outcomes[n] for n in people.sent])]
         assert len({*epochs}) == len([*itertools.groupby(epochs)]) == 4
 
@@ -435,7 +435,7 @@ async def test_a_redis_that_forgets_everything_begins_an_epoch(redis: RedisServe
             revive = await stack.enter_async_context(dead(redis))
             again = await revive()
             await people.until_published(100)
-        found = await stream(again)
+        found = await stream_of(again)
     positions = assert_stored([people.outcomes[number] for number in people.sent])
     assert len(set(positions)) == len(positions)
     epoch = positions[-1].epoch
@@ -461,13 +461,13 @@ async def test_what_was_done_before_the_connection_was_cut_is_not_done_again(red
         assert outcomes == [Stored(position, None) for position in positions[1:]]
         assert offsets(await publish(link, 5)) == [5]
         await until(lambda: heard == [1, 2, 3, 4, 5], f"heard: {heard}")
-    assert await stream(redis) == [1, 2, 3, 4, 5]
+    assert await stream_of(redis) == [1, 2, 3, 4, 5]
 
 
 def places(server: RedisServer) -> list[tuple[Position, int]]:
     """Position and number of everything that is stored."""
     with redis_client(server) as client:
-        entries = history.read_page(client.command(*history.page(CHANNEL, 0, 1_000_000)))
+        entries = stream.read_page(client.command(*stream.page(CHANNEL, 0, 1_000_000)))
     fields = [json.loads(payload) for _, payload in entries]
     return [(Position(each["epoch"], each["offset"]), each["n"]) for each in fields]
 
@@ -490,7 +490,7 @@ async def test_a_retry_in_the_next_life_of_redis_takes_no_position_of_the_first(
             again = await revive()
             [retried] = await unlucky.settle(sent)
             [after] = await publish(other, 3)
-            assert await stream(again) == [1, 3]
+            assert await stream_of(again) == [1, 3]
     assert_stored([retried])
     assert set(assert_stored([before])).isdisjoint(assert_stored([after]))
 
@@ -507,12 +507,12 @@ async def test_two_publishers_after_a_flush_of_scripts_keep_their_orders(redis: 
                 with frozen(redis):  # so that all three wait for Redis, in this order
                     first = link.send(CHANNEL, events[:1])
                     await asyncio.sleep(0.02)
-                    other._socket.sendall(hiredis.pack_command(history.LOAD))
+                    other._socket.sendall(hiredis.pack_command(stream.LOAD))
                     second = link.send(CHANNEL, events[1:])
                     await asyncio.sleep(0.02)
                 assert_stored([*await link.settle(first), *await link.settle(second)])
-                assert next_reply(other).decode() == history.SHA
-        assert await stream(redis) == list(range(10))
+                assert next_reply(other).decode() == stream.SHA
+        assert await stream_of(redis) == list(range(10))
 
 
 # A lost connection
@@ -525,10 +525,10 @@ async def test_a_connection_lost_while_idle_costs_nothing(redis: RedisServer, pu
         for number in range(1, 4):
             [outcome] = await link.settle(send(link, number))
             assert isinstance(outcome, Stored)
-            assert outcome.heard == 0
+            assert outcome.receivers == 0
             await asyncio.to_thread(publish.command, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
             await asyncio.sleep(0.05)  # until the loop has seen it
-    assert await stream(redis) == [1, 2, 3]
+    assert await stream_of(redis) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
@@ -561,7 +561,7 @@ async def test_without_redis_a_publish_waits_for_the_next(redis: RedisServer) ->
             assert not any(task.done() for task in tasks)
             again = await revive()
             assert [offsets(outcomes) for outcomes in await asyncio.gather(*tasks)] == [[1, 2], [3]]
-            assert await stream(again) == [2, 3, 4]
+            assert await stream_of(again) == [2, 3, 4]
 
 
 @in_loop
@@ -572,9 +572,9 @@ async def test_a_flush_of_scripts_is_survived(redis: RedisServer, publish: Redis
             await asyncio.to_thread(publish.command, "SCRIPT", "FLUSH")
             sent = [send(link, number), send(link, number + 1, number + 2)]
             outcomes = [outcome for pending in sent for outcome in await link.settle(pending)]
-            assert [outcome.heard for outcome in outcomes if isinstance(outcome, Stored)] == [1, 1, 1]
+            assert [outcome.receivers for outcome in outcomes if isinstance(outcome, Stored)] == [1, 1, 1]
         await until(lambda: heard == list(range(9)), f"heard: {heard}")
-    assert await stream(redis) == list(range(9))
+    assert await stream_of(redis) == list(range(9))
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
@@ -591,7 +591,7 @@ async def test_a_standstill_of_our_own_is_no_silence_of_redis(
         time.sleep(0.4 * UNIT_S)  # noqa: ASYNC251 - the loop stands still: this is the scenario
         [outcome] = await task
         assert isinstance(outcome, Stored)
-        assert outcome.heard == 0
+        assert outcome.receivers == 0
     assert await asyncio.to_thread(connections_taken, publish) == before + 1
 
 
@@ -664,7 +664,7 @@ async def test_what_redis_refuses_for_now_is_tried_again(redis: RedisServer, nam
             assert not any(task.done() for task in tasks)
         outcomes = [outcome for task in tasks for outcome in await task]
         assert offsets(outcomes) == [2, 3, 4, 5, 6, 7]
-        assert await stream(redis) == [1, 2, 3, 4, 5, 6, 7]
+        assert await stream_of(redis) == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("name", [*TROUBLES, "busy"])
@@ -678,7 +678,7 @@ async def test_what_redis_refuses_until_the_deadline_has_failed(redis: RedisServ
         assert f"within {0.4 * UNIT_S:g} s" in complaint
         assert (TROUBLES[name].word if name in TROUBLES else "BUSY") in complaint
         assert_stored(await publish(link, 3))
-        assert await stream(redis) == [0, 3]
+        assert await stream_of(redis) == [0, 3]
 
 
 @in_loop
@@ -702,7 +702,7 @@ async def test_a_redis_that_loads_its_data_is_waited_for(tmp_path: Path) -> None
                     reply = await asyncio.to_thread(client.command, "GET", "x")
                 assert "LOADING" in str(reply), "it was too quick for this test"
                 assert offsets(await task) == [2, 3]
-                assert await stream(again) == [1, 2, 3]
+                assert await stream_of(again) == [1, 2, 3]
             finally:
                 await asyncio.to_thread(again.stop)
     finally:
@@ -725,7 +725,7 @@ async def test_without_redis_an_event_fails_at_its_deadline(redis: RedisServer) 
                 await link.connect()
             again = await revive()
             assert offsets(await publish(link, 5, 6)) == [1, 2]
-            assert await stream(again) == [5, 6]
+            assert await stream_of(again) == [5, 6]
 
 
 @in_loop
@@ -738,7 +738,7 @@ async def test_a_frozen_redis_is_not_waited_for_beyond_the_deadline(redis: Redis
             for outcomes in results:
                 assert f"within {0.8 * UNIT_S:g} s" in errors(outcomes, 1)
         assert_stored(await publish(link, 7))
-        numbers = await stream(redis)
+        numbers = await stream_of(redis)
         assert numbers[-1] == 7
         assert numbers[:-1] in ([], [0, 1, 2, 3, 4]), "what had failed may have been stored, but in order"
 
@@ -763,7 +763,7 @@ async def test_every_event_has_its_own_deadline(redis: RedisServer) -> None:
         assert not late.done(), "the failure of the first was not told before the second had failed, too"
         again = await revive()
         assert offsets(await late) == [1]
-        assert await stream(again) == [2]
+        assert await stream_of(again) == [2]
 
 
 @in_loop
@@ -796,7 +796,7 @@ async def test_more_than_may_wait_fail_at_once(redis: RedisServer) -> None:
                         assert "more than 10 events" in errors(await link.settle(pending), count)
             outcomes = [outcome for pending in waiting for outcome in await link.settle(pending)]
             assert offsets(outcomes) == list(range(start // 10 + 1, start // 10 + 11))
-    assert await stream(redis) == [*range(10), *range(100, 110)]
+    assert await stream_of(redis) == [*range(10), *range(100, 110)]
 
 
 @in_loop
@@ -808,7 +808,7 @@ async def test_of_a_batch_that_is_too_large_the_beginning_is_stored(redis: Redis
         count = stored.count(True)
         assert 0 < count <= 100
         assert stored == [True] * count + [False] * (300 - count)
-        assert await stream(redis) == list(range(count))
+        assert await stream_of(redis) == list(range(count))
         assert_stored(await publish(link, *range(1000, 1064)))
 
 
@@ -832,13 +832,13 @@ async def test_a_missing_right_is_refused(
 ) -> None:
     """It would fail for every event: RedisRefused, each time; with the right the same link stores."""
     await asyncio.to_thread(publish.command, "ACL", "SETUSER", "w", "on", ">p", *rules)
-    link = PublishLink(settings_for(redis.url.replace("redis://", "redis://w:p@"), deadline_s=0.5))
+    link = PublishPipeline(settings_for(redis.url.replace("redis://", "redis://w:p@"), deadline_s=0.5))
     with contextlib.closing(link):
         for number in range(2):
             with pytest.raises(RedisRefused):  # noqa: PT012 - wherever it is found out
                 await link.connect()
                 await link.settle(send(link, number))
-        assert await stream(redis) == []
+        assert await stream_of(redis) == []
         await asyncio.to_thread(publish.command, "ACL", "SETUSER", "w", "~*", "&*", "+@all")
         await link.connect()
         assert offsets(await link.settle(send(link, 7))) == [1]
@@ -884,7 +884,7 @@ async def test_a_password_that_was_changed_is_refused(redis: RedisServer, publis
             await link.settle(send(link, 2))
         await asyncio.to_thread(publish.command, "ACL", "SETUSER", "w", ">p")
         assert_stored(await link.settle(send(link, 3)))
-        numbers = await stream(redis)
+        numbers = await stream_of(redis)
         assert numbers in ([1, 3], [1, 2, 3])
 
 
@@ -892,12 +892,12 @@ async def test_a_password_that_was_changed_is_refused(redis: RedisServer, publis
 async def test_connecting_fails_at_once_without_redis() -> None:
     """`connect` does not wait for the deadline: it says so when there is no Redis, or it will not have us."""
     with pytest.raises(RedisUnavailable):
-        await PublishLink(settings_for(f"redis://127.0.0.1:{free_port()}/0")).connect()
+        await PublishPipeline(settings_for(f"redis://127.0.0.1:{free_port()}/0")).connect()
     server = await asyncio.to_thread(RedisServer.start, None, "--requirepass", "x")
     try:
         for login in (":y@", ""):
             with pytest.raises(RedisRefused):
-                await PublishLink(settings_for(server.url.replace("redis://", f"redis://{login}"))).connect()
+                await PublishPipeline(settings_for(server.url.replace("redis://", f"redis://{login}"))).connect()
     finally:
         await asyncio.to_thread(server.stop)
 
@@ -925,7 +925,7 @@ async def test_a_publisher_who_stops_waiting_takes_nobody_along(redis: RedisServ
             with contextlib.suppress(asyncio.CancelledError):
                 await victim
         assert_stored(await link.settle(send(link, 1000)))
-        found = await stream(redis)
+        found = await stream_of(redis)
     victims = {3 * turn + turn % 3 for turn in range(16)}
     assert found == sorted(set(found))
     assert set(range(48)) - set(found) <= victims
@@ -945,7 +945,7 @@ async def test_a_publisher_who_stops_waiting_for_a_frozen_redis_takes_nobody_alo
             await asyncio.sleep(0.1 * UNIT_S)
         assert offsets([outcome for task in tasks[2:] for outcome in await task]) == [3, 4]
         assert offsets(await publish(link, 4)) == [5]
-    assert await stream(redis) == [0, 1, 2, 3, 4]
+    assert await stream_of(redis) == [0, 1, 2, 3, 4]
 
 
 @in_loop
@@ -959,7 +959,7 @@ async def test_when_everybody_has_stopped_waiting_the_next_one_is_stored(redis: 
         await asyncio.wait(tasks)
         again = await revive()
         assert_stored(await publish(link, 7, 8))
-        found = await stream(again)
+        found = await stream_of(again)
         assert found[-2:] == [7, 8]
         assert found == sorted(set(found))
 

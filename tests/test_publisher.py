@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from broadcaster import InvalidEvent, Publisher, Settings, hub_client
-from broadcaster.errors import HubUnavailable, RedisRefused, RedisUnavailable
-from broadcaster.event import RESERVED, decode, draft
-from broadcaster.position import Position
-from broadcaster.publisher import Published, due_times, on_schedule, padding
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster import InvalidEvent, Publisher, Settings
+from broadcaster.core.errors import HubUnavailable, RedisRefused, RedisUnavailable
+from broadcaster.core.event import RESERVED, decode, draft
+from broadcaster.core.position import Position
+from broadcaster.publish.publisher import Published
+from broadcaster.publish.schedule import due_times, on_schedule, padding
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import HistoryTable, PublisherTable, RedisTable
+from broadcaster.subscribe import hub_status
 from tests.support import (
     HubProcess,
     RawClient,
@@ -602,7 +604,7 @@ NO_HUBS = {
 def test_something_else_on_the_port_of_the_hub(body: bytes | None) -> None:
     """Whatever answers there: it is not a ready hub, and waiting for one ends with HubUnavailable."""
     with other_server(body) as port, pytest.raises(HubUnavailable, match=r"waited 0\.2 s for the hub"):
-        asyncio.run(hub_client.wait_until_ready(f"http://127.0.0.1:{port}", within_s=0.2))
+        asyncio.run(hub_status.wait_until_ready(f"http://127.0.0.1:{port}", within_s=0.2))
 
 
 def test_the_role_gives_up_without_a_hub(redis: RedisServer) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from broadcaster.errors import RedisRefused, RedisUnavailable
-from broadcaster.redis_link import RedisLink
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.redis.connection import RedisConnection
+from broadcaster.redis.server import RedisServer, free_port
 from tests.support import UNIT_S, RedisClient, Talk, frozen, in_loop, stand_in, until
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str, *, timeout_s: float = 5 * UNIT_S, **callables: Any) -> AsyncIterator[RedisLink]:
+async def opened(url: str, *, timeout_s: float = 5 * UNIT_S, **callables: Any) -> AsyncIterator[RedisConnection]:
     """A link that is ended with the block, and whose end is awaited."""
-    link = await RedisLink.open(url, timeout_s=timeout_s, **callables)
+    link = await RedisConnection.open(url, timeout_s=timeout_s, **callables)
     try:
         yield link
     finally:
@@ -171,7 +171,7 @@ async def test_a_password_lets_in_or_is_refused_for_good(
 async def test_a_password_where_none_is_wanted_is_refused(redis: RedisServer) -> None:
     """A Redis without a password says so, and trying again would not help."""
     with pytest.raises(RedisRefused):
-        await RedisLink.open(redis.url.replace("redis://", "redis://:x@"), timeout_s=5 * UNIT_S)
+        await RedisConnection.open(redis.url.replace("redis://", "redis://:x@"), timeout_s=5 * UNIT_S)
 
 
 @in_loop
@@ -180,18 +180,18 @@ async def test_a_missing_right_is_refused_for_good(guarded: RedisServer) -> None
     url = guarded.url.replace("redis://", "redis://watcher:w%3Ard%2F%40@")
     async with opened(url) as link:
         with pytest.raises(RedisRefused, match="NOPERM"):
-            await link.hold("forbidden")[0]
+            await link.subscribe("forbidden")[0]
         async with asyncio.timeout(5 * UNIT_S):
-            assert await link.hold("allowed")[0] == [b"subscribe", b"allowed", 1]
+            assert await link.subscribe("allowed")[0] == [b"subscribe", b"allowed", 1]
 
 
 @in_loop
 async def test_a_channel_that_is_refused_shifts_no_other_reply(guarded: RedisServer) -> None:
-    """Each channel of one `hold` has its own answer, and so has every command behind it."""
+    """Each channel of one `subscribe` has its own answer, and so has every command behind it."""
     told: list[tuple[bytes, bool]] = []
     url = guarded.url.replace("redis://", "redis://watcher:w%3Ard%2F%40@")
     async with opened(url, on_subscribed=lambda *what: told.append(what)) as link:
-        forbidden, allowed, given_up = *link.hold("forbidden", "allowed"), *link.hold("allowed", hold=False)
+        forbidden, allowed, given_up = *link.subscribe("forbidden", "allowed"), *link.unsubscribe("allowed")
         echo = link.send(("ECHO", "a"))[0]
         async with asyncio.timeout(5 * UNIT_S):
             with pytest.raises(RedisRefused, match="NOPERM"):
@@ -230,14 +230,14 @@ NOWHERE: dict[str, Callable[[], str]] = {
 async def test_an_address_without_redis_is_unavailable(url: Callable[[], str]) -> None:
     """Whatever the network says, it is RedisUnavailable: trying again may help."""
     with pytest.raises(RedisUnavailable):
-        await RedisLink.open(url(), timeout_s=5 * UNIT_S)
+        await RedisConnection.open(url(), timeout_s=5 * UNIT_S)
 
 
 @in_loop
 async def test_tls_to_a_redis_without_it_is_unavailable(redis: RedisServer) -> None:
     """rediss:// at a plain port fails as RedisUnavailable, within the deadline."""
     with pytest.raises(RedisUnavailable):
-        await RedisLink.open(redis.url.replace("redis://", "rediss://"), timeout_s=0.4 * UNIT_S)
+        await RedisConnection.open(redis.url.replace("redis://", "rediss://"), timeout_s=0.4 * UNIT_S)
 
 
 async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -258,14 +258,14 @@ async def test_a_stranger_at_the_port_is_unavailable_within_the_deadline(talk: T
     """Who does not log us in by the deadline, talks nonsense or hangs up is RedisUnavailable."""
     async with stand_in(talk) as url:
         with pytest.raises(RedisUnavailable):
-            await RedisLink.open(url.replace("redis://", "redis://:secret@"), timeout_s=0.3)
+            await RedisConnection.open(url.replace("redis://", "redis://:secret@"), timeout_s=0.3)
 
 
 @in_loop
 async def test_a_frozen_redis_does_not_log_in_within_the_deadline(redis: RedisServer) -> None:
     """A Redis that accepts and does not answer is unavailable when the deadline has passed."""
     with frozen(redis), pytest.raises(RedisUnavailable):
-        await RedisLink.open(redis.url.removesuffix("/0") + "/1", timeout_s=0.3)
+        await RedisConnection.open(redis.url.removesuffix("/0") + "/1", timeout_s=0.3)
 
 
 # Messages
@@ -295,7 +295,7 @@ async def test_messages_and_confirmations_come_in_order(redis: RedisServer, publ
     """A subscription is confirmed before its first message; messages keep Redis' order and bytes."""
     heard = Heard()
     async with opened(redis.url, **heard.callables) as link:
-        assert await link.hold("events")[0] == [b"subscribe", b"events", 1]
+        assert await link.subscribe("events")[0] == [b"subscribe", b"events", 1]
         sent = [b"%d \0\xff\r\n" % number for number in range(500)]
         for payload in sent:
             assert await asyncio.to_thread(publish.publish, payload, "events") == 1
@@ -310,7 +310,7 @@ async def test_each_channel_has_its_own_messages(redis: RedisServer, publish: Re
     heard = Heard()
     channels = [b"one", b"two", b"three"]
     async with opened(redis.url, **heard.callables) as link:
-        await asyncio.gather(*link.hold("one", "two", "three"))
+        await asyncio.gather(*link.subscribe("one", "two", "three"))
         for number in range(300):
             assert await asyncio.to_thread(publish.publish, b"%d" % number, channels[number % 3].decode()) == 1
         assert await asyncio.to_thread(publish.publish, b"elsewhere", "four") == 0
@@ -327,11 +327,11 @@ async def test_a_channel_that_is_given_up_is_heard_no_more(redis: RedisServer, p
     """After the confirmed end of one channel the others go on; it can be held again."""
     heard = Heard()
     async with opened(redis.url, **heard.callables) as link:
-        await asyncio.gather(*link.hold("kept", "given.up"))
-        assert await link.hold("given.up", hold=False)[0] == [b"unsubscribe", b"given.up", 1]
+        await asyncio.gather(*link.subscribe("kept", "given.up"))
+        assert await link.unsubscribe("given.up")[0] == [b"unsubscribe", b"given.up", 1]
         assert await asyncio.to_thread(publish.publish, b"a", "given.up") == 0
         assert await asyncio.to_thread(publish.publish, b"b", "kept") == 1
-        assert await link.hold("given.up")[0] == [b"subscribe", b"given.up", 2]
+        assert await link.subscribe("given.up")[0] == [b"subscribe", b"given.up", 2]
         assert await asyncio.to_thread(publish.publish, b"c", "given.up") == 1
         await until(lambda: (b"given.up", b"c") in heard.all, f"the message is missing: {heard.all}")
     assert heard.all == [
@@ -351,7 +351,7 @@ async def test_a_channel_held_twice_is_confirmed_twice_and_heard_once(
     """To hold again what is held changes nothing and is confirmed; a message still comes once."""
     heard = Heard()
     async with opened(redis.url, **heard.callables) as link:
-        replies = await asyncio.gather(*link.hold("a", "a"), *link.hold("a"))
+        replies = await asyncio.gather(*link.subscribe("a", "a"), *link.subscribe("a"))
         assert replies == [[b"subscribe", b"a", 1]] * 3
         assert await asyncio.to_thread(publish.publish, b"x", "a") == 1
         await until(lambda: (b"a", b"x") in heard.all, "the message is missing")
@@ -366,7 +366,7 @@ async def test_holding_on_a_link_that_has_ended_fails(redis: RedisServer) -> Non
     async with opened(redis.url, **heard.callables) as link:
         link.abort()
         await asyncio.wait_for(asyncio.shield(link.lost), 5 * UNIT_S)
-        for reply in (*link.hold("a", "b"), *link.hold("a", hold=False)):
+        for reply in (*link.subscribe("a", "b"), *link.unsubscribe("a")):
             with pytest.raises(RedisUnavailable):
                 await reply
     assert heard.all == []
@@ -401,7 +401,7 @@ async def test_the_order_of_messages_and_confirmations_is_that_of_the_bytes(step
 
     heard = Heard()
     async with stand_in(talk) as url, opened(url, **heard.callables) as link:
-        subscribed, pong = *link.hold("c"), *link.send(("PING",))
+        subscribed, pong = *link.subscribe("c"), *link.send(("PING",))
         assert await subscribed == [b"subscribe", b"c", 1]
         assert await pong == [b"pong", b""]
         await until(lambda: heard.all and heard.all[-1][1] == b"4", f"the last message is missing: {heard.all}")
@@ -420,7 +420,7 @@ async def test_what_nobody_asked_for_is_told_and_answers_nothing() -> None:
 
     heard = Heard()
     async with stand_in(talk) as url, opened(url, **heard.callables) as link:
-        first, subscribed, second = *link.send(("PING",)), *link.hold("c"), *link.send(("PING",))
+        first, subscribed, second = *link.send(("PING",)), *link.subscribe("c"), *link.send(("PING",))
         async with asyncio.timeout(5 * UNIT_S):
             assert await first == await second == [b"pong", b""]
             assert await subscribed == [b"subscribe", b"c", 1]
@@ -501,18 +501,18 @@ async def test_a_link_that_was_aborted_takes_no_more_commands(redis: RedisServer
 
 @in_loop
 async def test_any_byte_from_redis_is_a_sign_of_life(redis: RedisServer, publish: RedisClient) -> None:
-    """`heard_at` moves with replies and with messages, and with nothing else."""
+    """`received_at` moves with replies and with messages, and with nothing else."""
     heard = Heard()
     loop = asyncio.get_running_loop()
     async with opened(redis.url, on_messages=heard.on_messages) as link:
-        await link.hold("events")[0]
-        after_reply = link.heard_at
+        await link.subscribe("events")[0]
+        after_reply = link.received_at
         assert after_reply <= loop.time()
         await asyncio.sleep(0.05)
-        assert link.heard_at == after_reply
+        assert link.received_at == after_reply
         await asyncio.to_thread(publish.publish, b"x", "events")
         await until(lambda: heard.all, "the message is missing")
-        assert link.heard_at > after_reply
+        assert link.received_at > after_reply
 
 
 @in_loop

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from broadcaster.errors import RedisNotInstalled, RedisUnavailable
-from broadcaster.redis_server import RedisServer, answers, find_binary, free_port
+from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
+from broadcaster.redis.server import RedisServer, answers, find_binary, free_port
 from tests.support import broadcaster, clean_environment, eventually, finished, redis_client
 
 

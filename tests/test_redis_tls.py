@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 
-from broadcaster import history
-from broadcaster.bus import CommandLink, Subscription
-from broadcaster.errors import RedisRefused, RedisUnavailable, Unavailable
-from broadcaster.event import Event
-from broadcaster.position import Gap, Position
-from broadcaster.publisher import Publisher
-from broadcaster.redis_link import Command, RedisLink
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core.errors import RedisRefused, RedisUnavailable, Unavailable
+from broadcaster.core.event import Event
+from broadcaster.core.position import Gap, Position
+from broadcaster.publish.publisher import Publisher
+from broadcaster.redis import stream
+from broadcaster.redis.commands import CommandLink
+from broadcaster.redis.connection import Command, RedisConnection
+from broadcaster.redis.pubsub import PubSubLink
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import HistoryTable, PublisherTable, Settings
-from broadcaster.subscriber import Subscriber
+from broadcaster.subscribe.subscriber import Subscriber
 from tests.certificates import Certificates, make
 from tests.support import (
     ROOT,
@@ -187,7 +188,7 @@ async def running(redis_url: str, **variables: str) -> AsyncIterator[HubProcess]
 @contextlib.asynccontextmanager
 async def commands(redis_url: str) -> AsyncIterator[CommandLink]:
     """Commands as some user, with the script loaded."""
-    link = CommandLink(settings(redis_url).redis, history.LOAD)
+    link = CommandLink(settings(redis_url).redis, stream.LOAD)
     try:
         yield link
     finally:
@@ -284,23 +285,26 @@ async def test_the_hub_may_publish_what_comes_over_http(address: Callable[[str],
 TABLE = HistoryTable()
 
 DO: dict[str, tuple[str, tuple[Command, ...]]] = {
-    "the hub looks": (HUB, (history.look("events.critical", TABLE),)),
-    "the hub looks at another channel": (HUB, (history.look("events.a", TABLE), history.glance("events.a"))),
-    "the hub reads a page": (HUB, (history.page("events.critical", 1, 10),)),
-    "the hub keeps a channel in mind": (HUB, (history.keep("events.critical", TABLE),)),
+    "the hub looks": (HUB, (stream.ensure_epoch("events.critical", TABLE),)),
+    "the hub looks at another channel": (
+        HUB,
+        (stream.ensure_epoch("events.a", TABLE), stream.peek_head("events.a")),
+    ),
+    "the hub reads a page": (HUB, (stream.page("events.critical", 1, 10),)),
+    "the hub keeps a channel in mind": (HUB, (stream.touch("events.critical", TABLE),)),
     "the hub probes": (
         HUB,
         (("SET", "broadcaster.hub.0", "", "EX", 60), ("PUBLISH", "broadcaster.hub.0", "1"), ("INFO", "server")),
     ),
-    "a publisher stores": (PUBLISHER, (history.store("events.do", [("a", b'{"a":1}')], TABLE),)),
+    "a publisher stores": (PUBLISHER, (stream.store("events.do", [("a", b'{"a":1}')], TABLE),)),
     "a publisher stores after another": (
         PUBLISHER,
         (
-            history.store("events.do", [("b", b'{"a":1}')], TABLE),
-            history.store("events.do", [("c", b'{"a":1}')], TABLE, after="b"),
+            stream.store("events.do", [("b", b'{"a":1}')], TABLE),
+            stream.store("events.do", [("c", b'{"a":1}')], TABLE, after="b"),
         ),
     ),
-    "a publisher stores again": (PUBLISHER, (history.store("events.do", [("b", b'{"a":1}')], TABLE),)),
+    "a publisher stores again": (PUBLISHER, (stream.store("events.do", [("b", b'{"a":1}')], TABLE),)),
     "a publisher without history": (PUBLISHER, (("PUBLISH", "events.critical", "{}"), ("PING",))),
 }
 
@@ -319,12 +323,12 @@ async def test_each_command_of_a_part_is_allowed(
 async def test_a_counter_that_was_set_back_begins_an_epoch_with_these_rights(guarded: RedisServer) -> None:
     """The script's way out of a log that is ahead of its counter needs no further right."""
     async with commands(plain(guarded, PUBLISHER)) as link, commands(plain(guarded, ADMIN)) as admin:
-        await link.execute(history.store("events.a", [("1", b'{"a":1}'), ("2", b'{"a":2}')], TABLE))
+        await link.execute(stream.store("events.a", [("1", b'{"a":1}'), ("2", b'{"a":2}')], TABLE))
         await admin.execute(("HSET", "{events.a}:meta", "offset", "0"))
-        [reply] = await link.execute(history.store("events.a", [("3", b'{"a":3}')], TABLE))
-        [stored] = history.read_stored(reply)
+        [reply] = await link.execute(stream.store("events.a", [("3", b'{"a":3}')], TABLE))
+        [stored] = stream.read_stored(reply)
         assert stored.position is not None
-        assert len(history.read_head(reply).epochs) == 2
+        assert len(stream.read_head(reply).epochs) == 2
 
 
 @pytest.mark.parametrize("user", [HUB, PUBLISHER], ids=["hub", "publisher"])
@@ -332,14 +336,14 @@ async def test_a_counter_that_was_set_back_begins_an_epoch_with_these_rights(gua
 async def test_an_event_that_may_not_be_published_is_not_stored_either(guarded: RedisServer, user: str) -> None:
     """Who may write to a channel's keys, and not publish on it, is refused and leaves nothing behind."""
     async with commands(plain(guarded, user)) as link, commands(plain(guarded, ADMIN)) as admin:
-        await admin.execute(history.store("other", [("1", b'{"a":1}')], TABLE))
+        await admin.execute(stream.store("other", [("1", b'{"a":1}')], TABLE))
         before = await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+"))
         with pytest.raises(RedisRefused, match="publish"):
-            await link.execute(history.store("other", [("2", b'{"a":2}')], TABLE))
+            await link.execute(stream.store("other", [("2", b'{"a":2}')], TABLE))
         assert await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+")) == before
-        [reply] = await admin.execute(history.store("other", [("2", b'{"a":2}')], TABLE))
-        [stored] = history.read_stored(reply)
-        assert stored.position == Position(history.read_head(reply).epochs[0].epoch, 2)
+        [reply] = await admin.execute(stream.store("other", [("2", b'{"a":2}')], TABLE))
+        [stored] = stream.read_stored(reply)
+        assert stored.position == Position(stream.read_head(reply).epochs[0].epoch, 2)
 
 
 # What they need not do, they may not do
@@ -375,7 +379,7 @@ NOT: dict[str, tuple[str, Command]] = {
 @in_loop
 async def test_what_a_part_does_not_need_is_denied(steady: RedisServer, user: str, command: Command) -> None:
     """A part that was taken over can do no more than the part."""
-    link = await RedisLink.open(plain(steady, user), timeout_s=5 * UNIT_S)
+    link = await RedisConnection.open(plain(steady, user), timeout_s=5 * UNIT_S)
     try:
         with pytest.raises(RedisRefused, match="NOPERM"):
             await link.execute(*command)
@@ -389,7 +393,7 @@ async def test_what_a_part_does_not_need_is_denied(steady: RedisServer, user: st
 @in_loop
 async def test_the_default_user_may_nothing(steady: RedisServer, command: str) -> None:
     """Who says no name and no password is asked for them."""
-    link = await RedisLink.open(steady.url, timeout_s=5 * UNIT_S)
+    link = await RedisConnection.open(steady.url, timeout_s=5 * UNIT_S)
     try:
         with pytest.raises(RedisRefused, match="NOAUTH"):
             await link.execute(*command.split())
@@ -471,14 +475,20 @@ async def test_a_subscription_works_over_tls(address: Callable[[str], str]) -> N
     """Messages come, large ones too, and it is made anew when the link breaks."""
     got: list[bytes] = []
     confirmed: list[str] = []
-    subscription = Subscription(
-        settings(address(HUB)).redis,
-        on_messages=lambda messages: got.extend(messages[b"events.a"]),
-        on_confirmed=confirmed.append,
-        on_lost=lambda channel: None,
-    )
-    subscription.hold("events.a")
-    task = asyncio.ensure_future(subscription.run())
+
+    class Handlers:
+        def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
+            got.extend(messages[b"events.a"])
+
+        def on_confirmed(self, channel: str) -> None:
+            confirmed.append(channel)
+
+        def on_lost(self, channel: str) -> None:
+            pass
+
+    subscription = PubSubLink(settings(address(HUB)).redis)
+    subscription.subscribe("events.a")
+    task = asyncio.ensure_future(subscription.run(Handlers()))
     try:
         await until(lambda: confirmed == ["events.a"], "not subscribed")
         payloads = [b"%d" % n + b"x" * 100_000 for n in range(20)]
@@ -509,7 +519,7 @@ async def test_a_redis_that_nobody_vouches_for_is_not_believed(
             (other.port, f"?ssl_ca_certs={elsewhere.authority}"),
         ):
             with pytest.raises(RedisUnavailable, match=r"CERTIFICATE_VERIFY_FAILED|verify failed") as caught:
-                await RedisLink.open(f"rediss://{HUB}@127.0.0.1:{port}/0{query}", timeout_s=5 * UNIT_S)
+                await RedisConnection.open(f"rediss://{HUB}@127.0.0.1:{port}/0{query}", timeout_s=5 * UNIT_S)
             assert "change-me" not in str(caught.value)
     async with commands(plain(guarded, ADMIN)) as admin:
         [entries] = await admin.execute(("CLIENT", "LIST"))
@@ -529,7 +539,7 @@ async def test_authorities_that_cannot_be_read_are_told(proxy: TlsProxy, file: s
     """Nobody is believed then, and nobody waits."""
     url = f"rediss://{HUB}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={file}"
     with pytest.raises(Unavailable, match=r"\S") as caught:
-        await RedisLink.open(url, timeout_s=5 * UNIT_S)
+        await RedisConnection.open(url, timeout_s=5 * UNIT_S)
     assert "change-me" not in str(caught.value)
 
 
@@ -564,7 +574,7 @@ async def test_a_handshake_that_does_not_end_is_given_up(talk: Talk, certificate
     server = await asyncio.start_server(greet, "127.0.0.1", port)
     try:
         with pytest.raises(RedisUnavailable):
-            await RedisLink.open(f"rediss://{HUB}@127.0.0.1:{port}/0", timeout_s=0.4 * UNIT_S)
+            await RedisConnection.open(f"rediss://{HUB}@127.0.0.1:{port}/0", timeout_s=0.4 * UNIT_S)
     finally:
         server.close()
         for one in talks:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from broadcaster.errors import ConfigurationError
-from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.settings import Settings, assignment, dump, load, redact
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.urls import redact
+from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.settings import Settings, assignment, dump, load
 from tests.support import ROOT, CommandLine, broadcaster, clean_environment, eventually, finished
 
 FILE = ROOT / "broadcaster.toml"

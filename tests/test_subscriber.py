@@ -17,18 +17,18 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber
-from broadcaster.errors import HubRefused
-from broadcaster.notices import Notice
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.core.errors import HubRefused
+from broadcaster.core.runtime import LIMITS
+from broadcaster.core.status_events import Received
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
-from broadcaster.subscriber import RECENT_IDS
 from tests.faults.ledger import Proxy
 from tests.support import HubProcess, RawClient, RedisClient, event_payload, redis_client, run_async, until
 
 SETTINGS = Settings.model_construct(subscriber=SubscriberTable(connect_timeout_s=2.0, reconnect_max_s=0.2))
 
 
-class Received:
+class Collected:
     """What a subscriber has received so far, gathered by a task of its own."""
 
     def __init__(self, subscriber: Subscriber) -> None:
@@ -54,10 +54,10 @@ class Received:
 
 
 @contextlib.asynccontextmanager
-async def receiving(url: str, settings: Settings = SETTINGS) -> AsyncIterator[Received]:
+async def receiving(url: str, settings: Settings = SETTINGS) -> AsyncIterator[Collected]:
     """A subscriber that is read for as long as the block lasts; the reading must not end before."""
     async with Subscriber(url, settings=settings) as subscriber:
-        received = Received(subscriber)
+        received = Collected(subscriber)
         try:
             yield received
             assert not received.task.done(), f"the iteration has ended: {received.task}"
@@ -433,7 +433,7 @@ class Notices:
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
-        self.all: list[Notice] = []
+        self.all: list[Received] = []
         self.task = asyncio.create_task(self._gather())
 
     async def _gather(self) -> None:
@@ -453,7 +453,7 @@ class Notices:
         assert not self.task.done()
 
 
-def brief(notice: Notice | None) -> int | str:
+def brief(notice: Received | None) -> int | str:
     if isinstance(notice, Event):
         return notice.sequence
     return str(notice.cause) if isinstance(notice, Gap) else type(notice).__name__.lower()
@@ -771,13 +771,13 @@ def test_a_strange_gap_is_told_all_the_same(fields: dict[str, Any]) -> None:
 def test_what_comes_again_is_dropped() -> None:
     """An event whose id is one of the last 1,024 is not given out again; an older one is."""
     first, second = event_payload(1), event_payload(2)
-    others = [event_payload(number) for number in range(3, RECENT_IDS + 2)]
+    others = [event_payload(number) for number in range(3, LIMITS.recent_ids + 2)]
 
     async def story() -> None:
         messages = [first, second, first, *others, second, first]
         async with fake_hub(send_all(messages)) as url, receiving(url) as received:
-            await received.until(1, 2, *range(3, RECENT_IDS + 2), 1)
-            assert (received.subscriber.twins, received.subscriber.received) == (2, RECENT_IDS + 2)
+            await received.until(1, 2, *range(3, LIMITS.recent_ids + 2), 1)
+            assert (received.subscriber.twins, received.subscriber.received) == (2, LIMITS.recent_ids + 2)
 
     run_async(story())
 

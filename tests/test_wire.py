@@ -14,6 +14,7 @@ import pytest
 from websockets.frames import Close
 
 from broadcaster import wire
+from broadcaster.core.position import Gap
 from broadcaster.wire import CloseCode, Inbound, Outbound, Refusal, Target
 from tests.support import client_frame, upgrade_request
 
@@ -232,10 +233,11 @@ def test_an_event_is_one_final_unmasked_text_frame(size: int, head: bytes) -> No
 
 def test_a_control_frame_is_json_that_read_control_knows() -> None:
     """A control frame is a text frame whose message begins with its kind and names its channel."""
-    frame = wire.control_frame("gap", "events.critical", cause="redis_link_lost", first=None)
-    message = frame[2:]
+    frame = wire.gap_frame(Gap("events.critical", "redis_link_lost"))
+    message = frame[4:]
     assert frame == wire.text_frame(message)
-    expected = {"control": "gap", "channel": "events.critical", "cause": "redis_link_lost", "first": None}
+    unknown = dict.fromkeys(("epoch", "first", "last", "position"))
+    expected = {"control": "gap", "channel": "events.critical", "cause": "redis_link_lost", **unknown}
     assert json.loads(message) == expected
     assert wire.read_control(message) == expected
 
@@ -618,10 +620,10 @@ def test_outbound_knows_a_refusal_for_good(status: int, for_good: bool) -> None:
     """4xx will be the same next time, but for a timeout and too many requests."""
     outbound = Outbound("ws://127.0.0.1:8765/ws")
     outbound.request()
-    assert not outbound.refused_for_good
+    assert not outbound.is_final_refusal
     outbound.feed(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\n\r\n".encode())
     assert not outbound.connected
-    assert (outbound.status, outbound.refused_for_good) == (status, for_good)
+    assert (outbound.status, outbound.is_final_refusal) == (status, for_good)
 
 
 def test_outbound_leaves_no_garbage_when_it_is_let_go() -> None:
@@ -631,7 +633,7 @@ def test_outbound_leaves_no_garbage_when_it_is_let_go() -> None:
     gc.disable()
     try:
         protocol = weakref.ref(outbound._protocol)
-        outbound.let_go()
+        outbound.dispose()
         assert outbound.close_code == 4008
         del outbound
         assert protocol() is None

@@ -5,17 +5,17 @@ Nothing heavy is imported before a subcommand needs it: `honcho start` waits for
 
 from __future__ import annotations
 
-from broadcaster import process
 from broadcaster.cli import people, roles
 from broadcaster.cli.common import cli, fail
-from broadcaster.errors import BroadcasterError
+from broadcaster.core import logs
+from broadcaster.core.errors import BroadcasterError
 
 __all__ = ["cli", "main", "people", "roles"]
 
 
 def main() -> None:
     """Entry point: every foreseen error is one line per problem and an exit code, never a traceback."""
-    process.talk_in_lines()
+    logs.configure_logging()
     try:
         cli(prog_name="broadcaster")
     except BroadcasterError as error:

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import click
 
+from broadcaster.core.version import VERSION
 from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
-from broadcaster.version import VERSION
 
 
 class Number(click.FloatRange):

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broadcaster import process
 from broadcaster.cli.common import Number, cli, load_settings
-from broadcaster.errors import ConfigurationError, InvalidEvent
+from broadcaster.core import process
+from broadcaster.core.errors import ConfigurationError, InvalidEvent
+from broadcaster.core.logs import configure_logging
 from broadcaster.settings import CONFIG_FILE, Settings, dump
 
 if TYPE_CHECKING:
-    from broadcaster.publisher import Published
+    from broadcaster.publish.publisher import Published
 
 
 @cli.command()
@@ -39,7 +40,8 @@ def publish(
     channel: str | None,
 ) -> None:
     """Publish events, and say how many Redis subscriptions heard each."""
-    from broadcaster.publisher import Publisher, on_schedule
+    from broadcaster.publish.publisher import Publisher
+    from broadcaster.publish.schedule import on_schedule
 
     fields = _json_object(data)
     settings = load_settings(context).settings
@@ -85,9 +87,10 @@ def subscribe(
     log_file: Path | None,
 ) -> None:
     """Print one line per event with its latency, until stopped; gaps and blindness in their place."""
-    from broadcaster.event import check_channel
-    from broadcaster.subscriber import Subscriber
-    from broadcaster.watching import ResumeFile, watch
+    from broadcaster.cli.output import watch
+    from broadcaster.cli.resume_file import ResumeFile
+    from broadcaster.core.event import check_channel
+    from broadcaster.subscribe.subscriber import Subscriber
 
     settings = load_settings(context, subscriber__url=url).settings
     if since is not None and resume_file is not None:
@@ -96,7 +99,7 @@ def subscribe(
     for channel in channels:
         check_channel(channel)
     if as_json:
-        process.talk_in_lines(logs=sys.stderr)
+        configure_logging(sys.stderr)
 
     async def main(stop: asyncio.Event) -> int:
         try:
@@ -163,7 +166,7 @@ def token_create(
     context: click.Context, name: str, subscribed: tuple[str, ...], published: tuple[str, ...], lasts: float
 ) -> None:
     """Sign a token (JWT) with the first key of auth.jwt_keys that can sign, and print it."""
-    from broadcaster.access import create_token
+    from broadcaster.auth.tokens import create_token
 
     settings = load_settings(context).settings
     click.echo(create_token(settings.auth, name, subscribe=subscribed, publish=published, lasts_s=lasts))

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
-from broadcaster import process
 from broadcaster.cli.common import cli, fail, load_settings
+from broadcaster.core import process
 
 log = logging.getLogger("broadcaster")
 
@@ -21,7 +21,7 @@ log = logging.getLogger("broadcaster")
 @click.pass_context
 def redis(context: click.Context) -> None:
     """Start a Redis at redis.url, or use the one that runs there."""
-    from broadcaster.redis_server import start_or_attach
+    from broadcaster.redis.server import start_or_attach
 
     settings = load_settings(context).settings
     found = start_or_attach(settings.redis.url)
@@ -40,7 +40,7 @@ def redis(context: click.Context) -> None:
 @click.pass_context
 def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None) -> None:
     """Push every event to every WebSocket subscriber."""
-    from broadcaster.hub.app import serve
+    from broadcaster.hub.serve import serve
 
     settings = load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
     sys.exit(process.run(lambda stop: serve(settings, stop)))
@@ -56,7 +56,7 @@ def publisher(context: click.Context, loadtest: bool) -> None:
         from broadcaster.loadtest.publishing import publish_run
 
         _run_then_linger(publish_run(settings))
-    from broadcaster.samples import publish_samples
+    from broadcaster.publish.samples import publish_samples
 
     _run_then_linger(publish_samples(settings))
 

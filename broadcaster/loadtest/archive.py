@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from broadcaster.errors import ConfigurationError
-from broadcaster.loadtest.records import whole_file
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.files import whole_file
 from broadcaster.loadtest.run import locked
 
 COLUMNS: Final = (

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from broadcaster.event import Event
+from broadcaster.core.event import Event
+from broadcaster.core.position import Gap
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, LossRecord
-from broadcaster.place import Places
-from broadcaster.position import Gap
+from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import PING, V1, CloseCode, Outbound
 
 
@@ -67,7 +67,7 @@ class Client:
         self.losses: list[LossRecord] = []
         self._url = url
         self._only_count = only_count
-        self._places = Places(url, (), None, (), (), ())
+        self._places = ResumeState(url, (), None, (), (), ())
         self._since = ""
         self._away = False
         self._highest: int | None = None
@@ -92,7 +92,7 @@ class Client:
         self._away = True
         self.in_vain += 1
         self._note(Gap("", f"{DISCONNECTED} {close_code}"), stamp_ns, None)
-        if not may_resume or close_code == CloseCode.HOLE:
+        if not may_resume or close_code == CloseCode.GAP:
             self._places.forget()
 
     def on_never_connected(self, stamp_ns: int) -> None:
@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self.write(self.outbound.request())
 
     def data_received(self, data: bytes) -> None:
-        now_ns = time.monotonic_ns()  # the receive has just returned: nothing comes before this line
+        now_ns = CLOCK.monotonic_ns()  # the receive has just returned: nothing comes before this line
         if not self.outbound.connected:
             self._shake_hands(now_ns, data)
             return
@@ -200,5 +200,5 @@ class Connection(asyncio.Protocol):
             self.ready.set_result(None)
         if self.outbound.connected:
             self.client.connection = None
-            self._arrivals.append((time.monotonic_ns(), self, b""))
+            self._arrivals.append((CLOCK.monotonic_ns(), self, b""))
             self._inbox.lost += 1

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from broadcaster import trust
-from broadcaster.bus import backoff_s
-from broadcaster.errors import ConfigurationError, InvalidEvent
-from broadcaster.event import Event, decode
+from broadcaster.core import tls
+from broadcaster.core.backoff import backoff_s
+from broadcaster.core.bounded import BoundedDict
+from broadcaster.core.errors import ConfigurationError, InvalidEvent
+from broadcaster.core.event import Event, decode
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
 from broadcaster.settings import SubscriberTable
@@ -34,6 +35,8 @@ _QUIET_NS: Final = 5_000_000
 _BACKLOG_BYTES: Final = 64 * 2**20
 """Unparsed bytes beyond which parsing does not wait for a quiet moment."""
 _LAG_EVERY_S: Final = 0.02
+_KNOWN_EVENTS: Final = 1024
+"""Decoded events that are remembered by their bytes."""
 _CONNECTING_AT_ONCE: Final = 200
 _CONNECT_S: Final = 10.0
 _COME_BACK_S: Final = 0.1
@@ -111,7 +114,7 @@ class Fleet:
         parts = urlsplit(url)
         subscriber = subscriber or SubscriberTable()
         self._token = subscriber.token.get_secret_value()
-        self._tls = trust.context(url, subscriber.tls_ca)
+        self._tls = tls.client_context(url, subscriber.tls_ca)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if self._tls else 80)
         self._gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
@@ -126,25 +129,24 @@ class Fleet:
         self.received = 0
         self.deliveries: list[DeliveryRecord] = []
         self._foreign = 0
-        self._known: dict[bytes, Event] = {}
-        self._wall_ahead_ns = time.time_ns() - time.monotonic_ns()
+        self._known = BoundedDict[bytes, Event](_KNOWN_EVENTS)
+        self._wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
         self._lags_ms: list[float] = []
 
     # Connecting
 
     async def connect(self) -> None:
         """Connect all clients at the ramp's pace; who cannot is counted, not retried."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        start = CLOCK.loop_s()
 
         async def one(place: int, client: Client) -> None:
-            await asyncio.sleep(start + place / self._ramp_per_s - loop.time())
+            await asyncio.sleep(start + place / self._ramp_per_s - CLOCK.loop_s())
             connection, failure = await self._open(client)
             if connection.outbound.connected:
                 self._clients.append(client)
             else:
                 self._failures[failure] += 1
-                client.on_never_connected(time.monotonic_ns())
+                client.on_never_connected(CLOCK.monotonic_ns())
 
         gc.collect()
         gc.disable()  # a collection over thousands of stamps would be a pause in the measurement
@@ -167,7 +169,7 @@ class Fleet:
             finally:
                 if not connection.outbound.connected:
                     connection.abort()
-                    connection.outbound.let_go()
+                    connection.outbound.dispose()
         return connection, failure or connection.outbound.failure or "closed during the handshake"
 
     async def keep_coming_back(self) -> None:
@@ -185,7 +187,7 @@ class Fleet:
             if connection.outbound.connected:
                 self.reconnects += 1
                 return
-            if connection.outbound.refused_for_good:
+            if connection.outbound.is_final_refusal:
                 client.gone = True
                 self._failures[failure] += 1
                 return
@@ -212,13 +214,13 @@ class Fleet:
         if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
             return True
         arrivals = self.inbox.arrivals
-        return bool(arrivals) and time.monotonic_ns() - arrivals[-1][0] > _QUIET_NS
+        return bool(arrivals) and CLOCK.monotonic_ns() - arrivals[-1][0] > _QUIET_NS
 
     def parse(self, within_s: float) -> None:
         """Parse arrivals for at most about `within_s` seconds."""
         arrivals = self.inbox.arrivals
-        end = time.monotonic() + within_s
-        while arrivals and time.monotonic() < end:
+        end = CLOCK.monotonic_s() + within_s
+        while arrivals and CLOCK.monotonic_s() < end:
             stamp_ns, connection, data = arrivals.popleft()
             if not data:
                 self._read_loss(stamp_ns, connection)
@@ -237,7 +239,7 @@ class Fleet:
     def _read_loss(self, stamp_ns: int, connection: Connection) -> None:
         outbound = connection.outbound
         close_code = outbound.close_code or 1006
-        outbound.let_go()
+        outbound.dispose()
         self.inbox.lost -= 1
         self._disconnects[close_code] += 1
         connection.client.on_lost(close_code, stamp_ns, may_resume=outbound.speaks_v1)
@@ -256,8 +258,6 @@ class Fleet:
                 except InvalidEvent:
                     self._foreign += 1
                     continue
-                if len(self._known) >= 1024:
-                    self._known.clear()
                 self._known[message] = event
             self.received += 1
             client.on_event(event)
@@ -271,11 +271,10 @@ class Fleet:
 
     async def keep_measuring_lag(self) -> None:
         """Record how late this loop runs a timer; runs until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _LAG_EVERY_S
+            due = CLOCK.loop_s() + _LAG_EVERY_S
             await asyncio.sleep(_LAG_EVERY_S)
-            self._lags_ms.append((loop.time() - due) * 1000)
+            self._lags_ms.append((CLOCK.loop_s() - due) * 1000)
 
     def losses(self) -> list[LossRecord]:
         """What the clients may have missed, by client and in order."""

@@ -107,7 +107,7 @@ class _Events:
     Attributes:
         rows: The events.
         places: By event_id.
-        failed: Places of those whose publish failed.
+        failed: ResumeState of those whose publish failed.
     """
 
     def __init__(self, published: Sequence[PublishedRecord]) -> None:
@@ -123,7 +123,7 @@ class _Events:
             stored.sort()
 
     def covered_by(self, loss: LossRecord) -> Iterable[int]:
-        """Places of the events whose absence a loss explains."""
+        """ResumeState of the events whose absence a loss explains."""
         if loss.first is not None:
             stored = self._stored.get(loss.epoch, [])
             start = bisect_left(stored, (loss.first, 0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from broadcaster.version import VERSION
+from broadcaster.core.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)

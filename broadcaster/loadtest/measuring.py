@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 
-from broadcaster import hub_client, process
-from broadcaster.errors import ConfigurationError, HubUnavailable
+from broadcaster.core import process
+from broadcaster.core.errors import ConfigurationError, HubUnavailable
+from broadcaster.core.files import whole_file
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.settings import Settings
+from broadcaster.subscribe import hub_status
 
 log = logging.getLogger("broadcaster.fleet")
 
@@ -34,8 +37,8 @@ async def measure_run(settings: Settings) -> None:
     _check_number(number, settings)
     run.refuse_if_there(run.fleet(number))
     run.present(number).touch()
-    await hub_client.wait_until_ready(
-        hub_client.base_url(settings.fleet_url),
+    await hub_status.wait_until_ready(
+        hub_status.base_url(settings.fleet_url),
         within_s=settings.loadtest.start_timeout_s,
         tls_ca=settings.subscriber.tls_ca,
     )
@@ -56,7 +59,7 @@ async def measure_run(settings: Settings) -> None:
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
-    with records.whole_file(run.fleet(number)) as file:
+    with whole_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
 
@@ -118,12 +121,11 @@ def _check_number(process: int, settings: Settings) -> None:
 
 async def _check_the_others(run: Run, settings: Settings) -> None:
     """All fleet processes must be there: a missing one would be a load that nobody put on."""
-    loop = asyncio.get_running_loop()
     within_s = settings.loadtest.start_timeout_s / 3  # before the publisher gives up: it cannot say who is missing
-    deadline = loop.time() + within_s
+    deadline = CLOCK.loop_s() + within_s
     wanted = range(1, settings.fleet.processes + 1)
     while missing := [number for number in wanted if not run.present(number).exists()]:
-        if loop.time() > deadline:
+        if CLOCK.loop_s() > deadline:
             names = ", ".join(f"fleet.{number}" for number in missing)
             raise ConfigurationError(
                 f"fleet.processes is {settings.fleet.processes}, but there is no {names}; "
@@ -138,18 +140,17 @@ async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> No
     Also an event whose publish failed may come; and what was announced as lost will not. Beats, twins and
     clients that come back are not what is waited for, or this might never end.
     """
-    loop = asyncio.get_running_loop()
     while not published.exists():
         await asyncio.sleep(0.05)
     events = len(records.read(published, PublishedRecord))
-    fewest, changed_at = fleet.awaiting(events), loop.time()
+    fewest, changed_at = fleet.awaiting(events), CLOCK.loop_s()
     while missing := fleet.awaiting(events):
-        if loop.time() - changed_at > drain_s:
+        if CLOCK.loop_s() - changed_at > drain_s:
             await fleet.parse_all()  # what has come is looked at before it is missed
             missing = fleet.awaiting(events)
         if missing < fewest:
-            fewest, changed_at = missing, loop.time()
-        elif loop.time() - changed_at > drain_s:
+            fewest, changed_at = missing, CLOCK.loop_s()
+        elif CLOCK.loop_s() - changed_at > drain_s:
             log.warning("%d deliveries have not come, and nothing more comes", missing)
             break
         await asyncio.sleep(0.05)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from broadcaster import hub_client
-from broadcaster.event import Draft
+from broadcaster.core.event import Draft
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import PublishedRecord
 from broadcaster.loadtest.run import Run
-from broadcaster.publisher import BATCH, Publisher, on_schedule, padding
+from broadcaster.publish.publisher import Publisher
+from broadcaster.publish.schedule import BATCH, on_schedule, padding
 from broadcaster.settings import Settings
+from broadcaster.subscribe import hub_status
 
 log = logging.getLogger("broadcaster.publisher")
 
@@ -33,8 +34,8 @@ async def publish_run(settings: Settings) -> None:
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.published)
-    await hub_client.wait_until_ready(
-        hub_client.base_url(settings.fleet_url),
+    await hub_status.wait_until_ready(
+        hub_status.base_url(settings.fleet_url),
         subscribers=settings.fleet.clients,
         within_s=settings.loadtest.start_timeout_s,
         tls_ca=settings.subscriber.tls_ca,
@@ -58,12 +59,12 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> list[Publish
     # The publisher shares the machine with what is measured. Once an event is written, this process must not
     # take a core from Redis and the hub, not even to read the reply: it sleeps, event loop and all.
     aside_s = min(0.01, 0.25 / settings.loadtest.rate_hz) if settings.loadtest.rate_hz else 0.01
-    wall_ahead_ns = time.time_ns() - time.monotonic_ns()
+    wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
     async for intended in on_schedule(settings.loadtest.events, settings.loadtest.rate_hz):
         batch = [ready.popleft() for _ in intended]
-        published_ns = time.monotonic_ns()
+        published_ns = CLOCK.monotonic_ns()
         sent = publisher.send(batch)
-        time.sleep(aside_s)  # noqa: ASYNC251 - see above
+        CLOCK.block(aside_s)
         for intended_ns, result in zip(intended, await publisher.settle(sent), strict=True):
             rows.append(
                 PublishedRecord(

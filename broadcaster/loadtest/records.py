@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+from broadcaster.core.files import whole_file
 
 Row = TypeVar("Row", bound="Record")
 
@@ -133,25 +134,6 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         if (header := next(rows, None)) != names:
             raise ValueError(f"{path}: expected the columns {names}, found {header}")
         return [kind(*(read(cell) for read, cell in zip(readers, row, strict=True))) for row in rows]
-
-
-class whole_file:  # noqa: N801 - used like a function
-    """Open a file for writing that appears under its name only when the block ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Any:
-        self._file = self._draft.open("w", newline="")
-        return self._file
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._file.close()
-        if kind is None:
-            self._draft.replace(self._path)
-        else:
-            self._draft.unlink(missing_ok=True)
 
 
 _READERS: dict[str, Any] = {

@@ -15,14 +15,16 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
-from broadcaster import bus, hub_client
-from broadcaster.errors import HubUnavailable, RunIncomplete, Unavailable
+from broadcaster.core.errors import HubUnavailable, RunIncomplete, Unavailable
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.latency import Figures, figures
 from broadcaster.loadtest.ledger import Ledger, balance, complaint, in_words
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
+from broadcaster.redis import commands
 from broadcaster.settings import LoadtestTable, ReportTable, Settings, dump
+from broadcaster.subscribe import hub_status
 
 _MEANINGS: Final = """\
 Dropped: a delivery that was expected (every event published, to every client) and did not come.
@@ -263,24 +265,24 @@ async def _wait_for_files(run: Run, settings: Settings) -> None:
     planned_s += loadtest.events / loadtest.rate_hz if loadtest.rate_hz else 0
     within_s = planned_s + settings.report.timeout_s
     wanted = [run.published, *(run.fleet(number) for number in range(1, fleet.processes + 1))]
-    deadline = asyncio.get_running_loop().time() + within_s
+    deadline = CLOCK.loop_s() + within_s
     while missing := [path.name for path in wanted if not path.exists()]:
-        if asyncio.get_running_loop().time() > deadline:
+        if CLOCK.loop_s() > deadline:
             raise RunIncomplete(f"waited {within_s:.0f} s for the run {run.name}: no {', '.join(missing)}")
         await asyncio.sleep(0.05)
 
 
 async def _redis_version(settings: Settings) -> str:
     try:
-        return await bus.server_version(settings.redis)
+        return await commands.server_version(settings.redis)
     except Unavailable:  # what was measured is no less true
         return "unknown"
 
 
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
-        url = hub_client.base_url(settings.fleet_url)
-        return await hub_client.statistics(url, tls_ca=settings.subscriber.tls_ca)
+        url = hub_status.base_url(settings.fleet_url)
+        return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
     except HubUnavailable as error:
         return {"error": f"no statistics: {error}"}
 

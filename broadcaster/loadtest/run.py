@@ -10,12 +10,12 @@ import contextlib
 import fcntl
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from broadcaster.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.runtime import CLOCK
 from broadcaster.settings import LoadtestTable
 
 
@@ -103,7 +103,7 @@ def locked(path: Path) -> Iterator[None]:
 def _find_or_make(results: Path, starter: str) -> Path:
     for folder in results.glob(f"*-{starter}"):
         return folder
-    folder = results / f"{time.strftime('%Y%m%d-%H%M%S')}-{starter}"
+    folder = results / f"{CLOCK.date('%Y%m%d-%H%M%S')}-{starter}"
     folder.mkdir()
     return folder
 

@@ -8,7 +8,7 @@ Five layers, the later one wins:
 *Config* always means files, *settings* the typed object.
 """
 
-from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load, redact
+from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load
 from broadcaster.settings.tables import (
     ApiKey,
     AuthTable,
@@ -48,5 +48,4 @@ __all__ = [
     "dump",
     "is_loopback",
     "load",
-    "redact",
 ]

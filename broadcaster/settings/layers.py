@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import tomli_w
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
-from broadcaster.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.urls import redact
 from broadcaster.settings.tables import ENVIRONMENT, Settings
 
 CONFIG_FILE: Final = "broadcaster.toml"
@@ -98,17 +98,6 @@ def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
         origin = origins.get(f"{table}.{key}")
         lines.append(f"{line:<44} # {origin}" if origin else line)
     return "\n".join(lines) + "\n"
-
-
-def redact(url: str) -> str:
-    """The URL without its password, for logs and archives."""
-    parts = urlsplit(url)
-    if parts.password is None and "password=" not in parts.query.lower():
-        return url
-    user, at, address = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:***{at}{address}" if ":" in user else parts.netloc
-    query = re.sub(r"(?i)((?:^|&)password=)[^&]*", r"\1***", parts.query)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def assignment(text: str) -> dict[str, dict[str, Any]]:

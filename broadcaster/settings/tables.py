@@ -10,18 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from broadcaster.errors import InvalidEvent
-from broadcaster.event import check_channel
+from broadcaster.core.event import channel_name
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
-
-
-def _channel(name: str) -> str:
-    try:
-        return check_channel(name)
-    except InvalidEvent as error:
-        raise ValueError(error.detail) from None
 
 
 def _redis_url(url: str) -> str:
@@ -71,7 +63,7 @@ class Table(BaseModel):
 
 
 class EventTable(Table):
-    channel: Annotated[str, AfterValidator(_channel)] = "events.critical"
+    channel: Annotated[str, AfterValidator(channel_name)] = "events.critical"
     max_bytes: Annotated[int, Field(ge=256, le=16 * 2**20)] = 65_536
 
 

@@ -1,26 +1,33 @@
-"""The WebSocket wire: handshake, frames, control frames, close codes.
+"""The WebSocket wire: handshake, frames, control frames, close codes; the only home of `websockets`.
 
-Sole home of the `websockets` package. The hub offers no extensions, so a frame is the same for every
-subscriber and is built once per event.
+Does no input or output (but for `client`), and knows neither Redis nor settings nor the hub. The hub offers no
+extensions, so a frame is the same for every subscriber and is built once per event.
 """
 
 from broadcaster.wire.bearer import token_in
+from broadcaster.wire.control import (
+    beat_frame,
+    drain_frame,
+    gap_frame,
+    lag_frame,
+    read_control,
+    welcome_frame,
+)
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
     V1,
     CloseCode,
     close_frame,
-    control_frame,
     is_close,
+    is_final_refusal,
     is_pong,
     is_whole_control_frame,
-    read_control,
     text_frame,
 )
+from broadcaster.wire.handshake import HEAD_END, Answer, Refusal, Target, answer_upgrade, plain_response
 from broadcaster.wire.inbound import Inbound
 from broadcaster.wire.outbound import Outbound
-from broadcaster.wire.upgrade import HEAD_END, Answer, Refusal, Target, answer_upgrade, plain_response
 
 __all__ = [
     "HEAD_END",
@@ -34,13 +41,18 @@ __all__ = [
     "Refusal",
     "Target",
     "answer_upgrade",
+    "beat_frame",
     "close_frame",
-    "control_frame",
+    "drain_frame",
+    "gap_frame",
     "is_close",
+    "is_final_refusal",
     "is_pong",
     "is_whole_control_frame",
+    "lag_frame",
     "plain_response",
     "read_control",
     "text_frame",
     "token_in",
+    "welcome_frame",
 ]

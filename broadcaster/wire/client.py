@@ -9,16 +9,16 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from websockets.typing import Subprotocol
 
 from broadcaster.wire.bearer import authorization
-from broadcaster.wire.frames import V1, CloseCode
+from broadcaster.wire.frames import V1, CloseCode, is_final_refusal
 
 __all__ = [
     "ClientConnection",
     "ConnectionClosed",
     "InvalidHandshake",
-    "came_back_in_vain",
+    "cannot_resume",
     "can_beat",
     "open_connection",
-    "refused_for_good",
+    "final_refusal",
     "retry_after_s",
 ]
 
@@ -51,12 +51,12 @@ def open_connection(
     )
 
 
-def refused_for_good(error: InvalidHandshake) -> str | None:
+def final_refusal(error: InvalidHandshake) -> str | None:
     """What the hub said if its refusal will be the same next time (4xx, but for 408 and 429); else None."""
     if not isinstance(error, InvalidStatus):
         return None
     response = error.response
-    if response.status_code not in range(400, 500) or response.status_code in (408, 429):
+    if not is_final_refusal(response.status_code):
         return None
     return f"{response.status_code} {bytes(response.body or b'').decode(errors='replace').strip()[:200]}"
 
@@ -69,9 +69,9 @@ def retry_after_s(error: InvalidHandshake) -> float:
     return float(value) if value.isdecimal() else 0.0
 
 
-def came_back_in_vain(error: ConnectionClosed) -> bool:
+def cannot_resume(error: ConnectionClosed) -> bool:
     """Whether the hub said that it cannot bring what follows our position (4009)."""
-    return error.rcvd is not None and error.rcvd.code == CloseCode.HOLE
+    return error.rcvd is not None and error.rcvd.code == CloseCode.GAP
 
 
 def can_beat(connection: ClientConnection) -> bool:

@@ -1,10 +1,9 @@
-"""What travels: text frames, control frames, pings, close frames and their codes."""
+"""WebSocket frames as the hub writes them: text, ping and close, and the close codes."""
 
 from __future__ import annotations
 
 import enum
-import json
-from typing import Any, Final
+from typing import Final
 
 from websockets.frames import Close, Frame, Opcode
 
@@ -29,7 +28,7 @@ class CloseCode(enum.IntEnum):
     RESTART = 1012
     EXPIRED = 4001
     SLOW = 4008
-    HOLE = 4009
+    GAP = 4009
 
     @property
     def come_back(self) -> str:
@@ -47,7 +46,7 @@ _COME_BACK: Final = {
     CloseCode.RESTART: "yes, with `since`, after a random delay",
     CloseCode.EXPIRED: "yes, with a new token and `since`",
     CloseCode.SLOW: "yes, with `since`",
-    CloseCode.HOLE: "yes, without `since`",
+    CloseCode.GAP: "yes, without `since`",
 }
 
 
@@ -61,32 +60,10 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
-def control_frame(control: str, channel: str, **fields: object) -> bytes:
-    """A small JSON frame for `broadcaster.v1`: `{"control": control, "channel": channel, ...}`."""
-    return text_frame(json.dumps({"control": control, "channel": channel, **fields}).encode())
-
-
 def close_frame(code: CloseCode, reason: str) -> bytes:
     """A close frame; `reason` is cut to the 123 bytes the protocol allows."""
     fitting = reason.encode()[:123].decode(errors="ignore")
     return Frame(Opcode.CLOSE, Close(code, fitting).serialize()).serialize(mask=False)
-
-
-def read_control(message: bytes) -> dict[str, Any] | None:
-    """The fields of a control frame; None if the message is anything else.
-
-    A foreign event may have a field `control`, too; it has an `event_id`, which no control frame has.
-    """
-    if not message.startswith(_CONTROL):
-        return None
-    try:
-        fields = json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-    return None if not isinstance(fields, dict) or "event_id" in fields else fields
-
-
-_CONTROL: Final = b'{"control": '
 
 
 def is_whole_control_frame(data: bytes) -> bool:
@@ -106,3 +83,8 @@ def is_close(data: bytes) -> bool:
 def is_pong(data: bytes) -> bool:
     """Whether a whole control frame is a pong."""
     return data[0] == 0x8A
+
+
+def is_final_refusal(status: int) -> bool:
+    """Whether a handshake that was refused with this HTTP status would be refused again (4xx, but 408 and 429)."""
+    return status in range(400, 500) and status not in (408, 429)

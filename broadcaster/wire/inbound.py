@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from broadcaster.wire.quiet import QUIET, let_go
+from broadcaster.wire.dispose import QUIET, dispose
 
 MOST_CONTROL_BYTES: Final = 125
 
@@ -39,9 +39,9 @@ class Inbound:
         self.frames += len(protocol.events_received())
         return b"".join(protocol.data_to_send())
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         """Free the memory now; nothing can be fed any more."""
-        let_go(self._protocol)
+        dispose(self._protocol)
 
     def ignore(self) -> None:
         """What comes from here on is not to be heard."""

@@ -10,8 +10,8 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from broadcaster.wire.bearer import authorization
-from broadcaster.wire.frames import PLAIN, V1, CloseCode
-from broadcaster.wire.quiet import QUIET, let_go
+from broadcaster.wire.dispose import QUIET, dispose
+from broadcaster.wire.frames import PLAIN, V1, CloseCode, is_final_refusal
 
 
 class Outbound:
@@ -77,9 +77,9 @@ class Outbound:
         """What the protocol wants written: pongs, the answer to a close."""
         return b"".join(self._protocol.data_to_send())
 
-    def let_go(self) -> None:
+    def dispose(self) -> None:
         """Free the memory now; nothing can be fed any more."""
-        let_go(self._protocol)
+        dispose(self._protocol)
 
     @property
     def speaks_v1(self) -> bool:
@@ -87,9 +87,9 @@ class Outbound:
         return self._protocol.subprotocol == V1
 
     @property
-    def refused_for_good(self) -> bool:
-        """Whether the hub's refusal will be the same next time (4xx, but for 408 and 429)."""
-        return self.status in range(400, 500) and self.status not in (408, 429)
+    def is_final_refusal(self) -> bool:
+        """Whether the hub has refused the handshake, and would again."""
+        return self.status is not None and is_final_refusal(self.status)
 
     @property
     def close_code(self) -> int | None:

@@ -10,8 +10,8 @@ from typing import Final
 
 import redis
 
-from broadcaster.errors import Unavailable
-from broadcaster.redis_server import RedisServer, answers
+from broadcaster.core.errors import Unavailable
+from broadcaster.redis.server import RedisServer, answers
 from tests.bench.figures import Line, table
 from tests.bench.hubs import HUBS, PRODUCT
 from tests.bench.processes import TrialError, raise_file_limit

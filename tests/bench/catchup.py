@@ -9,9 +9,10 @@ from typing import Final
 
 import redis
 
-from broadcaster import event, history
-from broadcaster.publish_link import STORE_EVENTS
-from broadcaster.redis_link import RUN_ID, Command
+from broadcaster.core import event
+from broadcaster.core.runtime import LIMITS
+from broadcaster.redis import stream
+from broadcaster.redis.connection import RUN_ID, Command
 from broadcaster.settings import HistoryTable
 from tests.bench.figures import Line, absolute_line, number
 from tests.bench.hubs import PRODUCT, redis_url, running_hub, statistics
@@ -63,7 +64,7 @@ def _outage(bench: Bench, events: int) -> CatchUp:
             bench.load(hub.port, OUTAGE_CONNS, first=1, last=events, by_offset=1) as load,
             redis.Redis.from_url(redis_url(bench.redis_port)) as client,
         ):
-            client.execute_command(*history.LOAD)
+            client.execute_command(*stream.LOAD)
             before_s = cpu_s(hub.pid)
             over_us = _cut_and_store(client, commands)
             result = await_result(load, _GRACE_S)
@@ -81,8 +82,8 @@ def _commands(events: int) -> list[Command]:
     drafts = [event.draft("SERVER_DOWN", "server-a", number + 1, data=data) for number in range(events)]
     stored = [(draft.unpublished.event_id, draft.stamp(now_us)) for draft in drafts]
     return [
-        history.store(CHANNEL, stored[start : start + STORE_EVENTS], HistoryTable())
-        for start in range(0, events, STORE_EVENTS)
+        stream.store(CHANNEL, stored[start : start + LIMITS.store_events], HistoryTable())
+        for start in range(0, events, LIMITS.store_events)
     ]
 
 
@@ -99,7 +100,7 @@ def _cut_and_store(client: redis.Redis, commands: list[Command]) -> int:
             transaction.execute_command(*words)  # type: ignore[no-untyped-call]
         transaction.time()
         killed, *replies, (over_s, and_us) = transaction.execute()
-    heard = sum(stored.heard or 0 for reply in replies for stored in history.read_stored(reply))
+    heard = sum(stored.receivers or 0 for reply in replies for stored in stream.read_stored(reply))
     if not killed or heard:
         raise TrialError(f"the hub was not cut off: {killed} subscriptions ended, {heard} events were heard")
     return int(over_s) * 1_000_000 + int(and_us)

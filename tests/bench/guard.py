@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from broadcaster.access import create_token
+from broadcaster.auth.tokens import create_token
 from broadcaster.settings import AuthTable, JwtKey
 
 _KEY: Final = "a key for measuring, of 32 bytes or more"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from broadcaster.redis_server import free_port
+from broadcaster.redis.server import free_port
 from tests.bench.processes import ROOT, Process, TrialError
 from tests.bench.tools import Tools
 

@@ -94,7 +94,7 @@ class Process:
             self.check_alive()
 
     def terminate(self) -> None:
-        """Ask the child to end; it may still have something to say."""
+        """SubscribeRequest the child to end; it may still have something to say."""
         if self._child.poll() is None:
             self._child.terminate()
 

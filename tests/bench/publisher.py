@@ -12,8 +12,9 @@ import sys
 import time
 from typing import Any, Final
 
-from broadcaster import process
-from broadcaster.publisher import Publisher, on_schedule, padding
+from broadcaster.core import process
+from broadcaster.publish.publisher import Publisher
+from broadcaster.publish.schedule import on_schedule, padding
 from broadcaster.settings import Settings, load
 
 _ASIDE_S: Final = 0.01

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from broadcaster.position import Position
+from broadcaster.core.position import Position
 from tests.bench.figures import Line, number, ratio_line, ratios_of, spread, verdict
 from tests.bench.guard import NO_GUARD, Guard, guard
 from tests.bench.hubs import PRODUCT, Hub, running_hub, statistics

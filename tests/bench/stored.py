@@ -8,8 +8,8 @@ from typing import Final
 
 import redis
 
-from broadcaster import history
-from broadcaster.position import Position
+from broadcaster.core.position import Position
+from broadcaster.redis import stream
 from broadcaster.settings import EventTable
 from tests.bench.hubs import clean_environment, redis_url
 from tests.bench.processes import Process, TrialError
@@ -49,7 +49,7 @@ def clear(redis_port: int) -> None:
 def head(redis_port: int) -> Position:
     """Where the channel stands."""
     with redis.Redis.from_url(redis_url(redis_port)) as client:
-        epoch, offset, _ = client.execute_command(*history.glance(CHANNEL))
+        epoch, offset, _ = client.execute_command(*stream.peek_head(CHANNEL))
     if epoch is None or offset is None:
         raise TrialError("nothing is stored")
     return Position(epoch.decode(), int(offset))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from broadcaster.redis_server import free_port
+from broadcaster.redis.server import free_port
 from tests.clients.programs import program
 from tests.support import ROOT, Running, eventually
 

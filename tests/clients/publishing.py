@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from broadcaster import Event, Publisher
-from broadcaster.event import draft
+from broadcaster.core.event import draft
 from tests.clients.programs import Client
 from tests.faults.ledger import settings_for
 from tests.support import eventually

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from broadcaster.access import create_token
-from broadcaster.redis_server import RedisServer
+from broadcaster.auth.tokens import create_token
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import AuthTable, JwtKey
 from tests.clients.conftest import Kit, Open
 from tests.clients.programs import (
@@ -211,7 +211,7 @@ def test_who_shows_no_token_is_refused(kit: Kit, guarded_port: int, guarded_hub:
     assert guarded_hub.stats()["refused"]["token_missing"] == before + 2
 
 
-# Pages of other sites
+# PageCache of other sites
 
 
 class _Page(http.server.BaseHTTPRequestHandler):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.clients.conftest import Kit
 from tests.clients.nginx import certificate, nginx
 from tests.clients.programs import Script, until_opened
@@ -29,7 +29,7 @@ def busy_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
 
 
 class Askers:
-    """Ask for /health and /stats all the time, over kept connections, from threads of their own."""
+    """SubscribeRequest for /health and /stats all the time, over kept connections, from threads of their own."""
 
     def __init__(self, port: int, count: int) -> None:
         self._port = port

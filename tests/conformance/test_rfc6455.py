@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
     HubProcess,

@@ -27,9 +27,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber, Unavailable
-from broadcaster.event import decode
-from broadcaster.publisher import Sent
-from broadcaster.redis_server import free_port
+from broadcaster.core.event import decode
+from broadcaster.publish.publisher import Sent
+from broadcaster.redis.server import free_port
 from broadcaster.settings import EventTable, HistoryTable, HubTable, PublisherTable, RedisTable, SubscriberTable
 from broadcaster.wire import read_control
 from tests.support import UNIT_S, eventually

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from broadcaster import Gap, Position, history
-from broadcaster.redis_link import RUN_ID
-from broadcaster.redis_server import RedisServer
+from broadcaster import Gap, Position
+from broadcaster.redis import stream
+from broadcaster.redis.connection import RUN_ID
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, PublisherTable, RedisTable, SubscriberTable
 from tests.faults.ledger import Entry, Got, Ledger, Library, Raw, Reader, Sender, settings_for
 from tests.support import (
@@ -555,9 +556,9 @@ def test_a_publisher_that_is_killed_can_be_repeated(redis: RedisServer, tmp_path
         entries = []
         for start in range(0, len(events), 50):
             batch = events[start : start + 50]
-            command = history.store("events.critical", batch, HistoryTable())
+            command = stream.store("events.critical", batch, HistoryTable())
             reply = client.command(*(run_id if word is RUN_ID else word for word in command))
-            for (event_id, payload), stored in zip(batch, history.read_stored(reply), strict=True):
+            for (event_id, payload), stored in zip(batch, stream.read_stored(reply), strict=True):
                 sequence = json.loads(payload)["sequence"]
                 entries.append(Entry("killed", sequence, event_id, time.monotonic(), stored.position))
         ledger.repaired()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
     HubProcess,

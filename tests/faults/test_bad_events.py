@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from broadcaster.event import CAUSES
-from broadcaster.redis_server import RedisServer
+from broadcaster.core.event import CAUSES
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     HubProcess,
     RawClient,

@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 
+from broadcaster.core.position import Position
 from broadcaster.loadtest import fleet as fleet_module
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import DISCONNECTED
-from broadcaster.position import Position
-from broadcaster.publisher import Publisher
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.publish.publisher import Publisher
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import RedisTable, Settings, SubscriberTable
 from broadcaster.wire import read_control
 from tests.support import (

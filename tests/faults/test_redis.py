@@ -15,7 +15,7 @@ import hiredis
 import pytest
 
 from broadcaster import wire
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer, free_port
 from tests.support import (
     UNIT_S,
     HubProcess,

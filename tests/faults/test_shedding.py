@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from broadcaster import Publisher, wire
-from broadcaster.publisher import Published
-from broadcaster.redis_server import RedisServer
+from broadcaster.publish.publisher import Published
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import SubscriberTable
 from tests.faults.ledger import Entry, Ledger, Library, Reader, settings_for
 from tests.support import HubProcess, RawClient, assert_calm, eventually, memory_bytes, server_frames

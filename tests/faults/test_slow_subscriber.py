@@ -15,7 +15,7 @@ from typing import Any
 import hiredis
 
 from broadcaster import wire
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
     HubProcess,

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broadcaster import event, history, wire
-from broadcaster.bus import CommandLink
-from broadcaster.errors import InvalidEvent
-from broadcaster.position import MAX_OFFSET, Position, is_epoch, read_position
-from broadcaster.redis_server import RedisServer
+from broadcaster import wire
+from broadcaster.core import event
+from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.position import MAX_OFFSET, Position, is_epoch, read_position
+from broadcaster.redis import stream
+from broadcaster.redis.commands import CommandLink
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, RedisTable
 from tests.fuzz import fuzzed, mutated
 from tests.support import (
@@ -27,7 +29,6 @@ from tests.support import (
     assert_calm,
     event_payload,
     next_but_ping,
-    server_frames,
 )
 
 # An oracle, written from docs/contract.md and nothing else
@@ -300,10 +301,10 @@ def test_nesting_in_any_field_is_read_or_refused(name: str, before: bytes, after
 
 async def store(redis: RedisServer, payloads: list[bytes]) -> None:
     """Store and publish whatever it is in the way the product does, as a publisher that checks nothing would."""
-    commands = CommandLink(RedisTable(url=redis.url), history.LOAD)
+    commands = CommandLink(RedisTable(url=redis.url), stream.LOAD)
     try:
         events = [(str(uuid.uuid4()), payload) for payload in payloads]
-        await commands.execute(history.store("events.critical", events, HistoryTable()))
+        await commands.execute(stream.store("events.critical", events, HistoryTable()))
     finally:
         commands.close()
 
@@ -377,8 +378,7 @@ CONTROLS: Final = st.builds(
 
 def control_payload(control: tuple[str, str, dict[str, Any]]) -> bytes:
     kind, channel, fields = control
-    [(_, payload)] = server_frames(wire.control_frame(kind, channel, **fields))
-    return payload
+    return json.dumps({"control": kind, "channel": channel, **fields}).encode()
 
 
 @fuzzed(200)

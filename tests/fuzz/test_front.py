@@ -20,10 +20,10 @@ from blockbuster import blockbuster_ctx
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broadcaster.hub import front
-from broadcaster.hub.connection import Connection
-from broadcaster.hub.front import Front
-from broadcaster.redis_server import RedisServer
+from broadcaster.hub.connections import handshake
+from broadcaster.hub.connections.connection import Connection
+from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.redis.server import RedisServer
 from tests.fuzz import CUTS, cut, fuzzed, mutated
 from tests.hub.parts import House, Socket, turns
 from tests.support import (
@@ -62,7 +62,7 @@ class Line(Socket):
 class Page(asyncio.Protocol):
     """In place of Sanic: remembers what it is given."""
 
-    def __init__(self, owner: Front, arguments: dict[str, Any]) -> None:
+    def __init__(self, owner: HandshakeProtocol, arguments: dict[str, Any]) -> None:
         self.owner = owner
         self.data = b""
         self.connected = False
@@ -84,7 +84,7 @@ class Hub(NamedTuple):
 
     runner: asyncio.Runner
     house: House
-    make: Callable[[], Front]
+    make: Callable[[], HandshakeProtocol]
     unhandled: list[str]
 
 
@@ -96,7 +96,7 @@ def hub() -> Iterator[Hub]:
         blockbuster_ctx("broadcaster"),
         asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
     ):
-        patch.setattr(front, "_Page", Page)
+        patch.setattr(handshake, "_SanicProtocol", Page)
 
         async def build() -> House:
             asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(str(what)))
@@ -105,7 +105,12 @@ def hub() -> Iterator[Hub]:
             )
 
         house = runner.run(build())
-        yield Hub(runner, house, Front.bound(house.gate, house.roster, house.pacer, HEAD_MAX), unhandled)
+        yield Hub(
+            runner,
+            house,
+            HandshakeProtocol.bound(house.admission, house.context, house.channels),
+            unhandled,
+        )
 
 
 class Outcome(NamedTuple):
@@ -163,10 +168,12 @@ def exchange(hub: Hub, parts: list[bytes], *, at_once: bool = True) -> Outcome:
         await turns(6)
         found = outcome(line)
         waits = found.kind in ("waiting", "sanic")
-        assert (visitor in hub.house.gate._visitors) == waits, "it is held to no deadline, or to one for nothing"
+        assert (visitor in hub.house.admission._pending) == waits, (
+            "it is held to no deadline, or to one for nothing"
+        )
         line.protocol.connection_lost(None)
-        assert visitor not in hub.house.gate._visitors
-        assert hub.house.roster.connected == 0
+        assert visitor not in hub.house.admission._pending
+        assert hub.house.registry.connected == 0
         return found
 
     found = hub.runner.run(run())
@@ -321,10 +328,10 @@ def test_who_runs_out_of_time_is_answered_once(hub: Hub, sent: bytes, places: li
             if part and line.reading and not line.closing:
                 line.protocol.data_received(part)
         before = list(line.writes)
-        waited = visitor in hub.house.gate._visitors
+        waited = visitor in hub.house.admission._pending
         visitor.deadline = 0.0
-        hub.house.gate.tick()
-        assert visitor not in hub.house.gate._visitors
+        hub.house.admission.evict_overdue()
+        assert visitor not in hub.house.admission._pending
         told = b"".join(line.writes[len(before) :])
         assert told.startswith(b"HTTP/1.1 408 ") == waited
         assert told.count(b"HTTP/1.1") == waited
@@ -334,7 +341,7 @@ def test_who_runs_out_of_time_is_answered_once(hub: Hub, sent: bytes, places: li
 
     hub.runner.run(run())
     assert hub.unhandled == []
-    assert hub.house.roster.connected == 0
+    assert hub.house.registry.connected == 0
 
 
 # The same on real sockets

@@ -18,8 +18,8 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from broadcaster import wire
-from broadcaster.hub.connection import Connection
-from broadcaster.hub.gate import Admission
+from broadcaster.hub.connections.connection import Connection
+from broadcaster.hub.fanout.filters import EVERYTHING
 from tests.fuzz import CUTS, cut, fuzzed, mutated
 from tests.hub.parts import House, Socket
 from tests.support import client_frame
@@ -61,15 +61,13 @@ class Hub(NamedTuple):
         """Connect, send these parts, each as one read as soon as the hub reads on, and go; what was written."""
         line = self.runner.run(self._converse(parts))
         assert self.unhandled == []
-        assert self.house.roster.connected == 0
+        assert self.house.registry.connected == 0
         return line
 
     async def _converse(self, parts: list[bytes]) -> Wire:
         line = Wire()
-        connection = line.protocol = Connection(line, self.house.roster, wants_control=False)
-        admission = self.house.gate.admit(wire.Target.parse("/ws"), "192.0.2.1")
-        assert isinstance(admission, Admission)
-        self.house.roster.add(connection, admission)
+        connection = line.protocol = Connection(line, self.house.context, wants_control=False)
+        connection.open([(self.house.channel(), None)], EVERYTHING)
         try:
             for part in parts:
                 if part and await self._is_read(line):

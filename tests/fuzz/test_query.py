@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers, MultipleValuesError
 
 from broadcaster import wire
-from broadcaster.access import CAUSES, Access, Denied, Grant
-from broadcaster.hub.gate import REFUSALS, Admission, Gate
-from broadcaster.hub.request import Ask, read_query
-from broadcaster.redis_server import RedisServer
+from broadcaster.auth.access import CAUSES, Access, Denied, Grant
+from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted
+from broadcaster.hub.connections.request import SubscribeRequest, read_query
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import ApiKey, AuthTable, JwtKey, Settings
 from broadcaster.wire.bearer import token_of
 from tests.fuzz import fuzzed, mutated
@@ -39,7 +39,7 @@ Pairs = list[tuple[str, str]]
 
 
 class Wanted(NamedTuple):
-    """What an `Ask` has to say."""
+    """What an `SubscribeRequest` has to say."""
 
     channels: dict[str, tuple[str, int] | None]
     types: frozenset[str]
@@ -89,8 +89,8 @@ def wanted(pairs: Pairs) -> Wanted | None:
     return Wanted(channels, *map(frozenset, values.values()))
 
 
-def said(ask: Ask) -> Wanted:
-    """An `Ask` in the words of the oracle."""
+def said(ask: SubscribeRequest) -> Wanted:
+    """An `SubscribeRequest` in the words of the oracle."""
     kept = ask.filter
     channels = {name: since and (since.epoch, since.offset) for name, since in ask.channels}
     return Wanted(channels, kept.types, kept.sources, kept.severities)
@@ -445,7 +445,7 @@ class Door(NamedTuple):
     """A gate, and how to ask it something inside of its event loop."""
 
     runner: asyncio.Runner
-    gates: dict[str, Gate]
+    gates: dict[str, AdmissionControl]
 
 
 @pytest.fixture(scope="module")
@@ -453,11 +453,14 @@ def door() -> Iterator[Door]:
     """Two gates before the same channels: one for everybody, and one for those who have a token."""
     with blockbuster_ctx("broadcaster"), asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner:
 
-        async def build() -> dict[str, Gate]:
+        async def build() -> dict[str, AdmissionControl]:
             house = House()
             await house.settle()
             tables = {"none": AuthTable(), "token": TOKENS}
-            return {mode: Gate(Settings(auth=table), house.channels) for mode, table in tables.items()}
+            return {
+                mode: AdmissionControl(Settings(auth=table), house.channels, Access(table), house.registry)
+                for mode, table in tables.items()
+            }
 
         yield Door(runner, runner.run(build()))
 
@@ -483,17 +486,17 @@ def test_the_gate_admits_or_says_why_not(door: Door, target: wire.Target, addres
     """Whatever is asked for and shown: one documented status, and one count of one cause."""
     gate = door.gates[mode]
 
-    async def ask() -> Admission | wire.Refusal:
+    async def ask() -> Admitted | wire.Refusal:
         return gate.admit(target, address)
 
     before = dict(gate.refused)
     decision = door.runner.run(ask())
     counted = {cause: count - before[cause] for cause, count in gate.refused.items() if count > before[cause]}
     assert set(gate.refused) == set(REFUSALS)
-    if isinstance(decision, Admission):
+    if isinstance(decision, Admitted):
         assert not counted
         assert not target.fault
-        assert said(decision.ask) == wanted(list(target.query))
+        assert said(decision.request) == wanted(list(target.query))
         assert mode == "none" or target.token == "wall-key-0123456789"
     else:
         assert list(counted.values()) == [1]
@@ -534,7 +537,7 @@ def test_an_upgrade_with_odd_headers_is_answered(door: Door, path: bytes, lines:
         b"GET " + path + b" HTTP/1.1\r\n" + UPGRADE + b"".join(line + b"\r\n" for line in lines if line) + b"\r\n"
     )
 
-    async def ask() -> wire.Answer[Admission]:
+    async def ask() -> wire.Answer[Admitted]:
         return wire.answer_upgrade(head, lambda target: door.gates[mode].admit(target, "192.0.2.1"))
 
     given_answer = door.runner.run(ask())

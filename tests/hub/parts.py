@@ -5,33 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, cast
 
 import hiredis
 
-from broadcaster import history, wire
-from broadcaster.bus import CommandLink, Subscription
-from broadcaster.errors import RedisUnavailable
-from broadcaster.hub.arrival import Arrival, read
-from broadcaster.hub.channel import Channel
-from broadcaster.hub.channels import Channels
-from broadcaster.hub.connection import Connection
-from broadcaster.hub.crew import Crew
-from broadcaster.hub.fanout import Fanout
-from broadcaster.hub.freshness import Freshness
-from broadcaster.hub.gate import Admission, Gate
-from broadcaster.hub.intake import Intake
-from broadcaster.hub.log import EventLog
-from broadcaster.hub.pacer import Pacer
-from broadcaster.hub.pages import Pages
-from broadcaster.hub.reader import Reader
-from broadcaster.hub.roster import Roster
-from broadcaster.position import Position
+from broadcaster import wire
+from broadcaster.auth.access import Access
+from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.position import Position
+from broadcaster.core.runtime import Clock as SystemClock
+from broadcaster.core.runtime import Runtime
+from broadcaster.hub.broker.redis_broker import RedisBroker
+from broadcaster.hub.catchup.event_log import EventLog
+from broadcaster.hub.catchup.page_cache import PageCache
+from broadcaster.hub.catchup.sequencer import Sequencer
+from broadcaster.hub.channels.channel import Channel
+from broadcaster.hub.channels.channels import Channels
+from broadcaster.hub.channels.delivery_probe import DeliveryProbe
+from broadcaster.hub.channels.dispatch import Dispatcher
+from broadcaster.hub.connections.admission import AdmissionControl, Admitted
+from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
+from broadcaster.hub.connections.timer import Timer
+from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.message import Message, read_message
+from broadcaster.hub.fanout.scheduler import Scheduler
+from broadcaster.publish.publisher import Publisher
+from broadcaster.redis import stream
+from broadcaster.redis.commands import CommandLink
+from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.settings import (
     ChannelsTable,
     EventTable,
@@ -96,7 +104,7 @@ class Shelf:
 
 
 class Memory:
-    """What the hub asks of Redis, answered from memory: `history`'s script, pages; with faults on command.
+    """What the hub asks of Redis, answered from memory: the script, pages; with faults on command.
 
     Attributes:
         failures: So many of the next commands find no Redis.
@@ -209,7 +217,18 @@ class Memory:
         return [[b"%d-0" % offset, [b"e", log[offset]]] for offset in wanted]
 
     def event_log(self, max_bytes: int = 131_072) -> EventLog:
-        return EventLog(cast(CommandLink, self), HistoryTable(), max_bytes)
+        return EventLog(self.broker(Settings()), max_bytes)
+
+    def broker(self, settings: Settings, link: Link | None = None) -> RedisBroker:
+        return RedisBroker(
+            settings.history,
+            commands=cast(CommandLink, self),
+            pubsub=cast(PubSubLink, link or Link()),
+            publisher=Publisher(settings),
+        )
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Socket(asyncio.Transport):
@@ -335,20 +354,70 @@ class Link:
         self.refused: set[str] = set()
         self.released: list[str] = []
 
-    def hold(self, channel: str) -> None:
+    def subscribe(self, channel: str) -> None:
         self.channels[channel] = None
 
-    async def prove(self) -> None:
+    async def verify(self) -> None:
         if self.meanwhile is not None:
             await self.meanwhile()
 
-    def release(self, channel: str) -> None:
+    def unsubscribe(self, channel: str) -> None:
         del self.channels[channel]
         self.released.append(channel)
 
 
+class Tasks:
+    """Tasks as the task group of a hub has them, but that a test sees which has failed."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and not self.failed.done():
+            self.failed.set_exception(task.exception() or RuntimeError(f"the task {task.get_name()!r} has ended"))
+
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait for their end."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Clock(SystemClock):
+    """A clock whose loop time stands still as soon as a test sets `now`.
+
+    Attributes:
+        now: Loop time in seconds; None: that of the loop.
+    """
+
+    def __init__(self) -> None:
+        self.now: float | None = None
+
+    def loop_s(self) -> float:
+        return super().loop_s() if self.now is None else self.now
+
+    def stop(self) -> Clock:
+        """Stand still from now on, at a whole number of seconds, so that sums are exact."""
+        self.now = float(math.ceil(self.loop_s()))
+        return self
+
+    def move(self, seconds: float) -> None:
+        """Move a clock that stands still."""
+        assert self.now is not None
+        self.now += seconds
+
+
 class House:
-    """A hub: its channels, its roster, its pages, and peers. Redis is a `Memory`."""
+    """A hub: its channels, its connections, its pages, and peers. Redis is a `Memory`."""
 
     def __init__(
         self,
@@ -364,20 +433,38 @@ class House:
             channels=channels or ChannelsTable(),
             hub=HubTable(ring_bytes=ring_bytes, **hub),
         )
+        self.clock = Clock()
+        runtime = Runtime(self.clock)
         self.redis = Memory()
-        self.crew = Crew()
+        self.tasks = Tasks()
         self.link = Link()
-        log = self.redis.event_log(self.settings.event.max_bytes)
-        self.pages = Pages(log)
-        self.pacer = Pacer()
-        stored = (log, self.pages) if history else None
-        self.channels = Channels(self.settings, stored, self.pacer, self.crew.spawn)
-        self.freshness = Freshness(self.settings, cast(CommandLink, self.redis), self.channels)
-        self.gate = Gate(self.settings, self.channels)
-        self.roster = Roster(self.settings.hub, self.channels, self.freshness, self.gate, self.pacer)
-        self.intake = Intake(self.channels, self.freshness, self.settings.event.max_bytes)
-        self.channels.begin(cast(Subscription, self.link))
-        self.crew.spawn(self.pages.run(), "pages")
+        broker = self.redis.broker(self.settings, self.link)
+        log = EventLog(broker, self.settings.event.max_bytes)
+        self.pages = PageCache(log)
+        self.scheduler = Scheduler()
+        self.registry = ConnectionRegistry[Connection](ticks(self.settings.hub.ping_interval_s))
+        self.channels = Channels(
+            self.settings,
+            broker,
+            log,
+            self.pages,
+            self.scheduler,
+            self.tasks.spawn,
+            unsettled=self.registry.unsettled,
+            runtime=runtime,
+        )
+        self.probe = DeliveryProbe(self.settings, broker, self.channels)
+        self.link.unsubscribe(self.probe.channel)  # tests look at what clients have asked for
+        self.link.released.clear()
+        self.admission = AdmissionControl(
+            self.settings, self.channels, Access(self.settings.auth), self.registry, runtime
+        )
+        self.context = ConnectionContext(
+            self.registry, self.scheduler, self.settings.hub, lambda: self.probe.healthy, runtime
+        )
+        self.timer = Timer(self.settings.hub, self.context, self.channels, self.admission)
+        self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
+        self.tasks.spawn(self.pages.run(), "pages")
         self.count = 0
 
     @classmethod
@@ -388,7 +475,7 @@ class House:
             house.store(1)
         house.channels.on_confirmed(CHANNEL)
         await house.settle()
-        assert house.channel().reader.steady
+        assert house.channel().sequencer.caught_up
         return house
 
     def channel(self, name: str = CHANNEL) -> Channel:
@@ -399,20 +486,23 @@ class House:
         return self.channel().fanout
 
     @property
-    def reader(self) -> Reader:
-        reader = self.channel().reader
-        assert isinstance(reader, Reader)
-        return reader
+    def sequencer(self) -> Sequencer:
+        sequencer = self.channel().sequencer
+        assert isinstance(sequencer, Sequencer)
+        return sequencer
 
     def connect(self, query: str = "", *, v1: bool = False, reads_along: bool = True) -> Peer:
         """Somebody who has asked for `/ws?query`."""
         socket = Socket()
         socket.reads_along = reads_along
-        connection = Connection(socket, self.roster, wants_control=v1)
+        admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), "192.0.2.1")
+        assert isinstance(admitted, Admitted), admitted
+        connection = Connection(
+            socket, self.context, wants_control=v1, address=admitted.address, expires_at=admitted.expires_at
+        )
         socket.protocol = connection
-        admission = self.gate.admit(wire.Target.parse(f"/ws?{query}"), "192.0.2.1")
-        assert isinstance(admission, Admission), admission
-        self.roster.add(connection, admission)
+        channels = [(self.channels.get(name), since) for name, since in admitted.request.channels]
+        connection.open(channels, admitted.request.filter)
         return Peer(connection, socket)
 
     # Events
@@ -431,13 +521,14 @@ class House:
 
     async def prove(self) -> None:
         """Begin with the proofs, and wait until one has succeeded."""
-        self.redis.on_publish = lambda probe: self.freshness.take([probe])
-        self.crew.spawn(self.freshness.run(cast(Subscription, self.link)), "proofs")
-        await until(lambda: self.freshness.proven, self.freshness.trouble)
+        self.redis.on_publish = lambda probe: self.probe.take([probe])
+        self.tasks.spawn(self.probe.run(), "proofs")
+        await until(lambda: self.probe.healthy, self.probe.problem)
 
     def hear(self, payloads: Iterable[bytes], channel: str = CHANNEL) -> None:
         """What one read of the subscription brings."""
-        self.intake.take({channel.encode(): list(payloads)})
+        self.dispatcher.on_messages({channel.encode(): list(payloads)})
+        self.registry.settle()  # as at the end of a turn of the loop
 
     def publish(self, count: int, size: int = 252, channel: str = CHANNEL, **labels: Any) -> list[bytes]:
         """Events that are stored, and come over the subscription in one read."""
@@ -455,19 +546,19 @@ class House:
     async def settle(self) -> None:
         """Let everything happen that can happen by itself."""
         await turns()
-        assert not self.crew.failed.done(), self.crew.failed
+        assert not self.tasks.failed.done(), self.tasks.failed
 
     async def until_live(self, *peers: Peer, within: int = 20_000) -> None:
         """Let the loop turn until nobody of these is behind, or waits."""
         for _ in range(within):
-            if not any(peer.connection in self.roster.behind for peer in peers):
+            if not any(peer.connection in self.registry.behind for peer in peers):
                 return
             await asyncio.sleep(0)
         raise AssertionError("somebody is behind for ever")
 
 
-def arrivals(payloads: Iterable[bytes]) -> list[Arrival]:
-    return [read(data, 1 << 20) for data in payloads]
+def messages(payloads: Iterable[bytes]) -> list[Message]:
+    return [read_message(data, 1 << 20) for data in payloads]
 
 
 async def turns(count: int = 200) -> None:
@@ -537,15 +628,15 @@ def store_by_script(client: RedisClient, event: bytes, channel: str = CHANNEL) -
     """Store and publish an event as the product does: its position, and how many subscriptions heard it."""
     event_id = json.loads(event)["event_id"]
 
-    async def store() -> list[history.Stored]:
+    async def store() -> list[stream.Stored]:
         commands = CommandLink(
-            RedisTable(url=f"redis://127.0.0.1:{client._socket.getpeername()[1]}/0"), history.LOAD
+            RedisTable(url=f"redis://127.0.0.1:{client._socket.getpeername()[1]}/0"), stream.LOAD
         )
         try:
-            [reply] = await commands.execute(history.store(channel, [(event_id, event)], HistoryTable()))
+            [reply] = await commands.execute(stream.store(channel, [(event_id, event)], HistoryTable()))
         finally:
             commands.close()
-        return history.read_stored(reply)
+        return stream.read_stored(reply)
 
     [stored] = asyncio.run(store())
-    return str(stored.position), stored.heard or 0
+    return str(stored.position), stored.receivers or 0

@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broadcaster.access import create_token
-from broadcaster.errors import ConfigurationError, HubRefused
-from broadcaster.event import Event
-from broadcaster.hub_client import statistics
-from broadcaster.publisher import Publisher
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.auth.tokens import create_token
+from broadcaster.core.errors import ConfigurationError, HubRefused
+from broadcaster.core.event import Event
+from broadcaster.publish.publisher import Publisher
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import AuthTable, Settings, SubscriberTable
-from broadcaster.subscriber import Subscriber
+from broadcaster.subscribe.hub_status import statistics
+from broadcaster.subscribe.subscriber import Subscriber
 from tests.certificates import Certificates, make, private_pem
 from tests.support import (
     UNIT_S,

@@ -15,11 +15,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from broadcaster.event import CAUSES
-from broadcaster.hub.gate import REFUSALS
-from broadcaster.hub.statistics import ChannelStatistics, HubStatistics
-from broadcaster.redis_server import RedisServer, free_port
-from broadcaster.version import VERSION
+from broadcaster.core.event import CAUSES
+from broadcaster.core.version import VERSION
+from broadcaster.hub.connections.admission import REFUSALS
+from broadcaster.hub.stats import ChannelStatistics, HubStatistics
+from broadcaster.redis.server import RedisServer, free_port
 from tests.hub.parts import store_by_script
 from tests.support import (
     UNIT_S,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from broadcaster.position import Position
+from broadcaster.core.position import Position
+from broadcaster.wire import CloseCode
 from tests.hub.parts import CHANNEL, House, Peer
 from tests.support import in_loop
 
@@ -16,14 +17,14 @@ def positions(peer: Peer) -> list[str | None]:
 async def proven(**arguments: object) -> House:
     """A hub that is open, and has proven that events get through."""
     house = await House.opened(**arguments)  # type: ignore[arg-type]
-    house.freshness.proven = True
+    house.probe.healthy = True
     return house
 
 
 async def one_round(house: House) -> None:
     """All beats of one interval."""
     for _ in range(round(house.settings.hub.beat_interval_s * 10)):
-        house.roster.tick()
+        house.timer.tick()
     await house.settle()
 
 
@@ -50,7 +51,7 @@ async def test_beats_are_spread_over_the_interval() -> None:
     peers = [house.connect(v1=True) for _ in range(100)]
     most, before = 0, 0
     for _ in range(10):
-        house.roster.tick()
+        house.timer.tick()
         await house.settle()
         now = sum(len(positions(peer)) for peer in peers)
         most, before = max(most, now - before), now
@@ -63,15 +64,15 @@ async def test_nobody_beats_while_nothing_is_proven() -> None:
     """Silence is the sign: a hub that cannot prove delivery does not say that all is well."""
     house = await proven(beat_interval_s=0.2)
     v1 = house.connect(v1=True)
-    house.freshness.doubt("the test says so")
+    house.probe.mark_suspect("the test says so")
     await one_round(house)
     assert positions(v1) == []
-    house.freshness.proven = True
+    house.probe.healthy = True
     await one_round(house)
     assert positions(v1) == ["e1-0"]
     for _ in range(2):
-        house.roster.tick()
-    house.freshness.doubt("between the tick and the beat")
+        house.timer.tick()
+    house.probe.mark_suspect("between the tick and the beat")
     await house.settle()
     assert positions(v1) == ["e1-0"]
 
@@ -157,7 +158,7 @@ async def test_a_gap_is_behind_a_beat() -> None:
     v1 = house.connect(v1=True)
     house.redis.restart()
     house.redis.shelf()
-    house.reader.check(None)
+    house.sequencer.check(None)
     await house.settle()
     await one_round(house)
     assert v1.told == ["welcome", "gap", "beat"]
@@ -181,8 +182,8 @@ async def test_who_was_closed_does_not_beat() -> None:
     house = await proven(beat_interval_s=0.2)
     v1 = house.connect(v1=True)
     for _ in range(2):
-        house.roster.tick()
-    house.roster.close_talker(v1.connection)
+        house.timer.tick()
+    v1.connection.close(CloseCode.POLICY, "")
     await house.settle()
     await one_round(house)
     assert v1.told == ["welcome", "close 1008"]

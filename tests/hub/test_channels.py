@@ -45,7 +45,7 @@ async def test_what_may_be_asked_for(allow: tuple[str, ...], name: str, allowed:
 async def test_the_probes_of_this_hub_cannot_be_asked_for() -> None:
     """Whatever is allowed."""
     house = House(channels=ChannelsTable(allow=("*",)))
-    assert not house.channels.is_allowed(house.freshness.channel)
+    assert not house.channels.is_allowed(house.probe.channel)
 
 
 @in_loop
@@ -82,13 +82,13 @@ async def test_a_channel_is_opened_when_it_is_asked_for_and_closed_when_nobody_l
     house.publish(2, channel="events.a")
     await asyncio.sleep(0.2)
     one.connection.connection_lost(None)
-    house.roster.tick()
+    house.timer.tick()
     assert "events.a" in house.channels.open
     two.connection.connection_lost(None)
-    house.roster.tick()
+    house.timer.tick()
     assert "events.a" in house.channels.open, "it lingers"
     await asyncio.sleep(0.2)
-    house.roster.tick()
+    house.timer.tick()
     await house.settle()
     assert list(house.channels.open) == [CHANNEL]
     assert list(house.channels.by_key) == [CHANNEL.encode()]
@@ -106,7 +106,7 @@ async def test_the_default_channel_is_never_closed() -> None:
     """Whether somebody listens or not."""
     house = await House.opened(channels=ChannelsTable(linger_s=0.01))
     await asyncio.sleep(0.05)
-    house.roster.tick()
+    house.timer.tick()
     assert house.link.released == []
     assert CHANNEL in house.channels.open
 
@@ -119,7 +119,7 @@ async def test_who_comes_back_in_time_keeps_a_channel_open() -> None:
         peer = house.connect("channel=events.a")
         await asyncio.sleep(0.1)
         peer.connection.connection_lost(None)
-        house.roster.tick()
+        house.timer.tick()
         assert "events.a" in house.channels.open
     assert house.link.released == []
 
@@ -134,7 +134,7 @@ async def test_a_channel_that_is_opened_again_begins_anew() -> None:
     [event] = house.publish(1, channel="events.a")
     first.connection.connection_lost(None)
     await asyncio.sleep(0.03)
-    house.roster.tick()
+    house.timer.tick()
     assert "events.a" not in house.channels.open
     house.store(2, channel="events.a")
     epoch = house.redis.head("events.a").epoch
@@ -180,10 +180,10 @@ async def test_one_read_of_several_channels_is_delivered_by_priority(
         house.channels.on_confirmed(name)
     await house.settle()
     stored = {name.encode(): house.store(2, channel=name) for name in asked}
-    house.intake.take(stored)
+    house.dispatcher.on_messages(stored)
     order = [json.loads(event)["channel"] for event in peer.events()]
     assert order == [name for name in first for _ in range(2)]
-    assert [listener.channel.name for listener in peer.connection.listeners] == first
+    assert [listener.channel.name for listener in peer.connection.memberships] == first
 
 
 @in_loop
@@ -191,6 +191,6 @@ async def test_what_no_channel_is_open_for_is_dropped() -> None:
     """A message of a channel that was just closed, or of none of ours."""
     house = await House.opened()
     peer = house.connect()
-    house.intake.take({b"events.gone": [b"{}"], CHANNEL.encode(): house.store(1), b"\xff": [b"x"]})
+    house.dispatcher.on_messages({b"events.gone": [b"{}"], CHANNEL.encode(): house.store(1), b"\xff": [b"x"]})
     assert len(peer.events()) == 1
-    assert sum(house.intake.invalid.values()) == 0
+    assert sum(house.dispatcher.invalid.values()) == 0

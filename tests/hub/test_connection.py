@@ -12,7 +12,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
+from broadcaster.wire import CloseCode
 from tests.hub.parts import House, turns
 from tests.support import (
     UNIT_S,
@@ -299,7 +300,7 @@ async def test_a_talker_has_a_first_second_free_and_then_its_rate() -> None:
     peer.connection.data_received(client_frame(1) * 500)
     await turns(50)
     assert peer.told[-1] == "close 1008"
-    assert house.roster.talkers_closed == 1
+    assert house.registry.closed[CloseCode.POLICY] == 1
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from broadcaster import wire
-from broadcaster.hub.fanout import WRITE_BYTES
-from broadcaster.position import Cause, Gap, Position
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.runtime import LIMITS
 from broadcaster.settings import ChannelsTable
+from broadcaster.wire import CloseCode
 from tests.hub.parts import CHANNEL, HIGH_WATER, House, Peer, turns
 from tests.support import in_loop, server_frames
 
@@ -25,8 +26,6 @@ def expired(house: House, count: int) -> Gap:
     for _ in range(count):
         house.store(1)
     last = house.redis.head()
-    assert house.reader.at is not None
-    house.reader.at = last
     return Gap(CHANNEL, Cause.EXPIRED, first.epoch, first.offset, last.offset, last)
 
 
@@ -67,7 +66,7 @@ async def test_a_long_batch_leaves_in_pieces_of_64_kib(count: int, size: int, wr
     for write in peer.socket.writes:
         frames = server_frames(write)
         assert sum(len(wire.text_frame(data)) for _, data in frames) == len(write)
-        assert len(write) <= WRITE_BYTES or len(frames) == 1
+        assert len(write) <= LIMITS.write_bytes or len(frames) == 1
     assert peer.events() == sent
 
 
@@ -79,8 +78,9 @@ async def test_who_joins_gets_what_comes_and_who_left_gets_nothing() -> None:
     first = house.publish(2)
     late = house.connect()
     second = house.publish(2)
-    house.roster.leave(early.connection)
-    house.roster.leave(early.connection)
+    [membership] = early.connection.memberships
+    house.channel().unsubscribe(membership)
+    house.channel().unsubscribe(membership)
     third = house.publish(2)
     assert early.told == [*first, *second]
     assert late.told == [*second, *third]
@@ -126,9 +126,9 @@ async def test_a_pause_within_a_batch_continues_at_the_right_frame(count: int, s
     quick, slow = house.connect(), house.connect(reads_along=False)
     sent = house.publish(count, size)
     assert quick.told == sent
-    assert slow.connection in house.roster.behind
+    assert slow.connection in house.registry.behind
     assert slow.told == sent[: len(slow.told)]
-    assert sum(map(len, slow.socket.writes)) <= HIGH_WATER + max(WRITE_BYTES, size + 14)
+    assert sum(map(len, slow.socket.writes)) <= HIGH_WATER + max(LIMITS.write_bytes, size + 14)
     slow.socket.read_all()
     await house.until_live(slow)
     assert slow.told == sent
@@ -158,7 +158,7 @@ async def test_several_pauses_on_the_way_back() -> None:
     slow = house.connect(reads_along=False)
     sent = house.publish(3000)
     pauses = 0
-    while slow.connection in house.roster.behind:
+    while slow.connection in house.registry.behind:
         pauses += slow.socket.paused
         sent += house.publish(5)
         slow.socket.read(100_000)
@@ -184,7 +184,7 @@ async def test_the_way_back_is_cut_into_pieces() -> None:
     assert len(slow.socket.writes) == before, "it waits for its turn"
     await house.until_live(slow)
     assert slow.told == sent
-    assert all(len(write) <= WRITE_BYTES for write in slow.socket.writes[before:])
+    assert all(len(write) <= LIMITS.write_bytes for write in slow.socket.writes[before:])
 
 
 @in_loop
@@ -224,7 +224,7 @@ async def test_who_is_overtaken_by_the_ring_is_closed() -> None:
     *events, end = slow.told
     assert end == "close 4008"
     assert events == sent[: len(events)]
-    assert house.roster.slow_closed == 1
+    assert house.registry.closed[CloseCode.SLOW] == 1
     sent += house.publish(1)
     assert quick.told == sent
     assert slow.told[-1] == "close 4008"
@@ -236,12 +236,12 @@ async def test_who_is_overtaken_and_does_not_read_is_closed_by_the_timer() -> No
     house = await House.opened(ring_bytes=1 << 18)
     slow = house.connect(reads_along=False)
     house.publish(3000)
-    house.roster.tick()
-    assert house.roster.slow_closed == 1
+    house.timer.tick()
+    assert house.registry.closed[CloseCode.SLOW] == 1
     [(_, close)] = [frame for frame in server_frames(b"".join(slow.socket.writes)) if frame[0] == 8]
     assert b"too slow: " in close
     assert b" events, " in close
-    assert house.roster.behind == set()
+    assert house.registry.behind == set()
 
 
 @in_loop
@@ -249,13 +249,13 @@ async def test_who_is_behind_for_too_long_is_closed_by_the_timer() -> None:
     """Within the ring, but with an event that has waited for longer than behind_max_ms."""
     house = await House.opened(behind_max_ms=100)
     slow, idle = house.connect(reads_along=False), house.connect(reads_along=False)
-    house.roster.tick()
+    house.timer.tick()
     assert idle.told == []
     house.publish(300)
-    house.roster.tick()
+    house.timer.tick()
     assert "close 4008" not in slow.told
     await asyncio.sleep(0.15)
-    house.roster.tick()
+    house.timer.tick()
     assert slow.told[-1] == "close 4008"
 
 
@@ -264,19 +264,19 @@ async def test_the_delay_counts_from_the_oldest_frame_that_waits() -> None:
     """Behind means the age of what is awaited: a reader that moves on gets younger."""
     house = await House.opened()
     slow = house.connect(reads_along=False)
-    [listener] = slow.connection.listeners
+    [listener] = slow.connection.memberships
     house.publish(1000)
     await asyncio.sleep(0.3)
-    old = house.fanout.lag_of(listener).ms
+    old = house.fanout.slow.lag_of(listener).ms
     assert old >= 290
     house.publish(1000)
     while listener.cursor is not None and listener.cursor < 1001:
         slow.socket.read(65_536)
         await turns(5)
     assert listener in house.fanout.behind
-    assert house.fanout.lag_of(listener).ms < old
+    assert house.fanout.slow.lag_of(listener).ms < old
     assert listener.cursor is not None
-    assert house.fanout.lag_of(listener).events == 2000 - listener.cursor
+    assert house.fanout.slow.lag_of(listener).events == 2000 - listener.cursor
 
 
 # Several channels of one connection
@@ -316,7 +316,7 @@ async def test_a_full_socket_is_full_for_all_channels() -> None:
     told = slow.events()
     assert [event for event in told if OTHER.encode() in event] == others
     assert told[already : already + 50] == criticals, "it was behind, and is not served first"
-    assert slow.connection not in house.roster.behind
+    assert slow.connection not in house.registry.behind
     assert house.publish(1, channel=OTHER) == slow.events()[-1:]
 
 
@@ -333,7 +333,7 @@ async def test_who_is_overtaken_in_one_channel_is_closed_for_all() -> None:
     slow.socket.read_all()
     await house.settle()
     assert slow.told[-1] == "close 4008"
-    assert house.roster.slow_closed == 1
+    assert house.registry.closed[CloseCode.SLOW] == 1
     house.publish(1, channel=OTHER)
     assert slow.told[-1] == "close 4008"
 
@@ -383,7 +383,7 @@ async def test_who_filters_and_falls_behind_gets_what_is_wanted_and_nothing_twic
     slow = house.connect("type=A", reads_along=False)
     quick = house.connect("type=A")
     sent = mixed(house, 3000)
-    assert slow.connection in house.roster.behind
+    assert slow.connection in house.registry.behind
     sent += mixed(house, 200)
     wanted = [event for event in sent if b'"event_type":"A"' in event]
     slow.socket.read_all()
@@ -470,7 +470,7 @@ async def test_a_hole_is_told_between_what_came_before_and_after_it() -> None:
     house = await House.opened()
     plain, v1 = house.connect(), house.connect(v1=True)
     before = house.publish(2)
-    house.fanout.tell(expired(house, 3))
+    house.fanout.announce(expired(house, 3))
     newcomer = house.connect()
     after = house.publish(2)
     assert v1.told == ["welcome", *before, "gap", *after]
@@ -525,7 +525,7 @@ async def test_who_is_behind_is_told_of_the_hole_in_its_place() -> None:
     house = await House.opened()
     slow, plain = house.connect(v1=True, reads_along=False), house.connect(reads_along=False)
     before = house.publish(2000)
-    house.fanout.tell(expired(house, 10))
+    house.fanout.announce(expired(house, 10))
     after = house.publish(500)
     assert "close 4009" not in plain.told, "it is closed at its place in the order"
     slow.socket.read_all()
@@ -534,7 +534,7 @@ async def test_who_is_behind_is_told_of_the_hole_in_its_place() -> None:
     assert slow.told == ["welcome", *before, "gap", *after]
     assert plain.told == [*before, "close 4009"]
     assert not house.fanout.behind
-    assert not house.roster.behind
+    assert not house.registry.behind
 
 
 @in_loop
@@ -546,7 +546,7 @@ async def test_who_filters_and_is_behind_is_told_of_the_hole_as_well() -> None:
     slow.socket.held = HIGH_WATER + 1
     slow.connection.pause_writing()
     house.publish(10)
-    house.fanout.tell(expired(house, 1))
+    house.fanout.announce(expired(house, 1))
     slow.socket.paused = True
     slow.socket.read_all()
     await house.settle()
@@ -562,9 +562,10 @@ async def test_a_gap_that_fills_the_socket_is_not_told_twice() -> None:
     welcome = len(slow.socket.writes[0])
     size = HIGH_WATER - welcome - 4  # the next frame fills it to the last byte, one more is too much
     [filler] = house.publish(1, size)
-    assert house.roster.behind == set()
-    house.fanout.tell(expired(house, 1))
-    assert slow.connection in house.roster.behind
+    assert house.registry.behind == set()
+    house.fanout.announce(expired(house, 1))
+    house.registry.settle()
+    assert slow.connection in house.registry.behind
     after = house.publish(3)
     slow.socket.read_all()
     await house.until_live(slow)
@@ -674,19 +675,16 @@ class Story:
         if self.chance.random() < 0.5:
             self.house.redis.restart()
             head = self.house.redis.head()
-            self.house.reader.at = head
             gap = Gap(CHANNEL, Cause.REDIS_RESTARTED, gap.epoch, gap.first, None, head)
-        self.house.fanout.tell(gap)
+        self.house.fanout.announce(gap)
         # The other channel gets its new epoch from the log, as it would.
         other = self.house.channel(OTHER).fanout
         head = self.house.redis.head(OTHER)
         restarted = other.position is not None and head.epoch != other.position.epoch
         if restarted:
-            reader = self.house.channel(OTHER).reader
-            reader.at = head
             assert other.position is not None
             offset = other.position.offset + 1
-            other.tell(Gap(OTHER, Cause.REDIS_RESTARTED, other.position.epoch, offset, None, head))
+            other.announce(Gap(OTHER, Cause.REDIS_RESTARTED, other.position.epoch, offset, None, head))
         for peer in list(self.peers):
             query = self.queries[id(peer)]
             here = "channel=" not in query or CHANNEL in query
@@ -758,8 +756,8 @@ async def test_whatever_happens_everybody_is_told_everything_once_and_in_order(s
         if OTHER not in story.queries[id(peer)]:
             assert told == peer.expected, "closed before its place"
     assert not house.fanout.behind | house.channel(OTHER).fanout.behind
-    assert not house.roster.behind
+    assert not house.registry.behind
     everything = [word for peer in story.peers + story.cut for word in peer.events()]
     totals = house.channels.totals()
     assert totals["deliveries"] == len(everything)
-    assert house.reader.twins == house.reader.recovered == 0
+    assert house.sequencer.duplicates == house.sequencer.recovered == 0

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from broadcaster.event import check
-from broadcaster.hub.filters import EVERYTHING, Filter, Labels
+from broadcaster.core.event import check
+from broadcaster.hub.fanout.filters import EVERYTHING, Filter, Labels
 from tests.hub.parts import payload
 
 A, B = frozenset("A"), frozenset("AB")

@@ -7,12 +7,11 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from broadcaster.bus import Subscription
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.hub.parts import CHANNEL, House, Proxy, payload, store_by_script
 from tests.support import (
     UNIT_S,
@@ -49,7 +48,7 @@ async def after_a_round(house: House) -> str:
     before, house.link.meanwhile = house.link.meanwhile, seen
     await until(lambda: len(looks) >= 2, "no round")
     house.link.meanwhile = before
-    return house.freshness.trouble
+    return house.probe.problem
 
 
 @in_loop
@@ -61,7 +60,7 @@ async def test_a_channel_that_is_being_opened_during_a_round_does_not_turn_it_re
     async def open_it() -> None:
         house.link.meanwhile = None
         house.channels.on_confirmed(OTHER)
-        await until(lambda: house.channel(OTHER).reader.steady, "not opened")
+        await until(lambda: house.channel(OTHER).sequencer.caught_up, "not opened")
 
     async def next_round() -> None:
         house.link.meanwhile = open_it
@@ -70,9 +69,9 @@ async def test_a_channel_that_is_being_opened_during_a_round_does_not_turn_it_re
     house.connect(f"channel={OTHER}")
     for _ in range(40):
         await asyncio.sleep(0.005)
-        if house.freshness.trouble:
-            troubles.append(house.freshness.trouble)
-    assert house.channel(OTHER).reader.steady
+        if house.probe.problem:
+            troubles.append(house.probe.problem)
+    assert house.channel(OTHER).sequencer.caught_up
     assert troubles == []
 
 
@@ -83,21 +82,21 @@ async def test_a_channel_that_is_not_opened_in_time_turns_it_red() -> None:
     house.connect(f"channel={OTHER}")
     assert await after_a_round(house) == ""
     house.channel(OTHER)._opened_at -= 2.1
-    await until(lambda: house.freshness.trouble, "still green")
-    assert house.freshness.trouble.endswith(f": {OTHER}")
-    assert not house.freshness.proven
+    await until(lambda: house.probe.problem, "still green")
+    assert house.probe.problem.endswith(f": {OTHER}")
+    assert not house.probe.healthy
 
 
 @in_loop
 async def test_the_default_channel_is_not_given_any_time() -> None:
     """It is always to be open: a hub that cannot hold it is not ready."""
     house = House(prove_interval_s=0.02)
-    house.redis.on_publish = lambda probe: house.freshness.take([probe])
-    house.crew.spawn(house.freshness.run(cast(Subscription, house.link)), "proofs")
-    await until(lambda: CHANNEL in house.freshness.trouble, house.freshness.trouble)
-    assert not house.freshness.proven
+    house.redis.on_publish = lambda probe: house.probe.take([probe])
+    house.tasks.spawn(house.probe.run(), "proofs")
+    await until(lambda: CHANNEL in house.probe.problem, house.probe.problem)
+    assert not house.probe.healthy
     house.channels.on_confirmed(CHANNEL)
-    await until(lambda: house.freshness.proven, "never green")
+    await until(lambda: house.probe.healthy, "never green")
 
 
 @in_loop
@@ -108,33 +107,33 @@ async def test_a_doubt_in_the_middle_of_a_round_outlives_it() -> None:
 
     async def doubt() -> None:
         house.link.meanwhile = look
-        house.freshness.doubt("lost in the middle")
+        house.probe.mark_suspect("lost in the middle")
 
     async def look() -> None:
-        doubted.append(house.freshness.proven)
+        doubted.append(house.probe.healthy)
         house.link.meanwhile = None
 
     house.link.meanwhile = doubt
     await until(lambda: doubted, "no further round")
     assert doubted == [False]
-    await until(lambda: house.freshness.proven, "never green")
+    await until(lambda: house.probe.healthy, "never green")
 
 
 @in_loop
 async def test_a_probe_that_does_not_come_back_turns_it_red() -> None:
     """Also when an older one comes: only the last one counts."""
     house = await proving()
-    house.freshness._timeout_s = 0.05
+    house.probe._timeout_s = 0.05
     probes: list[bytes] = []
     house.redis.on_publish = probes.append
-    await until(lambda: "no proof within" in house.freshness.trouble, "still green")
-    house.redis.on_publish = lambda probe: house.freshness.take([b"", probes[0]])
-    rounds = house.freshness.rounds
+    await until(lambda: "no proof within" in house.probe.problem, "still green")
+    house.redis.on_publish = lambda probe: house.probe.take([b"", probes[0]])
+    rounds = house.probe.rounds
     await asyncio.sleep(0.3)
-    assert not house.freshness.proven
-    house.redis.on_publish = lambda probe: house.freshness.take([probes[0], probe])
-    await until(lambda: house.freshness.proven, "never green")
-    assert house.freshness.rounds > rounds
+    assert not house.probe.healthy
+    house.redis.on_publish = lambda probe: house.probe.take([probes[0], probe])
+    await until(lambda: house.probe.healthy, "never green")
+    assert house.probe.rounds > rounds
 
 
 @in_loop
@@ -145,9 +144,9 @@ async def test_an_event_that_did_not_come_is_a_trouble_with_the_name_of_its_chan
     house.redis.gate.clear()
     sent = house.store(1)
     house.redis.gate.set()
-    await until(lambda: house.freshness.trouble, "still green")
-    assert house.freshness.trouble == f"stored events have not come over the subscription: {CHANNEL}"
-    await until(lambda: house.freshness.proven, "never green")
+    await until(lambda: house.probe.problem, "still green")
+    assert house.probe.problem == f"stored events have not come over the subscription: {CHANNEL}"
+    await until(lambda: house.probe.healthy, "never green")
     assert peer.told == sent
 
 

@@ -16,8 +16,8 @@ import uvloop
 from sanic import HTTPResponse, Request, Sanic, text
 from sanic.config import Config
 
-from broadcaster.hub.front import Front
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.redis.server import RedisServer, free_port
 from tests.hub.parts import House
 from tests.support import (
     ROOT,
@@ -377,7 +377,7 @@ def test_an_upgrade_on_a_used_connection_is_not_lost_in_sanic(patient: HubProces
 async def serve_echo(port: int) -> None:
     """A Sanic application of the test's own behind a front, put together as the hub is."""
     house = House()
-    roster = house.roster
+    roster = house.registry
     app: Sanic[Config, SimpleNamespace] = Sanic("echo", configure_logging=False)
     app.config.KEEP_ALIVE = False
     app.config.ACCESS_LOG = False
@@ -400,7 +400,7 @@ async def serve_echo(port: int) -> None:
     server: Any = await app.create_server(
         "127.0.0.1",
         port,
-        protocol=Front.bound(house.gate, roster, house.pacer, house.settings.hub.header_max_bytes),
+        protocol=HandshakeProtocol.bound(house.admission, house.context, house.channels),
         asyncio_server_kwargs={"start_serving": False},
     )
     await server.startup()

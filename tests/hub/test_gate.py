@@ -7,19 +7,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from broadcaster import wire
-from broadcaster.hub import gate as gate_module
-from broadcaster.hub.connection import Connection
-from broadcaster.hub.gate import REFUSALS, Admission, Gate, Visitor
-from broadcaster.hub.request import read_query
+from broadcaster.auth.access import Access
+from broadcaster.core.runtime import CLOCK, Runtime
+from broadcaster.core.runtime import Clock as SystemClock
+from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted, PendingHandshake
+from broadcaster.hub.connections.connection import Connection
+from broadcaster.hub.connections.registry import ConnectionRegistry
+from broadcaster.hub.connections.request import read_query
 from broadcaster.settings import ApiKey, AuthTable, ChannelsTable
-from broadcaster.wire import Refusal, Target
+from broadcaster.wire import CloseCode, Refusal, Target
 from tests.hub.parts import CHANNEL, House, Socket
 from tests.support import in_loop
 
@@ -27,14 +29,43 @@ ADDRESS = "192.0.2.1"
 KEY = "0123456789abcdef"
 
 
-class Clock:
+class Clock(SystemClock):
     """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self) -> float:
+    def loop_s(self) -> float:
         return self.now
+
+    def monotonic_s(self) -> float:
+        return self.now
+
+
+class Visitor:
+    """What the registry knows of a connection."""
+
+    slot = 0
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def settle(self) -> None:
+        """It never becomes unwritable."""
+
+
+class Gate(AdmissionControl):
+    """Admission control, and who has come in through it."""
+
+    def enter(self, address: str) -> None:
+        self._registry.add(Visitor(address))
+
+    def leave(self, address: str) -> None:
+        self._registry.remove(next(each for each in self._registry.everyone() if each.address == address))
+
+    @property
+    def connected(self) -> Counter[str]:
+        return self._registry.by_address
 
 
 class Guest:
@@ -49,32 +80,37 @@ class Guest:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of every rate made from now on."""
-    clock = Clock()
-    monkeypatch.setattr(gate_module, "time", SimpleNamespace(monotonic=clock))
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
-async def gate_of(*, channels: ChannelsTable | None = None, auth: AuthTable | None = None, **hub: Any) -> Gate:
+async def gate_of(
+    *,
+    channels: ChannelsTable | None = None,
+    auth: AuthTable | None = None,
+    clock: SystemClock = CLOCK,
+    **hub: Any,
+) -> Gate:
     """A gate with these limits, before the channels of a hub."""
     house = await House.opened(channels=channels, **hub)
-    return Gate(house.settings.model_copy(update={"auth": auth or AuthTable()}), house.channels)
+    settings = house.settings.model_copy(update={"auth": auth or AuthTable()})
+    registry = ConnectionRegistry[Any](1)
+    return Gate(settings, house.channels, Access(settings.auth), registry, Runtime(clock))
 
 
-def ask(gate: Gate, query: str = "", address: str = ADDRESS) -> Admission | Refusal:
+def ask(gate: AdmissionControl, query: str = "", address: str = ADDRESS) -> Admitted | Refusal:
     return gate.admit(Target.parse(f"/ws?{query}"), address)
 
 
 def come_in(gate: Gate, address: str = ADDRESS) -> str:
     """Somebody who is admitted, and enters; the address under which he is counted."""
     admission = ask(gate, address=address)
-    assert isinstance(admission, Admission), admission
+    assert isinstance(admission, Admitted), admission
     gate.enter(admission.address)
     return admission.address
 
 
-def counted(gate: Gate) -> dict[str, int]:
+def counted(gate: AdmissionControl) -> dict[str, int]:
     """What was refused, by cause, without what never happened."""
     assert set(gate.refused) == set(REFUSALS)
     return {cause: count for cause, count in gate.refused.items() if count}
@@ -146,8 +182,8 @@ async def test_of_all_that_is_wrong_the_first_is_told_and_counted() -> None:
         assert (refusal.status, refusal.retry_after_s) == (status, retry_after_s), cause
         target = mend(gate, target)
     admission = gate.admit(target, ADDRESS)
-    assert isinstance(admission, Admission)
-    assert [name for name, _ in admission.ask.channels] == [CHANNEL]
+    assert isinstance(admission, Admitted)
+    assert [name for name, _ in admission.request.channels] == [CHANNEL]
     assert counted(gate) == expected
 
 
@@ -213,10 +249,6 @@ def test_who_counts_as_the_same_address(one: str, other: str, together: bool) ->
         come_in(gate, other)
 
     story()
-
-
-def count_connected(gate: Gate) -> int:
-    return gate.connected.total()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -305,9 +337,9 @@ async def test_asking_opens_nothing() -> None:
     """A channel is opened for whoever enters, not for whoever asks: asking alone takes no room."""
     house = await House.opened(channels=ChannelsTable(max_open=2))
     for number in range(100):
-        assert isinstance(ask(house.gate, f"channel=events.{number}"), Admission)
+        assert isinstance(ask(house.admission, f"channel=events.{number}"), Admitted)
     assert set(house.channels.open) == {CHANNEL}
-    assert counted(house.gate) == {}
+    assert counted(house.admission) == {}
 
 
 # Rates
@@ -316,7 +348,7 @@ RATES = [1.0, 2.5, 10.0, 500.0]
 
 
 def takers(gate: Gate) -> dict[str, Callable[[], bool]]:
-    return {"handshakes": gate.may_shake_hands, "requests": gate.may_ask}
+    return {"handshakes": gate.allows_handshake, "requests": gate.allows_request}
 
 
 @pytest.mark.parametrize("cause", ["handshakes", "requests"])
@@ -328,7 +360,7 @@ def test_a_rate_gives_a_seconds_worth_at_once_and_then_so_many_a_second(
 
     @in_loop
     async def story() -> None:
-        gate = await gate_of(**{f"{cause}_per_s": per_s})  # type: ignore[arg-type]
+        gate = await gate_of(clock=clock, **{f"{cause}_per_s": per_s})  # type: ignore[arg-type]
         may = takers(gate)[cause]
         burst = int(per_s)
         assert [may() for _ in range(burst + 20)] == [True] * burst + [False] * 20
@@ -352,12 +384,12 @@ def test_a_rate_is_never_exceeded(clock: Clock, seed: int) -> None:
 
     @in_loop
     async def story() -> None:
-        gate = await gate_of(handshakes_per_s=per_s)
+        gate = await gate_of(clock=clock, handshakes_per_s=per_s)
         allowed: list[float] = []
         refused = 0
         for _ in range(3000):
             clock.now += chance.expovariate(2 * per_s)
-            if gate.may_shake_hands():
+            if gate.allows_handshake():
                 allowed.append(clock.now)
             else:
                 refused += 1
@@ -377,11 +409,11 @@ def test_a_flood_does_not_keep_a_rate_from_being_used(clock: Clock, per_s: float
 
     @in_loop
     async def story() -> None:
-        gate = await gate_of(handshakes_per_s=per_s)
+        gate = await gate_of(clock=clock, handshakes_per_s=per_s)
         began_at, allowed = clock.now, 0
         for _ in range(5000):
             clock.now += 0.02 / per_s
-            allowed += gate.may_shake_hands()
+            allowed += gate.allows_handshake()
         seconds = clock.now - began_at
         assert int(per_s) + (seconds - 1) * per_s - 2 <= allowed <= per_s + seconds * per_s
 
@@ -392,9 +424,9 @@ def test_a_flood_does_not_keep_a_rate_from_being_used(clock: Clock, per_s: float
 async def test_the_two_rates_do_not_know_of_each_other() -> None:
     """Plain requests, such as those of a monitor, do not use up the handshakes, nor the other way round."""
     gate = await gate_of(handshakes_per_s=1.0, requests_per_s=1.0)
-    assert gate.may_shake_hands()
-    assert not gate.may_shake_hands()
-    assert gate.may_ask()
+    assert gate.allows_handshake()
+    assert not gate.allows_handshake()
+    assert gate.allows_request()
     assert counted(gate) == {"handshakes": 1}
 
 
@@ -403,9 +435,7 @@ async def test_the_two_rates_do_not_know_of_each_other() -> None:
 
 async def watching(clock: Clock, **hub: Any) -> Gate:
     """A gate on the test's clock."""
-    gate = await gate_of(**hub)
-    gate._clock = clock
-    return gate
+    return await gate_of(clock=clock, **hub)
 
 
 def watched(gate: Gate, count: int) -> list[Guest]:
@@ -455,14 +485,14 @@ async def test_who_is_too_late_goes() -> None:
     gate.forget(guests[0])
     gate.forget(guests[0])
     clock.now += 3.99
-    gate.tick()
+    gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([], {})
     clock.now += 0.02
-    gate.tick()
+    gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1], {"too_late": 1})
     clock.now += 1.0
-    gate.tick()
-    gate.tick()
+    gate.evict_overdue()
+    gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1, 2, 3], {"too_late": 3})
 
 
@@ -476,10 +506,10 @@ async def test_who_is_handed_on_begins_anew_and_counts_once() -> None:
     gate.watch(guests[0])
     assert counted(gate) == {}
     clock.now += 2.0
-    gate.tick()
+    gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1], {"too_late": 1})
     clock.now += 3.0
-    gate.tick()
+    gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([0, 1], {"too_late": 2})
 
 
@@ -532,7 +562,7 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
                 gate.forget(guest)
             else:
                 clock.now += chance.expovariate(1.0)
-                gate.tick()
+                gate.evict_overdue()
                 late = [other for other, deadline in model if deadline <= clock.now]
                 expected["too_late"] += len(late)
                 assert all(other.expired == 1 for other in late)
@@ -541,8 +571,8 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
             assert counted(gate) == +expected
         assert sum(guest.expired for guest in everybody) == expected.total()
         clock.now += 5.0
-        gate.tick()
-        assert gate._visitors == {}
+        gate.evict_overdue()
+        assert gate._pending == {}
 
     story()
 
@@ -553,20 +583,23 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
 def arrive(house: House, address: str, expires_at: float | None) -> Connection:
     """Somebody who is let in, as the front does it."""
     socket = Socket()
-    connection = Connection(socket, house.roster, wants_control=False)
+    admitted = house.admission.admit(Target.parse("/ws"), address)
+    assert isinstance(admitted, Admitted)
+    connection = Connection(
+        socket, house.context, wants_control=False, address=admitted.address, expires_at=expires_at
+    )
     socket.protocol = connection
-    admission = house.gate.admit(Target.parse("/ws"), address)
-    assert isinstance(admission, Admission)
-    house.roster.add(connection, replace(admission, expires_at=expires_at))
+    channels = [(house.channels.get(name), since) for name, since in admitted.request.channels]
+    connection.open(channels, admitted.request.filter)
     return connection
 
 
 def sizes(house: House) -> dict[str, int]:
     """How much is in each table of the gate, the roster and the fan-out; in tables of tables too."""
     found = {}
-    for part in (house.gate, house.roster, house.fanout):
+    for part in (house.admission, house.registry, house.fanout):
         for name, value in vars(part).items():
-            if isinstance(value, dict | list | set | tuple) and name != "refused":
+            if isinstance(value, dict | list | set | tuple) and name not in ("refused", "closed"):
                 inner = value.values() if isinstance(value, dict) else value
                 found[f"{type(part).__name__}.{name}"] = len(value) + sum(
                     len(table) for table in inner if isinstance(table, dict | list | set)
@@ -585,9 +618,9 @@ def test_thousands_who_have_come_and_gone_leave_nothing(lasts_s: float | None) -
         before = sizes(house)
         present: list[Connection] = []
         for number in range(5000):
-            visitor: Visitor = Guest()
-            house.gate.watch(visitor)
-            house.gate.forget(visitor)
+            visitor: PendingHandshake = Guest()
+            house.admission.watch(visitor)
+            house.admission.forget(visitor)
             address = (
                 f"2001:db8:{number % 65_536:x}::{number % 7 + 1}" if number % 2 else f"10.0.{number // 256}.9"
             )
@@ -598,13 +631,14 @@ def test_thousands_who_have_come_and_gone_leave_nothing(lasts_s: float | None) -
                 if chance.random() < 0.5:
                     leaver.close(wire.CloseCode.NORMAL, "")
                 leaver.connection_lost(None)
-        assert house.roster.connected == count_connected(house.gate) == len(present) == 100
+        assert house.registry.connected == house.registry.by_address.total() == len(present) == 100
         for leaver in present:
             leaver.connection_lost(None)
-        assert (house.roster.connected, dict(house.gate.connected), house.gate._visitors) == (0, {}, {})
+        assert (house.registry.connected, house.registry.by_address, house.admission._pending) == (0, {}, {})
         assert not house.channel().listeners
+        house.registry.settle()
         assert sizes(house) == before, "something is kept of those who have gone"
-        await house.crew.dismiss()
+        await house.tasks.cancel()
 
     story()
 
@@ -618,11 +652,11 @@ async def test_who_expires_in_the_same_second_as_others_is_forgotten_alone() -> 
     leaving = arrive(house, ADDRESS, at)
     leaving.connection_lost(None)
     for _ in range(20):  # a second, and one more
-        house.roster.tick()
+        house.timer.tick()
     assert [connection.close_deadline is not None for connection in staying] == [True] * 3
     assert leaving.close_deadline is None
-    assert house.roster.expired == 3
-    await house.crew.dismiss()
+    assert house.registry.closed[CloseCode.EXPIRED] == 3
+    await house.tasks.cancel()
 
 
 def test_what_is_asked_for_is_read_once() -> None:
@@ -632,8 +666,8 @@ def test_what_is_asked_for_is_read_once() -> None:
     async def story() -> None:
         gate = await gate_of()
         answer = ask(gate, "channel=events.audit&since=a-5&severity=info")
-        assert isinstance(answer, Admission)
-        assert answer.ask == read_query(
+        assert isinstance(answer, Admitted)
+        assert answer.request == read_query(
             (("channel", "events.audit"), ("since", "a-5"), ("severity", "info")), CHANNEL
         )
         assert (answer.address, answer.expires_at) == (ADDRESS, None)

@@ -7,11 +7,13 @@ import random
 import pytest
 
 from broadcaster import wire
-from broadcaster.hub.fanout import Fanout
-from broadcaster.hub.filters import Labels
-from broadcaster.hub.lag import Lag
-from broadcaster.hub.listener import Listener
-from broadcaster.hub.ring import Entry, Ring
+from broadcaster.core.position import Position
+from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.filters import Labels
+from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.ring import Ring
+from broadcaster.hub.fanout.slow import Lag
+from broadcaster.hub.fanout.subscription import Subscription
 from broadcaster.settings import ChannelsTable, HubTable
 from tests.hub.parts import CHANNEL, House, Peer, turns
 from tests.support import in_loop
@@ -20,19 +22,8 @@ LABELS = Labels("SERVER_DOWN", "server-a", "critical")
 DROPS = ChannelsTable(drop_oldest=("events.*",))
 
 
-class Clock:
-    """A clock that only the test moves, for the fan-out and the roster of a house."""
-
-    def __init__(self, house: House) -> None:
-        self.now = 1000.0
-        house.fanout._clock = house.roster._clock = self.read
-
-    def read(self) -> float:
-        return self.now
-
-
-def ear(peer: Peer) -> Listener:
-    [listener] = peer.connection.listeners
+def ear(peer: Peer) -> Subscription:
+    [listener] = peer.connection.memberships
     return listener
 
 
@@ -59,7 +50,7 @@ def test_the_worst_of_the_three_counts(lag: Lag, share: float) -> None:
 def test_what_is_allowed_is_in_the_settings() -> None:
     """`hub.behind_max_*`, in this order."""
     table = HubTable(behind_max_ms=1, behind_max_events=2, behind_max_bytes=65_536)
-    assert Lag.most(table) == (1, 2, 65_536)
+    assert Lag.allowed(table) == (1, 2, 65_536)
 
 
 WORDS = [
@@ -103,7 +94,7 @@ def test_a_reason_is_at_most_123_bytes(reason: str, size: int) -> None:
 def filled(max_bytes: int, *sizes: int) -> Ring:
     ring = Ring(max_bytes)
     for number, size in enumerate(sizes):
-        ring.append(Entry(b"." * size, float(number), 1, number + 1, LABELS))
+        ring.extend([Message(b"." * size, LABELS, Position("e1", number + 1))], float(number))
     return ring
 
 
@@ -135,7 +126,7 @@ def test_bytes_are_right_however_far_the_ring_has_moved(seed: int) -> None:
     ring, sizes = Ring(bound), list[int]()
     for number in range(6000):
         sizes.append(chance.randrange(1, 80))
-        ring.append(Entry(b"." * sizes[-1], float(number), 1, number, LABELS))
+        ring.extend([Message(b"." * sizes[-1], LABELS, Position("e1", number))], float(number))
         assert ring.bytes_from(ring.tail) == ring.bytes, f"at the tail, after frame {number}"
         assert ring.bytes_from(0) == ring.bytes, f"before the tail, after frame {number}"
         assert ring.bytes_from(ring.head) == 0
@@ -147,7 +138,7 @@ def test_bytes_are_right_however_far_the_ring_has_moved(seed: int) -> None:
 # Of a listener
 
 
-async def fallen_behind(house: House, v1: bool) -> tuple[Peer, Listener]:
+async def fallen_behind(house: House, v1: bool) -> tuple[Peer, Subscription]:
     """Somebody who does not read, and has been given everything: his socket is full."""
     peer = house.connect(v1=v1, reads_along=False)
     house.publish(2, 40_000)
@@ -160,10 +151,10 @@ async def fallen_behind(house: House, v1: bool) -> tuple[Peer, Listener]:
 async def test_a_full_socket_alone_is_a_delay(sheds: bool, v1: bool) -> None:
     """Nothing waits for it, but what it was given last does: the time counts, and no event does."""
     house = await House.opened(channels=DROPS if sheds else ChannelsTable())
-    clock = Clock(house)
+    clock = house.clock.stop()
     _, listener = await fallen_behind(house, v1)
-    clock.now += 2.5
-    assert house.fanout.lag_of(listener) == (2500, 0, 0)
+    clock.move(2.5)
+    assert house.fanout.slow.lag_of(listener) == (2500, 0, 0)
 
 
 @pytest.mark.parametrize(("sheds", "v1"), [(False, False), (False, True), (True, False), (True, True)])
@@ -171,15 +162,15 @@ async def test_a_full_socket_alone_is_a_delay(sheds: bool, v1: bool) -> None:
 async def test_a_lag_is_what_waits_in_the_ring(sheds: bool, v1: bool) -> None:
     """Events and bytes from the cursor on; the time since the oldest of them came."""
     house = await House.opened(channels=DROPS if sheds else ChannelsTable())
-    clock = Clock(house)
+    clock = house.clock.stop()
     _, listener = await fallen_behind(house, v1)
-    clock.now += 5.0
+    clock.move(5.0)
     first = house.publish(3, 300)
-    clock.now += 1.0
+    clock.move(1.0)
     second = house.publish(4, 500)
-    clock.now += 0.25
+    clock.move(0.25)
     frames = [wire.text_frame(event) for event in first + second]
-    assert house.fanout.lag_of(listener) == (1250, 7, sum(map(len, frames)))
+    assert house.fanout.slow.lag_of(listener) == (1250, 7, sum(map(len, frames)))
 
 
 @pytest.mark.parametrize(("sheds", "v1"), [(False, False), (False, True), (True, False), (True, True)])
@@ -187,17 +178,17 @@ async def test_a_lag_is_what_waits_in_the_ring(sheds: bool, v1: bool) -> None:
 async def test_who_moves_on_is_less_behind(sheds: bool, v1: bool) -> None:
     """After a piece was written, the lag is that of the first event that still waits."""
     house = await House.opened(channels=DROPS if sheds else ChannelsTable(), behind_max_ms=10**9)
-    clock = Clock(house)
+    clock = house.clock.stop()
     peer, listener = await fallen_behind(house, v1)
     house.publish(60, 2000)
-    clock.now += 3.0
+    clock.move(3.0)
     house.publish(60, 2000)
-    clock.now += 1.0
+    clock.move(1.0)
     while listener.cursor is not None and listener.cursor < 2 + 60:
         peer.socket.read(70_000)
         await turns(5)
     assert listener.cursor is not None
-    lag = house.fanout.lag_of(listener)
+    lag = house.fanout.slow.lag_of(listener)
     assert (lag.ms, lag.events) == (1000, house.fanout.ring.head - listener.cursor)
     assert lag.bytes == lag.events * 2004
 
@@ -206,14 +197,14 @@ async def test_who_moves_on_is_less_behind(sheds: bool, v1: bool) -> None:
 async def test_who_is_overtaken_is_behind_by_all_that_came() -> None:
     """All events since count, the bytes and the time of those that are left."""
     house = await House.opened(ring_bytes=1 << 18)
-    clock = Clock(house)
+    clock = house.clock.stop()
     _, listener = await fallen_behind(house, v1=False)
     house.publish(200, 1020)
-    clock.now += 1.0
+    clock.move(1.0)
     house.publish(300, 1020)
-    clock.now += 0.5
-    assert house.fanout.is_overtaken(listener)
-    lag = house.fanout.lag_of(listener)
+    clock.move(0.5)
+    assert house.fanout.slow.is_overtaken(listener)
+    lag = house.fanout.slow.lag_of(listener)
     assert lag == (500, 500, house.fanout.ring.bytes)
 
 
@@ -225,8 +216,8 @@ async def test_the_bytes_of_whoever_is_overtaken_are_never_more_than_the_ring() 
     most = 0.0
     for _ in range(3000):
         house.publish(1)
-        most = max(most, house.fanout.lag_of(listener).bytes)
-    assert house.fanout.is_overtaken(listener)
+        most = max(most, house.fanout.slow.lag_of(listener).bytes)
+    assert house.fanout.slow.is_overtaken(listener)
     assert most <= house.fanout.ring.bytes + 300 < 1 << 19
 
 
@@ -240,8 +231,8 @@ async def test_who_reads_the_log_is_behind_by_its_positions() -> None:
     given = len(slow.events())
     assert listener.cursor is None
     assert 0 < given < 600
-    house.fanout._clock = lambda: listener.behind_since + 0.75
-    assert house.fanout.lag_of(listener) == (750, 600 - given, 0)
+    house.clock.now = listener.behind_since + 0.75
+    assert house.fanout.slow.lag_of(listener) == (750, 600 - given, 0)
 
 
 @in_loop
@@ -253,13 +244,13 @@ async def test_between_two_epochs_events_cannot_be_counted() -> None:
     listener = ear(slow)
     house.redis.restart()
     house.redis.shelf()
-    house.reader.check(None)
+    house.sequencer.check(None)
     await house.settle()
     assert listener.cursor is None
-    assert listener.place is not None
-    assert listener.place.epoch == "e1"
+    assert listener.position is not None
+    assert listener.position.epoch == "e1"
     assert house.fanout.position == ("e2", 600)
-    lag = house.fanout.lag_of(listener)
+    lag = house.fanout.slow.lag_of(listener)
     assert (lag.events, lag.bytes) == (0, 0)
 
 
@@ -267,23 +258,23 @@ async def test_between_two_epochs_events_cannot_be_counted() -> None:
 async def test_the_time_of_whoever_resumes_from_the_ring_is_since_its_last_progress() -> None:
     """It is held to making progress, however old the events are, also where the oldest are shed."""
     house = await House.opened(channels=DROPS)
-    clock = Clock(house)
+    clock = house.clock.stop()
     house.publish(600, 1000)
-    clock.now += 60.0
+    clock.move(60.0)
     slow = house.connect("since=e1-0", v1=True, reads_along=False)
     await house.settle()
     listener = ear(slow)
-    assert listener.resuming
+    assert listener.is_replaying
     assert listener.cursor is not None
-    clock.now += 0.5
-    assert house.fanout.lag_of(listener).ms == 500
+    clock.move(0.5)
+    assert house.fanout.slow.lag_of(listener).ms == 500
     slow.socket.read()
     await house.settle()
-    assert listener.resuming
-    assert house.fanout.lag_of(listener).ms == 0
+    assert listener.is_replaying
+    assert house.fanout.slow.lag_of(listener).ms == 0
 
 
-# Places before the first look
+# Positions before the first look
 
 
 UNSTORED = [("none", 0), ("one", 1), ("many", 50)]
@@ -319,5 +310,5 @@ async def test_what_comes_before_the_first_look_moves_no_place(count: int) -> No
     peer = house.connect(v1=True)
     fanout: Fanout = house.fanout
     fanout.fall_behind(ear(peer))
-    assert fanout.place_of(ear(peer)) == fanout.position == ("e1", 10)
-    assert fanout.ring_place == ("e1", 10)
+    assert fanout.position_of(ear(peer)) == fanout.position == ("e1", 10)
+    assert fanout.ring.position_at(fanout.ring.tail) == ("e1", 10)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.wire import read_control
 from tests import certificates
 from tests.hub.test_front import dialled, exchange, get, rest, status
@@ -64,7 +64,7 @@ def header(answer: bytes, name: str) -> str | None:
 
 
 def knock(port: int, path: str = "/ws", **headers: str) -> bytes:
-    """Ask for an upgrade that is refused: the whole answer."""
+    """SubscribeRequest for an upgrade that is refused: the whole answer."""
     return exchange(port, upgrade_request(port, path=path, **headers))
 
 

@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from broadcaster.hub.order import Order
-from broadcaster.position import Cause, Gap, Position
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.hub.catchup.epochs import EpochOrder
 
 P = Position.parse
 
 
-def order(*epochs: str) -> Order:
-    return Order("events.x", tuple(P(epoch) for epoch in epochs))
+def order(*epochs: str) -> EpochOrder:
+    return EpochOrder("events.x", tuple(P(epoch) for epoch in epochs))
 
 
 ROLLED_BACK = order("a-1", "b-401")
@@ -21,7 +21,7 @@ ROLLED_BACK = order("a-1", "b-401")
 RESTARTED = order("a-1", "b-501", "c-501", "d-700")
 """Three restarts without loss; nothing was stored in epoch b."""
 
-AFTER: list[tuple[str, Order, str, str, bool]] = [
+AFTER: list[tuple[str, EpochOrder, str, str, bool]] = [
     ("the same", ROLLED_BACK, "a-5", "a-5", False),
     ("one later", ROLLED_BACK, "a-6", "a-5", True),
     ("one earlier", ROLLED_BACK, "a-4", "a-5", False),
@@ -39,12 +39,12 @@ AFTER: list[tuple[str, Order, str, str, bool]] = [
 
 
 @pytest.mark.parametrize(("known", "one", "other", "after"), [c[1:] for c in AFTER], ids=[c[0] for c in AFTER])
-def test_what_comes_after_what(known: Order, one: str, other: str, after: bool) -> None:
+def test_what_comes_after_what(known: EpochOrder, one: str, other: str, after: bool) -> None:
     """Epochs first, in the order in which they began, then offsets; what is unknown is older than all."""
     assert known.is_after(P(one), P(other)) is after
 
 
-GIVEN: list[tuple[str, Order, str, str, bool]] = [
+GIVEN: list[tuple[str, EpochOrder, str, str, bool]] = [
     ("the head itself", ROLLED_BACK, "b-450", "b-450", True),
     ("below the head", ROLLED_BACK, "b-401", "b-450", True),
     ("before the first event of all", ROLLED_BACK, "a-0", "b-450", True),
@@ -56,12 +56,12 @@ GIVEN: list[tuple[str, Order, str, str, bool]] = [
 
 
 @pytest.mark.parametrize(("known", "position", "head", "given"), [c[1:] for c in GIVEN], ids=[c[0] for c in GIVEN])
-def test_what_can_have_been_given(known: Order, position: str, head: str, given: bool) -> None:
+def test_what_can_have_been_given(known: EpochOrder, position: str, head: str, given: bool) -> None:
     """A position of a known epoch that is not beyond the head."""
     assert known.has_given(P(position), P(head)) is given
 
 
-NEXT: list[tuple[str, Order, str, int]] = [
+NEXT: list[tuple[str, EpochOrder, str, int]] = [
     ("in the last epoch", ROLLED_BACK, "b-450", 451),
     ("in an older one, below the next", ROLLED_BACK, "a-300", 301),
     ("at the end of what was kept", ROLLED_BACK, "a-400", 401),
@@ -75,7 +75,7 @@ NEXT: list[tuple[str, Order, str, int]] = [
 
 
 @pytest.mark.parametrize(("known", "position", "offset"), [case[1:] for case in NEXT], ids=[c[0] for c in NEXT])
-def test_where_to_go_on_in_the_log(known: Order, position: str, offset: int) -> None:
+def test_where_to_go_on_in_the_log(known: EpochOrder, position: str, offset: int) -> None:
     """One offset later, or at the first of the next epoch, which may be lower; from the front when unknown."""
     assert known.next_offset(P(position)) == offset
 
@@ -88,7 +88,7 @@ def restarted(epoch: str, first: int, goes_on: str) -> Gap:
     return Gap("events.x", Cause.REDIS_RESTARTED, epoch, first, None, P(goes_on))
 
 
-GAPS: list[tuple[str, Order, str, str, list[Gap]]] = [
+GAPS: list[tuple[str, EpochOrder, str, str, list[Gap]]] = [
     ("the next one", ROLLED_BACK, "b-450", "b-451", []),
     ("the same one", ROLLED_BACK, "b-450", "b-450", []),
     ("an earlier one", ROLLED_BACK, "b-450", "b-401", []),
@@ -141,12 +141,12 @@ GAPS: list[tuple[str, Order, str, str, list[Gap]]] = [
 
 
 @pytest.mark.parametrize(("known", "at", "found", "gaps"), [case[1:] for case in GAPS], ids=[c[0] for c in GAPS])
-def test_what_is_missing_between_two_events(known: Order, at: str, found: str, gaps: list[Gap]) -> None:
+def test_what_is_missing_between_two_events(known: EpochOrder, at: str, found: str, gaps: list[Gap]) -> None:
     """An exact range within an epoch; an open end for each restart; each gap ends where the next one begins."""
     assert known.gaps(P(at), P(found)) == gaps
 
 
-HEADS: list[tuple[str, Order, str, str, list[Gap]]] = [
+HEADS: list[tuple[str, EpochOrder, str, str, list[Gap]]] = [
     ("at the head", ROLLED_BACK, "b-450", "b-450", []),
     ("some are gone", ROLLED_BACK, "b-448", "b-450", [expired("b", 449, 450)]),
     ("a new epoch without events", ROLLED_BACK, "a-500", "b-400", [restarted("a", 501, "b-400")]),
@@ -156,7 +156,7 @@ HEADS: list[tuple[str, Order, str, str, list[Gap]]] = [
 
 
 @pytest.mark.parametrize(("known", "at", "head", "gaps"), [case[1:] for case in HEADS], ids=[c[0] for c in HEADS])
-def test_what_is_missing_up_to_the_head(known: Order, at: str, head: str, gaps: list[Gap]) -> None:
+def test_what_is_missing_up_to_the_head(known: EpochOrder, at: str, head: str, gaps: list[Gap]) -> None:
     """When the log has nothing more, everything up to the head is missing; the last gap ends at the head."""
     assert known.head_gaps(P(at), P(head)) == gaps
     assert not gaps or gaps[-1].position == P(head)
@@ -189,7 +189,7 @@ def test_a_walk_over_the_log_tells_every_missing_offset_once(seed: int) -> None:
     """From wherever somebody stands: each event that was given later is handed on, or in exactly one gap."""
     chance = random.Random(seed)
     history = History(chance)
-    known = Order("events.x", tuple(history.epochs))
+    known = EpochOrder("events.x", tuple(history.epochs))
     standing = [Position("e0", 0), *history.given, Position("x", chance.randrange(50))]
     at = start = chance.choice(standing)
     handed: list[Position] = []

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from broadcaster.hub.pacer import SLICE_S, Pacer
+from broadcaster.core.runtime import LIMITS
+from broadcaster.hub.fanout.scheduler import Scheduler
 from tests.support import in_loop
 
 
@@ -17,7 +18,7 @@ class Bench:
     """A pacer and pieces of work that write down when they were done."""
 
     def __init__(self) -> None:
-        self.pacer = Pacer()
+        self.pacer = Scheduler()
         self.done: list[str] = []
 
     def work(self, name: str, pieces: int, takes_s: float = 0.0) -> Callable[[], bool]:
@@ -61,7 +62,7 @@ async def test_a_turn_ends_when_its_slice_is_over() -> None:
     """However much waits, the loop turns after one slice and the piece that was begun in it."""
     bench = Bench()
     for number in range(10):
-        bench.pacer.add(bench.work(str(number), 1, SLICE_S))
+        bench.pacer.add(bench.work(str(number), 1, LIMITS.slice_s))
     per_turn = []
     before = 0
     while before < 10:
@@ -113,7 +114,7 @@ class Owner:
 @in_loop
 async def test_a_method_of_one_object_is_the_same_work() -> None:
     """Each access makes a new bound method; they are equal, and those of another object are not."""
-    pacer, one, two = Pacer(), Owner(), Owner()
+    pacer, one, two = Scheduler(), Owner(), Owner()
     for owner in (one, two, one, two):
         pacer.add(owner.work)
     for _ in range(5):

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from broadcaster.errors import RedisRefused
-from broadcaster.hub.arrival import Arrival
-from broadcaster.hub.fanout import Fanout
-from broadcaster.hub.log import PAGE_EVENTS
-from broadcaster.hub.reader import PassingReader, Reader
-from broadcaster.position import Gap, Position
-from tests.hub.parts import CHANNEL, INVALID, Memory, arrivals, payload, splice, turns
+from broadcaster.core.errors import RedisRefused
+from broadcaster.core.position import Gap, Position
+from broadcaster.core.runtime import LIMITS
+from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
+from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.message import Message
+from tests.hub.parts import CHANNEL, INVALID, Memory, messages, payload, splice, turns
 from tests.support import in_loop, until
 
 P = Position.parse
@@ -30,19 +30,25 @@ class Record:
     def __init__(self) -> None:
         self.said: list[Any] = []
         self.batches: list[int] = []
+        self.position: Position | None = None
+        self.ring = self
 
     def begin(self, position: Position) -> None:
+        self.position = position
         self.said.append(f"begin {position}")
 
-    def broadcast(self, events: Sequence[Arrival]) -> None:
+    def broadcast(self, events: Sequence[Message]) -> None:
         self.batches.append(len(events))
         self.said += [None if event.position is None else str(event.position) for event in events]
+        for event in events:
+            self.position = event.position or self.position
 
-    def tell(self, gap: Gap) -> None:
+    def announce(self, gap: Gap) -> None:
+        self.position = gap.position or self.position
         self.said.append((str(gap.cause), gap.epoch, gap.first, gap.last, gap.position and str(gap.position)))
 
 
-class Desk:
+class Channel:
     """A reader, its log, and what it has handed on."""
 
     def __init__(self, stored: int = 0, *, max_bytes: int = 131_072) -> None:
@@ -53,30 +59,30 @@ class Desk:
         self.count = 0
         self.store(stored)
         log = self.redis.event_log(max_bytes)
-        self.reader = Reader(cast(Fanout, self.record), log, self._on_caught_up)
-        self.task = asyncio.create_task(self.reader.run())
+        self.sequencer = Sequencer(cast(Fanout, self.record), log, self._on_caught_up)
+        self.task = asyncio.create_task(self.sequencer.run())
 
     @classmethod
-    async def opened(cls, stored: int = 0, **arguments: Any) -> Desk:
-        desk = cls(stored, **arguments)
-        desk.reader.confirm()
-        await desk.settle()
-        assert desk.reader.steady
-        assert desk.record.said == [f"begin {desk.redis.head()}"]
-        desk.record.said.clear()
-        return desk
+    async def opened(cls, stored: int = 0, **arguments: Any) -> Channel:
+        channel = cls(stored, **arguments)
+        channel.sequencer.confirm()
+        await channel.settle()
+        assert channel.sequencer.caught_up
+        assert channel.record.said == [f"begin {channel.redis.head()}"]
+        channel.record.said.clear()
+        return channel
 
     def _on_caught_up(self) -> None:
         self.caught_up += 1
-        if self.reader.steady:
-            self.steady_at.append(self.reader.at)
+        if self.sequencer.caught_up:
+            self.steady_at.append(self.sequencer.position)
 
     def store(self, count: int) -> list[bytes]:
         first, self.count = self.count + 1, self.count + count
         return [self.redis.store(payload(number)) for number in range(first, self.count + 1)]
 
     def hear(self, payloads: list[bytes]) -> None:
-        self.reader.take(arrivals(payloads))
+        self.sequencer.take(messages(payloads))
 
     async def settle(self) -> None:
         await turns()
@@ -86,7 +92,7 @@ class Desk:
     @property
     def counters(self) -> tuple[int, int, int]:
         """Twins, forged, recovered."""
-        return self.reader.twins, self.reader.forged, self.reader.recovered
+        return self.sequencer.duplicates, self.sequencer.unknown_position, self.sequencer.recovered
 
 
 def run_of(epoch: str, first: int, last: int) -> list[str]:
@@ -99,157 +105,157 @@ def run_of(epoch: str, first: int, last: int) -> list[str]:
 @in_loop
 async def test_the_next_one_is_handed_on_at_once() -> None:
     """What comes in order needs no log, and one read of the subscription is one batch."""
-    desk = await Desk.opened(stored=10)
-    looks = desk.redis.looks
-    desk.hear(desk.store(1))
-    desk.hear(desk.store(5))
-    assert desk.record.said == run_of("e1", 11, 16)
-    assert desk.record.batches == [1, 5]
-    assert desk.reader.at == P("e1-16")
-    await desk.settle()
-    assert (desk.redis.looks, desk.redis.pages) == (looks, [])
-    assert desk.counters == (0, 0, 0)
+    channel = await Channel.opened(stored=10)
+    looks = channel.redis.looks
+    channel.hear(channel.store(1))
+    channel.hear(channel.store(5))
+    assert channel.record.said == run_of("e1", 11, 16)
+    assert channel.record.batches == [1, 5]
+    assert channel.sequencer.position == P("e1-16")
+    await channel.settle()
+    assert (channel.redis.looks, channel.redis.pages) == (looks, [])
+    assert channel.counters == (0, 0, 0)
 
 
 @in_loop
 async def test_what_is_not_stored_passes_at_once() -> None:
     """Events without a position are handed on where they come, whatever the reader waits for."""
-    desk = await Desk.opened()
-    first, _, third = desk.store(3)
-    desk.hear([payload(90), first, payload(91), third, payload(92)])
-    assert desk.record.said == [None, "e1-1", None, None]
-    await desk.settle()
-    assert desk.record.said == [None, "e1-1", None, None, "e1-2", "e1-3"]
+    channel = await Channel.opened()
+    first, _, third = channel.store(3)
+    channel.hear([payload(90), first, payload(91), third, payload(92)])
+    assert channel.record.said == [None, "e1-1", None, None]
+    await channel.settle()
+    assert channel.record.said == [None, "e1-1", None, None, "e1-2", "e1-3"]
 
 
 @in_loop
 async def test_what_is_not_stored_passes_before_anything_is_known() -> None:
     """Also when Redis has not answered yet."""
-    desk = Desk()
-    desk.hear([payload(1)])
-    assert desk.record.said == [None]
+    channel = Channel()
+    channel.hear([payload(1)])
+    assert channel.record.said == [None]
 
 
 @in_loop
 async def test_twins_are_dropped_and_counted() -> None:
     """An event that comes again, at once or much later, is not handed on again."""
-    desk = await Desk.opened()
-    stored = desk.store(4)
-    desk.hear([stored[0], stored[0], stored[1]])
-    desk.hear([stored[0], stored[1], stored[2], stored[3], stored[2]])
-    await desk.settle()
-    assert desk.record.said == run_of("e1", 1, 4)
-    assert desk.counters == (4, 0, 0)
-    assert desk.redis.pages == []
+    channel = await Channel.opened()
+    stored = channel.store(4)
+    channel.hear([stored[0], stored[0], stored[1]])
+    channel.hear([stored[0], stored[1], stored[2], stored[3], stored[2]])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 4)
+    assert channel.counters == (4, 0, 0)
+    assert channel.redis.pages == []
 
 
 @in_loop
 async def test_a_hole_is_read_from_the_log() -> None:
     """What the subscription did not bring comes before what it brought after it, once and in order."""
-    desk = await Desk.opened()
-    stored = desk.store(10)
-    desk.hear([stored[0], stored[4], stored[5], stored[9]])
-    assert desk.record.said == ["e1-1"], "nothing is handed on behind a hole"
-    await desk.settle()
-    assert desk.record.said == run_of("e1", 1, 10)
-    assert desk.reader.recovered == 9
-    assert desk.reader.steady
-    desk.hear(desk.store(1))
-    assert desk.record.said[-1] == "e1-11"
+    channel = await Channel.opened()
+    stored = channel.store(10)
+    channel.hear([stored[0], stored[4], stored[5], stored[9]])
+    assert channel.record.said == ["e1-1"], "nothing is handed on behind a hole"
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 10)
+    assert channel.sequencer.recovered == 9
+    assert channel.sequencer.caught_up
+    channel.hear(channel.store(1))
+    assert channel.record.said[-1] == "e1-11"
 
 
 @in_loop
 async def test_a_hole_of_many_pages_is_read_page_by_page() -> None:
     """However large the hole is, each page begins after the one before."""
-    desk = await Desk.opened()
-    stored = desk.store(PAGE_EVENTS * 2 + 7)
-    desk.hear(stored[-1:])
-    await desk.settle()
-    assert desk.record.said == run_of("e1", 1, len(stored))
-    firsts = [first for _, first in desk.redis.pages]
-    assert firsts == [1, 1 + PAGE_EVENTS, 1 + 2 * PAGE_EVENTS]
+    channel = await Channel.opened()
+    stored = channel.store(LIMITS.page_events * 2 + 7)
+    channel.hear(stored[-1:])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, len(stored))
+    firsts = [first for _, first in channel.redis.pages]
+    assert firsts == [1, 1 + LIMITS.page_events, 1 + 2 * LIMITS.page_events]
 
 
 @in_loop
 async def test_events_that_come_while_a_page_is_read_are_handed_on_once() -> None:
     """Live events between question and answer, before and behind the hole: no hole, no twin."""
-    desk = await Desk.opened()
-    first, second, third = desk.store(3)
+    channel = await Channel.opened()
+    first, second, third = channel.store(3)
     late: list[list[bytes]] = [[first, second], [first, third], [second]]
 
     def meanwhile() -> None:
         if late:
-            desk.hear([*late.pop(0), *desk.store(2)])
+            channel.hear([*late.pop(0), *channel.store(2)])
 
-    desk.redis.on_the_way = meanwhile
-    desk.hear([third])
-    await desk.settle()
+    channel.redis.on_the_way = meanwhile
+    channel.hear([third])
+    await channel.settle()
     assert late == [], "it has not looked often enough"
-    assert desk.record.said == run_of("e1", 1, 9)
-    assert desk.reader.at == P("e1-9")
+    assert channel.record.said == run_of("e1", 1, 9)
+    assert channel.sequencer.position == P("e1-9")
 
 
 @in_loop
 async def test_an_event_that_overtakes_the_answer_is_not_lost() -> None:
     """It comes after the page was made and before it has arrived: it is skipped, and looked for again."""
-    desk = await Desk.opened()
-    desk.store(1)
+    channel = await Channel.opened()
+    channel.store(1)
     once = [1]
 
     def meanwhile() -> None:
-        if desk.redis.pages and once:
+        if channel.redis.pages and once:
             once.pop()
-            desk.hear(desk.store(1))
+            channel.hear(channel.store(1))
 
-    desk.redis.on_the_way = meanwhile
-    assert not desk.reader.check(desk.redis.head())
-    await desk.settle()
-    assert desk.record.said == ["e1-1", "e1-2"]
+    channel.redis.on_the_way = meanwhile
+    assert not channel.sequencer.check(channel.redis.head())
+    await channel.settle()
+    assert channel.record.said == ["e1-1", "e1-2"]
 
 
 @in_loop
 async def test_events_that_overtake_many_answers_are_all_handed_on() -> None:
     """With each of ten answers another event overtakes it; it is steady as soon as one is not overtaken."""
-    desk = await Desk.opened()
-    desk.steady_at.clear()
-    desk.reader.interrupt()
-    desk.store(5)
+    channel = await Channel.opened()
+    channel.steady_at.clear()
+    channel.sequencer.interrupt()
+    channel.store(5)
 
     def meanwhile() -> None:
-        if desk.count < 15:
-            desk.hear(desk.store(1))
+        if channel.count < 15:
+            channel.hear(channel.store(1))
 
-    desk.redis.on_the_way = meanwhile
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == run_of("e1", 1, 15)
-    assert desk.steady_at == [P("e1-15")]
+    channel.redis.on_the_way = meanwhile
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 15)
+    assert channel.steady_at == [P("e1-15")]
 
 
 @in_loop
 async def test_a_lost_event_at_the_end_is_found_by_the_proof() -> None:
     """Nobody comes after it: the head that was read in Redis says that it is missing."""
-    desk = await Desk.opened(stored=2)
-    assert desk.reader.check(P("e1-2"))
-    assert desk.reader.check(P("e1-1"))
-    desk.store(1)
-    assert not desk.reader.check(desk.redis.head())
-    await desk.settle()
-    assert desk.record.said == ["e1-3"]
-    assert desk.reader.check(desk.redis.head())
+    channel = await Channel.opened(stored=2)
+    assert channel.sequencer.check(P("e1-2"))
+    assert channel.sequencer.check(P("e1-1"))
+    channel.store(1)
+    assert not channel.sequencer.check(channel.redis.head())
+    await channel.settle()
+    assert channel.record.said == ["e1-3"]
+    assert channel.sequencer.check(channel.redis.head())
 
 
 @in_loop
 async def test_a_head_that_nobody_knows_makes_it_look() -> None:
     """No position in Redis, or one of another epoch, is no proof."""
-    desk = await Desk.opened(stored=2)
-    looks = desk.redis.looks
-    assert not desk.reader.check(None)
-    await desk.settle()
-    assert not desk.reader.check(P("zz-1"))
-    await desk.settle()
-    assert desk.redis.looks == looks + 2
-    assert desk.record.said == []
+    channel = await Channel.opened(stored=2)
+    looks = channel.redis.looks
+    assert not channel.sequencer.check(None)
+    await channel.settle()
+    assert not channel.sequencer.check(P("zz-1"))
+    await channel.settle()
+    assert channel.redis.looks == looks + 2
+    assert channel.record.said == []
 
 
 # Forged
@@ -267,32 +273,32 @@ FORGED: list[tuple[str, str]] = [
 @in_loop
 async def test_a_forged_position_is_counted_and_harms_nobody(position: str) -> None:
     """An event with a position that nobody has given is not handed on; those with real ones all are."""
-    desk = await Desk.opened(stored=5)
-    desk.hear([splice(CHANNEL, P(position), payload(99))])
-    await desk.settle()
-    assert desk.counters == (0, 1, 0)
-    stored = desk.store(3)
-    desk.hear(stored[:1])
-    desk.hear([splice(CHANNEL, P("zz-50"), payload(99)), *stored[1:]])
-    await desk.settle()
-    assert desk.record.said == run_of("e1", 6, 8)
-    assert desk.counters[:2] == (0, 2)
-    assert desk.reader.steady
+    channel = await Channel.opened(stored=5)
+    channel.hear([splice(CHANNEL, P(position), payload(99))])
+    await channel.settle()
+    assert channel.counters == (0, 1, 0)
+    stored = channel.store(3)
+    channel.hear(stored[:1])
+    channel.hear([splice(CHANNEL, P("zz-50"), payload(99)), *stored[1:]])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 6, 8)
+    assert channel.counters[:2] == (0, 2)
+    assert channel.sequencer.caught_up
 
 
 @in_loop
 async def test_a_late_event_of_an_older_epoch_is_not_forged() -> None:
     """It was given once; it is dropped."""
-    desk = await Desk.opened(stored=5)
+    channel = await Channel.opened(stored=5)
     old = splice(CHANNEL, P("e1-5"), payload(5))
-    desk.redis.restart()
-    desk.hear(desk.store(2))
-    await desk.settle()
-    desk.record.said.clear()
-    desk.hear([old])
-    await desk.settle()
-    assert desk.record.said == []
-    assert desk.reader.forged == 0
+    channel.redis.restart()
+    channel.hear(channel.store(2))
+    await channel.settle()
+    channel.record.said.clear()
+    channel.hear([old])
+    await channel.settle()
+    assert channel.record.said == []
+    assert channel.sequencer.unknown_position == 0
 
 
 # Restarts of Redis
@@ -301,68 +307,68 @@ async def test_a_late_event_of_an_older_epoch_is_not_forged() -> None:
 @in_loop
 async def test_a_new_epoch_is_told_once_and_then_goes_on() -> None:
     """Nobody knows what the old process had accepted: a gap with an open end, then the new epoch."""
-    desk = await Desk.opened(stored=5)
-    desk.redis.restart()
-    stored = desk.store(3)
-    desk.hear(stored[:1])
-    await desk.settle()
-    assert desk.record.said == [("redis_restarted", "e1", 6, None, "e2-5"), "e2-6", "e2-7", "e2-8"]
-    desk.hear(stored[1:] + desk.store(1))
-    assert desk.record.said[-1] == "e2-9"
-    assert desk.reader.twins == 2
+    channel = await Channel.opened(stored=5)
+    channel.redis.restart()
+    stored = channel.store(3)
+    channel.hear(stored[:1])
+    await channel.settle()
+    assert channel.record.said == [("redis_restarted", "e1", 6, None, "e2-5"), "e2-6", "e2-7", "e2-8"]
+    channel.hear(stored[1:] + channel.store(1))
+    assert channel.record.said[-1] == "e2-9"
+    assert channel.sequencer.duplicates == 2
 
 
 @in_loop
 async def test_what_survived_of_the_old_epoch_comes_before_the_gap() -> None:
     """The end of the old epoch is read from the log, then the gap, then the new epoch from its first event."""
-    desk = await Desk.opened(stored=5)
-    desk.reader.interrupt()
-    desk.store(3)
-    desk.redis.restart()
-    desk.store(2)
-    desk.reader.confirm()
-    await desk.settle()
+    channel = await Channel.opened(stored=5)
+    channel.sequencer.interrupt()
+    channel.store(3)
+    channel.redis.restart()
+    channel.store(2)
+    channel.sequencer.confirm()
+    await channel.settle()
     gap = ("redis_restarted", "e1", 9, None, "e2-8")
-    assert desk.record.said == ["e1-6", "e1-7", "e1-8", gap, "e2-9", "e2-10"]
+    assert channel.record.said == ["e1-6", "e1-7", "e1-8", gap, "e2-9", "e2-10"]
 
 
 @in_loop
 async def test_a_redis_that_came_back_with_older_data_loses_no_new_event() -> None:
     """Offsets are given again, in another epoch: they are new events, not twins."""
-    desk = await Desk.opened(stored=5)
-    desk.hear(desk.store(5))
-    desk.record.said.clear()
-    desk.redis.restart(kept=7)
-    stored = desk.store(2)
-    desk.hear(stored)
-    await desk.settle()
-    assert desk.record.said == [("redis_restarted", "e1", 11, None, "e2-7"), "e2-8", "e2-9"]
-    assert desk.reader.twins == 0
+    channel = await Channel.opened(stored=5)
+    channel.hear(channel.store(5))
+    channel.record.said.clear()
+    channel.redis.restart(kept=7)
+    stored = channel.store(2)
+    channel.hear(stored)
+    await channel.settle()
+    assert channel.record.said == [("redis_restarted", "e1", 11, None, "e2-7"), "e2-8", "e2-9"]
+    assert channel.sequencer.duplicates == 0
 
 
 @in_loop
 async def test_a_new_epoch_without_events_is_told_by_the_proof() -> None:
     """Redis was restarted and nobody publishes: it is told all the same, once."""
-    desk = await Desk.opened(stored=5)
-    desk.redis.restart(kept=3)
-    assert not desk.reader.check(None)
-    await desk.settle()
-    assert desk.record.said == [("redis_restarted", "e1", 6, None, "e2-3")]
-    assert desk.reader.check(P("e2-3"))
+    channel = await Channel.opened(stored=5)
+    channel.redis.restart(kept=3)
+    assert not channel.sequencer.check(None)
+    await channel.settle()
+    assert channel.record.said == [("redis_restarted", "e1", 6, None, "e2-3")]
+    assert channel.sequencer.check(P("e2-3"))
 
 
 @in_loop
 async def test_several_restarts_are_told_each() -> None:
     """Three epochs, one of them without events: three gaps, each ending where the next one begins."""
-    desk = await Desk.opened(stored=2)
-    desk.reader.interrupt()
+    channel = await Channel.opened(stored=2)
+    channel.sequencer.interrupt()
     for stored in (1, 0, 2):
-        desk.redis.restart()
-        desk.store(stored)
-        desk.redis.shelf()
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == [
+        channel.redis.restart()
+        channel.store(stored)
+        channel.redis.shelf()
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [
         ("redis_restarted", "e1", 3, None, "e2-2"),
         "e2-3",
         ("redis_restarted", "e2", 4, None, "e3-3"),
@@ -375,33 +381,33 @@ async def test_several_restarts_are_told_each() -> None:
 @in_loop
 async def test_a_redis_that_crashes_twice_and_forgets_the_first_time_repeats_nothing() -> None:
     """Its second start knows nothing of the epoch of the first: what was handed on before both is not again."""
-    desk = await Desk.opened()
-    desk.hear(desk.store(5))
-    desk.redis.restart()
-    desk.hear(desk.store(2))
-    await desk.settle()
-    assert desk.reader.at == P("e2-7")
-    desk.record.said.clear()
-    shelf = desk.redis.shelf()
-    desk.redis.restart(kept=5)
+    channel = await Channel.opened()
+    channel.hear(channel.store(5))
+    channel.redis.restart()
+    channel.hear(channel.store(2))
+    await channel.settle()
+    assert channel.sequencer.position == P("e2-7")
+    channel.record.said.clear()
+    shelf = channel.redis.shelf()
+    channel.redis.restart(kept=5)
     shelf.epochs = shelf.epochs[:1]
-    desk.hear(desk.store(1))
-    await desk.settle()
-    assert [word for word in desk.record.said if isinstance(word, str)] == ["e3-6"]
-    gaps = [word for word in desk.record.said if not isinstance(word, str)]
+    channel.hear(channel.store(1))
+    await channel.settle()
+    assert [word for word in channel.record.said if isinstance(word, str)] == ["e3-6"]
+    gaps = [word for word in channel.record.said if not isinstance(word, str)]
     assert gaps[0][:4] == ("redis_restarted", "e2", 8, None)
 
 
 @in_loop
 async def test_a_counter_that_was_deleted_begins_anew() -> None:
     """Nothing is known of the channel any more: a gap, and offsets from 1."""
-    desk = await Desk.opened(stored=5)
-    desk.redis.forget()
-    stored = desk.store(2)
-    desk.hear(stored)
-    await desk.settle()
-    assert desk.record.said == [("redis_restarted", "e1", 6, None, "e2-0"), "e2-1", "e2-2"]
-    assert desk.counters == (0, 0, 2)
+    channel = await Channel.opened(stored=5)
+    channel.redis.forget()
+    stored = channel.store(2)
+    channel.hear(stored)
+    await channel.settle()
+    assert channel.record.said == [("redis_restarted", "e1", 6, None, "e2-0"), "e2-1", "e2-2"]
+    assert channel.counters == (0, 0, 2)
 
 
 # What the log does not have
@@ -410,27 +416,27 @@ async def test_a_counter_that_was_deleted_begins_anew() -> None:
 @in_loop
 async def test_what_has_expired_is_told_with_its_range() -> None:
     """The hub was away for longer than the log reaches back."""
-    desk = await Desk.opened(stored=5)
-    desk.reader.interrupt()
-    desk.store(20)
-    desk.redis.trim(16)
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == [("expired", "e1", 6, 15, "e1-15"), *run_of("e1", 16, 25)]
+    channel = await Channel.opened(stored=5)
+    channel.sequencer.interrupt()
+    channel.store(20)
+    channel.redis.trim(16)
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [("expired", "e1", 6, 15, "e1-15"), *run_of("e1", 16, 25)]
 
 
 @in_loop
 async def test_a_log_that_is_gone_is_told_up_to_the_head() -> None:
     """Silence has emptied the log, the counter lives: everything up to it is told."""
-    desk = await Desk.opened(stored=5)
-    desk.reader.interrupt()
-    desk.store(4)
-    desk.redis.trim(1000)
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == [("expired", "e1", 6, 9, "e1-9")]
-    desk.hear(desk.store(1))
-    assert desk.record.said[-1] == "e1-10"
+    channel = await Channel.opened(stored=5)
+    channel.sequencer.interrupt()
+    channel.store(4)
+    channel.redis.trim(1000)
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [("expired", "e1", 6, 9, "e1-9")]
+    channel.hear(channel.store(1))
+    assert channel.record.said[-1] == "e1-10"
 
 
 REFUSED: list[tuple[str, list[int], list[Any]]] = [
@@ -451,56 +457,58 @@ REFUSED: list[tuple[str, list[int], list[Any]]] = [
 @in_loop
 async def test_what_is_stored_and_no_valid_event_is_told_as_refused(bad: list[int], said: list[Any]) -> None:
     """Its range is exact, wherever it stands, and what stands around it is handed on."""
-    desk = await Desk.opened(stored=5)
-    desk.reader.interrupt()
+    channel = await Channel.opened(stored=5)
+    channel.sequencer.interrupt()
     for offset in range(6, 11):
-        desk.redis.store(INVALID if offset in bad else payload(offset))
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == said
-    assert desk.reader.at == P("e1-10")
+        channel.redis.store(INVALID if offset in bad else payload(offset))
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == said
+    assert channel.sequencer.position == P("e1-10")
 
 
 @in_loop
 async def test_what_is_stored_at_another_place_is_refused() -> None:
     """An event that somebody has put into the log by hand does not get the place of another one."""
-    desk = await Desk.opened(stored=1)
-    desk.reader.interrupt()
-    desk.store(2)
-    desk.redis.shelf().log[2] = splice(CHANNEL, P("e1-77"), payload(2))
-    desk.redis.shelf().log[3] = payload(3)
-    desk.store(1)
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == [("refused", "e1", 2, 3, "e1-3"), "e1-4"]
+    channel = await Channel.opened(stored=1)
+    channel.sequencer.interrupt()
+    channel.store(2)
+    channel.redis.shelf().log[2] = splice(CHANNEL, P("e1-77"), payload(2))
+    channel.redis.shelf().log[3] = payload(3)
+    channel.store(1)
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [("refused", "e1", 2, 3, "e1-3"), "e1-4"]
 
 
 @in_loop
 async def test_what_is_too_large_for_this_hub_is_refused() -> None:
     """A publisher with another limit: the hub tells what it cannot give."""
-    desk = await Desk.opened(max_bytes=400)
-    desk.redis.store(payload(1, 500))
-    desk.hear(desk.store(1))
-    await desk.settle()
-    assert desk.record.said == [("refused", "e1", 1, 1, "e1-1"), "e1-2"]
+    channel = await Channel.opened(max_bytes=400)
+    channel.redis.store(payload(1, 500))
+    channel.hear(channel.store(1))
+    await channel.settle()
+    assert channel.record.said == [("refused", "e1", 1, 1, "e1-1"), "e1-2"]
 
 
-@pytest.mark.parametrize("count", [PAGE_EVENTS - 1, PAGE_EVENTS, PAGE_EVENTS + 1, 3 * PAGE_EVENTS])
+@pytest.mark.parametrize(
+    "count", [LIMITS.page_events - 1, LIMITS.page_events, LIMITS.page_events + 1, 3 * LIMITS.page_events]
+)
 @in_loop
 async def test_whole_pages_that_are_refused_do_not_stop_it(count: int) -> None:
     """However many bad ones stand in a row, it gets past them, and to what comes after."""
-    desk = await Desk.opened(stored=1)
-    desk.reader.interrupt()
+    channel = await Channel.opened(stored=1)
+    channel.sequencer.interrupt()
     for _ in range(count):
-        desk.redis.store(INVALID)
-    desk.store(1)
-    desk.reader.confirm()
-    await desk.settle()
-    told = [word for word in desk.record.said if not isinstance(word, str)]
+        channel.redis.store(INVALID)
+    channel.store(1)
+    channel.sequencer.confirm()
+    await channel.settle()
+    told = [word for word in channel.record.said if not isinstance(word, str)]
     assert {gap[0] for gap in told} == {"refused"}
     assert [offset for _, _, first, last, _ in told for offset in range(first, last + 1)] == [*range(2, 2 + count)]
-    assert desk.record.said[-1] == f"e1-{2 + count}"
-    assert len(desk.redis.pages) < 10
+    assert channel.record.said[-1] == f"e1-{2 + count}"
+    assert len(channel.redis.pages) < 10
 
 
 # Interruptions
@@ -509,154 +517,154 @@ async def test_whole_pages_that_are_refused_do_not_stop_it(count: int) -> None:
 @in_loop
 async def test_it_is_steady_only_when_the_subscription_holds_and_all_is_handed_on() -> None:
     """Confirmed is not enough, and neither is having read everything."""
-    desk = Desk(stored=3)
-    await desk.settle()
-    assert not desk.reader.steady
-    assert desk.reader.at is None
-    desk.redis.gate.clear()
-    desk.reader.confirm()
-    await desk.settle()
-    assert not desk.reader.steady, "Redis has not answered yet"
-    desk.redis.gate.set()
-    await desk.settle()
-    assert desk.reader.steady
-    desk.reader.interrupt()
-    assert not desk.reader.steady
-    assert not desk.reader.check(P("zz-0"))
-    await desk.settle()
-    assert not desk.reader.steady, "it has looked, but nothing holds"
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.reader.steady
+    channel = Channel(stored=3)
+    await channel.settle()
+    assert not channel.sequencer.caught_up
+    assert channel.sequencer.position is None
+    channel.redis.gate.clear()
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert not channel.sequencer.caught_up, "Redis has not answered yet"
+    channel.redis.gate.set()
+    await channel.settle()
+    assert channel.sequencer.caught_up
+    channel.sequencer.interrupt()
+    assert not channel.sequencer.caught_up
+    assert not channel.sequencer.check(P("zz-0"))
+    await channel.settle()
+    assert not channel.sequencer.caught_up, "it has looked, but nothing holds"
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.sequencer.caught_up
 
 
 @in_loop
 async def test_an_interruption_while_it_reads_is_not_forgotten() -> None:
     """Lost and confirmed again during one answer: what was missed in between is looked for again."""
-    desk = await Desk.opened(stored=3)
-    desk.reader.interrupt()
-    desk.reader.confirm()
-    desk.redis.gate.clear()
-    await desk.settle()
-    desk.reader.interrupt()
-    desk.store(2)
-    desk.reader.confirm()
-    desk.redis.gate.set()
-    await desk.settle()
-    assert desk.record.said == ["e1-4", "e1-5"]
-    assert desk.reader.steady
+    channel = await Channel.opened(stored=3)
+    channel.sequencer.interrupt()
+    channel.sequencer.confirm()
+    channel.redis.gate.clear()
+    await channel.settle()
+    channel.sequencer.interrupt()
+    channel.store(2)
+    channel.sequencer.confirm()
+    channel.redis.gate.set()
+    await channel.settle()
+    assert channel.record.said == ["e1-4", "e1-5"]
+    assert channel.sequencer.caught_up
 
 
 @in_loop
 async def test_a_look_before_the_last_confirmation_does_not_make_it_steady() -> None:
     """Lost and confirmed again while an answer was on its way: what it says is older than what was missed."""
-    desk = await Desk.opened(stored=3)
-    desk.steady_at.clear()
+    channel = await Channel.opened(stored=3)
+    channel.steady_at.clear()
     answers: list[bool] = []
 
     def meanwhile() -> None:
-        answers.append(desk.reader.steady)
+        answers.append(channel.sequencer.caught_up)
         if len(answers) == 1:
-            desk.reader.interrupt()
-            desk.store(2)
-            desk.reader.confirm()
+            channel.sequencer.interrupt()
+            channel.store(2)
+            channel.sequencer.confirm()
 
-    desk.redis.on_the_way = meanwhile
-    desk.reader.interrupt()
-    desk.reader.confirm()
-    await desk.settle()
+    channel.redis.on_the_way = meanwhile
+    channel.sequencer.interrupt()
+    channel.sequencer.confirm()
+    await channel.settle()
     assert not any(answers)
-    assert desk.steady_at == [P("e1-5")]
+    assert channel.steady_at == [P("e1-5")]
 
 
 @in_loop
 async def test_a_subscription_lost_while_it_reads_is_not_steady_afterwards() -> None:
     """The answer comes after the loss: it proves nothing about the time after."""
-    desk = await Desk.opened(stored=3)
-    desk.reader.interrupt()
-    desk.reader.confirm()
-    desk.redis.gate.clear()
-    await desk.settle()
-    desk.reader.interrupt()
-    desk.redis.gate.set()
-    await desk.settle()
-    assert not desk.reader.steady
+    channel = await Channel.opened(stored=3)
+    channel.sequencer.interrupt()
+    channel.sequencer.confirm()
+    channel.redis.gate.clear()
+    await channel.settle()
+    channel.sequencer.interrupt()
+    channel.redis.gate.set()
+    await channel.settle()
+    assert not channel.sequencer.caught_up
 
 
 @in_loop
 async def test_events_before_the_confirmation_is_looked_up_are_not_lost() -> None:
     """The subscription is quicker than the first look: what it brings is read from the log, once."""
-    desk = Desk(stored=3)
+    channel = Channel(stored=3)
     late = [1]
 
     def meanwhile() -> None:
         if late:
             late.pop()
-            desk.hear(desk.store(2))
+            channel.hear(channel.store(2))
 
-    desk.redis.on_the_way = meanwhile
-    desk.reader.confirm()
-    await desk.settle()
-    assert desk.record.said == ["begin e1-3", "e1-4", "e1-5"]
-    assert desk.steady_at == [P("e1-5")], "it was steady while something was skipped"
+    channel.redis.on_the_way = meanwhile
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == ["begin e1-3", "e1-4", "e1-5"]
+    assert channel.steady_at == [P("e1-5")], "it was steady while something was skipped"
 
 
 @in_loop
 async def test_a_redis_that_does_not_answer_is_asked_until_it_does() -> None:
     """Nothing is lost, and nobody is told that all is well, while the log cannot be read."""
-    desk = await Desk.opened(stored=3)
-    desk.redis.failures = 3
-    desk.hear(desk.store(4)[2:])
-    await desk.settle()
-    assert desk.record.said == []
-    await until(lambda: desk.record.said, "it has given up")
-    assert desk.record.said == run_of("e1", 4, 7)
+    channel = await Channel.opened(stored=3)
+    channel.redis.failures = 3
+    channel.hear(channel.store(4)[2:])
+    await channel.settle()
+    assert channel.record.said == []
+    await until(lambda: channel.record.said, "it has given up")
+    assert channel.record.said == run_of("e1", 4, 7)
 
 
 @in_loop
 async def test_a_failure_between_two_pages_repeats_nothing() -> None:
     """Redis goes away in the middle of a long hole: it goes on where it was."""
-    desk = await Desk.opened()
-    stored = desk.store(3 * PAGE_EVENTS)
+    channel = await Channel.opened()
+    stored = channel.store(3 * LIMITS.page_events)
 
     def cut() -> None:
-        if len(desk.redis.pages) == 2:
-            desk.redis.failures, desk.redis.on_the_way = 2, None
+        if len(channel.redis.pages) == 2:
+            channel.redis.failures, channel.redis.on_the_way = 2, None
 
-    desk.redis.on_the_way = cut
-    desk.hear(stored[-1:])
-    await until(lambda: desk.reader.at == P(f"e1-{len(stored)}"), "it has given up")
-    assert desk.record.said == run_of("e1", 1, len(stored))
+    channel.redis.on_the_way = cut
+    channel.hear(stored[-1:])
+    await until(lambda: channel.sequencer.position == P(f"e1-{len(stored)}"), "it has given up")
+    assert channel.record.said == run_of("e1", 1, len(stored))
 
 
 @in_loop
 async def test_a_redis_that_refuses_ends_it() -> None:
     """Trying again would not help: the hub is to end with the reason."""
-    desk = await Desk.opened()
+    channel = await Channel.opened()
 
     async def refuse(*commands: Any) -> list[Any]:
         raise RedisRefused("NOPERM")
 
-    desk.redis.execute = refuse  # type: ignore[method-assign]
-    desk.hear(desk.store(2)[1:])
+    channel.redis.execute = refuse  # type: ignore[method-assign]
+    channel.hear(channel.store(2)[1:])
     with pytest.raises(RedisRefused, match="NOPERM"):
-        await desk.task
+        await channel.task
 
 
 @in_loop
 async def test_whoever_waits_is_told_after_each_look() -> None:
     """A position that is ahead is looked for; afterwards it is known, or nobody has given it."""
-    desk = await Desk.opened(stored=3)
-    assert desk.reader.can_place(P("e1-0"))
-    assert desk.reader.can_place(P("e1-3"))
-    before = desk.caught_up
-    desk.store(2)
-    assert not desk.reader.can_place(P("e1-5"))
-    await desk.settle()
-    assert desk.caught_up == before + 1
-    assert desk.reader.can_place(P("e1-5"))
-    assert not desk.reader.can_place(P("e1-6"))
-    assert not desk.reader.can_place(P("zz-1"))
+    channel = await Channel.opened(stored=3)
+    assert channel.sequencer.knows(P("e1-0"))
+    assert channel.sequencer.knows(P("e1-3"))
+    before = channel.caught_up
+    channel.store(2)
+    assert not channel.sequencer.knows(P("e1-5"))
+    await channel.settle()
+    assert channel.caught_up == before + 1
+    assert channel.sequencer.knows(P("e1-5"))
+    assert not channel.sequencer.knows(P("e1-6"))
+    assert not channel.sequencer.knows(P("zz-1"))
 
 
 # At random
@@ -667,15 +675,15 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self.desk = Desk()
+        self.channel = Channel()
         self.stored: dict[str, None] = {}
         self.on_the_way: list[bytes] = []
         self.held = False
 
     def publish(self) -> None:
         for _ in range(self.chance.choice([1, 1, 2, 5, 300])):
-            position = str(self.desk.redis.next())
-            [event] = self.desk.store(1)
+            position = str(self.channel.redis.next())
+            [event] = self.channel.store(1)
             self.stored[position] = None
             if self.held and self.chance.random() < 0.9:
                 self.on_the_way.append(event)
@@ -687,34 +695,34 @@ class Story:
             batch = batch + self.chance.choices(batch, k=3)
         if self.chance.random() < 0.1:
             batch.append(splice(CHANNEL, Position("zz", self.chance.randrange(1, 10**6)), payload(1)))
-        self.desk.hear(batch)
+        self.channel.hear(batch)
 
     def cut(self) -> None:
         if self.held:
             self.held = False
             self.on_the_way.clear()
-            self.desk.reader.interrupt()
+            self.channel.sequencer.interrupt()
         else:
             self.held = True
-            self.desk.reader.confirm()
+            self.channel.sequencer.confirm()
 
     def restart(self) -> None:
-        offset = self.desk.redis.shelf().offset
-        least = self.desk.redis.shelf().epochs[-1].offset - 1
-        self.desk.redis.restart(self.chance.choice([offset, max(least, offset - 3)]))
+        offset = self.channel.redis.shelf().offset
+        least = self.channel.redis.shelf().epochs[-1].offset - 1
+        self.channel.redis.restart(self.chance.choice([offset, max(least, offset - 3)]))
         self.on_the_way.clear()
         if self.held:
             self.cut()
 
     def trim(self) -> None:
-        self.desk.redis.trim(self.desk.redis.shelf().offset - self.chance.choice([0, 5, 400]))
+        self.channel.redis.trim(self.channel.redis.shelf().offset - self.chance.choice([0, 5, 400]))
 
     def fail(self) -> None:
-        self.desk.redis.failures = 1
+        self.channel.redis.failures = 1
 
     async def run(self) -> None:
         self.cut()
-        await self.desk.settle()
+        await self.channel.settle()
         likely = [self.publish] * 8 + [self.arrive] * 10 + [self.cut] * 3
         rare = [self.restart, self.trim, self.fail]
         for _ in range(120):
@@ -722,13 +730,16 @@ class Story:
             await turns(self.chance.choice([0, 1, 3, 20]))
         if not self.held:
             self.cut()
-        self.desk.redis.shelf()
-        self.desk.reader.check(None)
+        self.channel.redis.shelf()
+        self.channel.sequencer.check(None)
         await until(
-            lambda: self.desk.reader.steady and self.desk.reader.at == self.desk.redis.head(), "never steady"
+            lambda: (
+                self.channel.sequencer.caught_up and self.channel.sequencer.position == self.channel.redis.head()
+            ),
+            "never steady",
         )
-        self.desk.hear(self.on_the_way)
-        await self.desk.settle()
+        self.channel.hear(self.on_the_way)
+        await self.channel.settle()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -737,7 +748,7 @@ async def test_whatever_happens_each_stored_event_is_handed_on_once_in_order_or_
     """Cuts, twins, drops, delays, forgeries, restarts, rollbacks and trims at random."""
     story = Story(seed)
     await story.run()
-    said = [word for word in story.desk.record.said if not str(word).startswith("begin")]
+    said = [word for word in story.channel.record.said if not str(word).startswith("begin")]
     handed = [P(word) for word in said if isinstance(word, str)]
     gaps = [word for word in said if not isinstance(word, str)]
     assert len(handed) == len(set(handed))
@@ -758,9 +769,9 @@ async def test_whatever_happens_each_stored_event_is_handed_on_once_in_order_or_
 # Where events are not stored
 
 
-def passing() -> tuple[PassingReader, Record, list[int]]:
+def passing() -> tuple[LiveSequencer, Record, list[int]]:
     record, caught_up = Record(), list[int]()
-    return PassingReader(cast(Fanout, record), lambda: caught_up.append(1)), record, caught_up
+    return LiveSequencer(cast(Fanout, record), lambda: caught_up.append(1)), record, caught_up
 
 
 LOST = ("redis_link_lost", None, None, None, None)
@@ -770,16 +781,16 @@ LOST = ("redis_link_lost", None, None, None, None)
 async def test_without_history_everything_passes_without_positions() -> None:
     """Also what another system has stored, and what comes again: nobody can tell."""
     reader, record, caught_up = passing()
-    assert not reader.steady
+    assert not reader.caught_up
     reader.confirm()
-    assert (reader.steady, caught_up, record.said) == (True, [1], [])
+    assert (reader.caught_up, caught_up, record.said) == (True, [1], [])
     stored = splice(CHANNEL, P("e1-5"), payload(5))
-    reader.take(arrivals([payload(1), stored, stored]))
+    reader.take(messages([payload(1), stored, stored]))
     assert record.said == [None, None, None]
     assert record.batches == [3]
-    assert (reader.at, reader.twins, reader.forged, reader.recovered) == (None, 0, 0, 0)
+    assert (reader.position, reader.duplicates, reader.unknown_position, reader.recovered) == (None, 0, 0, 0)
     assert reader.check(None)
-    assert reader.can_place(P("e1-5"))
+    assert reader.knows(P("e1-5"))
 
 
 @in_loop
@@ -788,10 +799,10 @@ async def test_without_history_each_interruption_is_a_gap() -> None:
     reader, record, caught_up = passing()
     reader.confirm()
     for number in range(3):
-        reader.take(arrivals([payload(number)]))
+        reader.take(messages([payload(number)]))
         reader.interrupt()
-        assert not reader.steady
+        assert not reader.caught_up
         reader.confirm()
-        assert reader.steady
+        assert reader.caught_up
     assert record.said == [None, LOST, None, LOST, None, LOST]
     assert len(caught_up) == 4

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from broadcaster.hub.filters import EVERYTHING, Filter
-from broadcaster.hub.request import MAX_VALUES, Ask, read_query
-from broadcaster.position import MAX_OFFSET, Position
+from broadcaster.core.position import MAX_OFFSET, Position
+from broadcaster.core.runtime import LIMITS
+from broadcaster.hub.connections.request import SubscribeRequest, read_query
+from broadcaster.hub.fanout.filters import EVERYTHING, Filter
 from broadcaster.wire import Target
 
 DEFAULT = "events.critical"
 P = Position.parse
 
 
-def ask(query: str) -> Ask:
+def ask(query: str) -> SubscribeRequest:
     return read_query(Target.parse(f"/ws?{query}").query, DEFAULT)
 
 
@@ -70,10 +71,10 @@ def test_filters(query: str, wanted: Filter) -> None:
 
 def test_as_many_values_as_allowed() -> None:
     """The limit itself passes, per label."""
-    values = [f"{key}={number}" for key in ("type", "source") for number in range(MAX_VALUES - 8)]
-    assert len(ask("&".join(values)).filter.types) == MAX_VALUES - 8
-    types = "&".join(f"type={number}" for number in range(MAX_VALUES))
-    assert len(ask(types).filter.types) == MAX_VALUES
+    values = [f"{key}={number}" for key in ("type", "source") for number in range(LIMITS.filter_values - 8)]
+    assert len(ask("&".join(values)).filter.types) == LIMITS.filter_values - 8
+    types = "&".join(f"type={number}" for number in range(LIMITS.filter_values))
+    assert len(ask(types).filter.types) == LIMITS.filter_values
 
 
 REFUSED: list[tuple[str, str, str]] = [
@@ -104,7 +105,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("an empty type", "type=", "type has 1 to 256 characters"),
     ("an empty source", "source", "source has 1 to 256 characters"),
     ("too long a type", "type=" + "x" * 257, "type has 1 to 256 characters"),
-    ("too many values", "&".join(f"type={n}" for n in range(MAX_VALUES + 1)), "more than 32 values"),
+    ("too many values", "&".join(f"type={n}" for n in range(LIMITS.filter_values + 1)), "more than 32 values"),
 ]
 
 

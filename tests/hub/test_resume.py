@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from broadcaster import wire
-from broadcaster.hub.fanout import WRITE_BYTES
-from broadcaster.hub.log import PAGE_EVENTS
-from broadcaster.hub.ring import Ring
-from broadcaster.position import Position
+from broadcaster.core.position import Position
+from broadcaster.core.runtime import LIMITS
+from broadcaster.hub.fanout.ring import Ring
+from broadcaster.wire import CloseCode
 from tests.hub.parts import CHANNEL, INVALID, House, Peer, turns
 from tests.support import in_loop, server_frames, until
 
@@ -36,6 +36,14 @@ async def until_welcome(house: House, *peers: Peer) -> None:
             break
         await asyncio.sleep(0)
     await house.until_live(*peers)
+
+
+def replace_ring(house: House) -> None:
+    """The channel goes on with an empty ring: whatever came before is in the log only."""
+    position = house.fanout.position
+    assert position is not None
+    house.fanout.ring = house.fanout.slow._ring = Ring(1 << 20)
+    house.fanout.ring.begin(position)
 
 
 # From the ring
@@ -61,7 +69,7 @@ async def test_who_was_away_for_a_moment_is_served_from_the_ring(since: str, off
     assert plain.told == peer.events()
     assert plain.told[-1] == last
     assert house.pages.read == 0
-    assert (house.channel().resumption.resumed, house.channel().resumption.recovered) == (2, 2)
+    assert (house.channel().replay.resumed, house.channel().replay.recovered) == (2, 2)
 
 
 @in_loop
@@ -70,14 +78,14 @@ async def test_the_ring_is_written_in_pieces_and_a_slow_reader_may_pause() -> No
     house = await House.opened()
     sent = house.publish(2000)
     quick, slow = house.connect("since=e1-0", v1=True), house.connect("since=e1-0", reads_along=False)
-    while slow.connection in house.roster.behind:
+    while slow.connection in house.registry.behind:
         slow.socket.read(70_000)
         sent += house.publish(1)
         await turns(20)
     slow.socket.read_all()
     await house.until_live(quick, slow)
     assert quick.events() == slow.told == sent
-    assert all(len(write) <= WRITE_BYTES for write in quick.socket.writes)
+    assert all(len(write) <= LIMITS.write_bytes for write in quick.socket.writes)
 
 
 @in_loop
@@ -110,7 +118,7 @@ async def test_a_gap_in_the_ring_is_told_to_whoever_resumes_before_it() -> None:
     assert plain.told == [before[1], "close 4009"]
     assert late.told == ["welcome", after[1]]
     assert welcome(late) == ("e2-3", True)
-    assert house.channel().resumption.recovered == 1
+    assert house.channel().replay.recovered == 1
 
 
 @in_loop
@@ -125,7 +133,7 @@ async def test_a_gap_of_the_same_epoch_in_the_ring_is_not_called_whole() -> None
     await house.settle()
     assert peer.story == [2, ("e1", 3, 3, "refused"), 4]
     assert welcome(peer) == ("e1-1", False)
-    assert house.channel().resumption.recovered == 0
+    assert house.channel().replay.recovered == 0
 
 
 # From the log
@@ -143,9 +151,9 @@ async def test_who_was_away_for_long_is_served_from_the_log() -> None:
     assert v1.events() == plain.told == sent
     assert welcome(v1) == ("e1-0", True)
     assert house.pages.read == 4
-    assert [first for _, first in house.redis.pages] == [n * PAGE_EVENTS for n in range(4)]
-    assert all(len(write) <= WRITE_BYTES for write in plain.socket.writes)
-    assert len(plain.socket.writes) >= sum(map(len, plain.socket.writes)) // WRITE_BYTES
+    assert [first for _, first in house.redis.pages] == [n * LIMITS.page_events for n in range(4)]
+    assert all(len(write) <= LIMITS.write_bytes for write in plain.socket.writes)
+    assert len(plain.socket.writes) >= sum(map(len, plain.socket.writes)) // LIMITS.write_bytes
     assert house.fanout.deliveries == 2 * len(sent)
     assert house.fanout.filtered == 0
 
@@ -170,8 +178,8 @@ async def test_large_events_leave_one_by_one() -> None:
     house.channels.on_lost(CHANNEL)
     house.channels.on_confirmed(CHANNEL)
     await house.settle()
-    house.fanout.ring = Ring(1 << 20)
-    house.fanout.ring.begin(1, 5)
+    replace_ring(house)
+    house.fanout.ring.begin(Position("e1", 5))
     peer = house.connect("since=e1-0")
     await until_welcome(house, peer)
     assert [len(data) for data in peer.events()] == [70_000] * 5
@@ -187,7 +195,7 @@ async def test_a_slow_reader_is_served_from_the_log_with_pauses() -> None:
     pauses = 0
     await house.settle()
     for _ in range(500):
-        if slow.connection not in house.roster.behind:
+        if slow.connection not in house.registry.behind:
             break
         pauses += slow.socket.paused
         assert slow.socket.held <= HIGH
@@ -253,10 +261,10 @@ async def test_a_redis_that_is_away_is_waited_for() -> None:
     house.redis.failures = 2
     peer = house.connect("since=e1-0", v1=True)
     await asyncio.sleep(0.03)
-    house.roster.tick()
-    await until(lambda: peer.told and not house.roster.behind, "never resumed")
+    house.timer.tick()
+    await until(lambda: peer.told and not house.registry.behind, "never resumed")
     assert peer.story == list(range(1, 301))
-    assert house.roster.slow_closed == 0
+    assert house.registry.closed[CloseCode.SLOW] == 0
 
 
 @pytest.mark.parametrize("stored", [3000, 0], ids=["from the log", "from the ring"])
@@ -270,11 +278,11 @@ async def test_who_resumes_is_held_to_making_progress(stored: int) -> None:
     await house.settle()
     for _ in range(6):
         await asyncio.sleep(0.06)
-        steady.socket.read(WRITE_BYTES * 2)
+        steady.socket.read(LIMITS.write_bytes * 2)
         await turns(20)
-        house.roster.tick()
+        house.timer.tick()
     assert lazy.told[-1] == "close 4008"
-    assert house.roster.slow_closed == 1
+    assert house.registry.closed[CloseCode.SLOW] == 1
     steady.socket.read_all()
     await house.until_live(steady)
     assert steady.story == list(range(1, 3001))
@@ -554,7 +562,7 @@ async def test_who_is_closed_in_one_channel_hears_nothing_of_the_others(history:
     house.publish(1, channel=OTHER)
     await house.settle()
     assert plain.told == ["close 4009"]
-    assert plain.connection not in house.roster.behind
+    assert plain.connection not in house.registry.behind
     assert v1.told.count("welcome") == 2
     assert len(v1.events()) == 1
 
@@ -621,7 +629,7 @@ async def test_on_a_busy_channel_there_is_no_hole_and_no_twin(count: int) -> Non
     busy(house, sent, count)
     v1, slow = house.connect("since=e1-0", v1=True), house.connect("since=e1-0", reads_along=False)
     for _ in range(3000):
-        if not house.roster.behind:
+        if not house.registry.behind:
             break
         slow.socket.read(50_000)
         sent += house.publish(1)
@@ -661,7 +669,7 @@ async def test_a_log_that_is_an_epoch_ahead_of_the_subscription_makes_no_twin() 
     await house.settle()
     house.hear(late)
     await house.settle()
-    await until(lambda: not house.roster.behind, "never live")
+    await until(lambda: not house.registry.behind, "never live")
     house.publish(1)
     assert v1.story == [*range(1, 21), ("e1", 21, None, "redis_restarted"), *range(21, 25)]
 
@@ -676,7 +684,7 @@ async def test_a_ring_that_overtakes_whoever_resumes_sends_him_back_to_the_log()
     assert slow.socket.paused
     for _ in range(4):
         sent += house.publish(1000)
-        house.roster.tick()
+        house.timer.tick()
         slow.socket.read(70_000)
         await turns(50)
     assert house.fanout.ring.tail > 3000
@@ -686,7 +694,7 @@ async def test_a_ring_that_overtakes_whoever_resumes_sends_him_back_to_the_log()
     assert slow.events() == sent
     assert slow.told.count("gap") == 0
     assert house.pages.read > 0
-    assert house.roster.slow_closed == 0
+    assert house.registry.closed[CloseCode.SLOW] == 0
 
 
 @in_loop
@@ -698,7 +706,7 @@ async def test_once_live_it_is_held_to_being_up_to_date() -> None:
     await until_welcome(house, peer)
     peer.socket.reads_along = False
     house.publish(3000)
-    house.roster.tick()
+    house.timer.tick()
     assert peer.told[-1] == "close 4008"
 
 
@@ -709,12 +717,12 @@ async def test_a_page_from_before_is_not_the_end_of_the_log() -> None:
     first = house.connect("since=e1-290", v1=True)
     await until_welcome(house, first)
     assert house.pages.read == 1
-    house.fanout.ring = Ring(1 << 20)
+    replace_ring(house)
     house.publish(0)
     late = house.store(100)
     house.hear(late)
-    house.fanout.ring = Ring(1 << 20)
-    house.fanout.ring.begin(1, 400)
+    replace_ring(house)
+    house.fanout.ring.begin(Position("e1", 400))
     second = house.connect("since=e1-290", v1=True)
     await until_welcome(house, second)
     assert second.story == list(range(291, 401))
@@ -726,8 +734,8 @@ async def test_a_page_of_a_redis_that_has_forgotten_everything_says_nothing() ->
     """A page kept from before Redis lost its memory is no reason to tell somebody of the new epoch of a gap."""
     house = await House.opened(stored=100)
     house.redis.trim(101)
-    house.fanout.ring = Ring(1 << 20)
-    house.fanout.ring.begin(1, 100)
+    replace_ring(house)
+    house.fanout.ring.begin(Position("e1", 100))
     first = house.connect("since=e1-90", v1=True)
     await until_welcome(house, first)
     house.redis.forget()
@@ -736,8 +744,8 @@ async def test_a_page_of_a_redis_that_has_forgotten_everything_says_nothing() ->
     await house.settle()
     house.publish(180)
     assert str(house.fanout.position) == "e2-180"
-    house.fanout.ring = Ring(1 << 20)
-    house.fanout.ring.begin(2, 180)
+    replace_ring(house)
+    house.fanout.ring.begin(Position("e2", 180))
     second = house.connect("since=e2-150", v1=True)
     await until_welcome(house, second)
     await house.settle()
@@ -883,8 +891,8 @@ class Story:
         await until(self.is_over, "not everybody is live")
 
     def is_over(self) -> bool:
-        self.house.reader.check(self.house.redis.head())
-        return self.house.reader.at == self.house.redis.head() and not self.house.roster.behind
+        self.house.sequencer.check(self.house.redis.head())
+        return self.house.sequencer.position == self.house.redis.head() and not self.house.registry.behind
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -894,7 +902,7 @@ async def test_whoever_comes_back_wherever_gets_each_later_event_once_or_is_told
     story = Story(seed)
     await story.run()
     assert len(story.peers) > 3
-    order = story.house.reader.order
+    order = story.house.sequencer.order
     for peer, since, wanted in story.peers:
         words: list[Any] = []
         for data in server_texts(peer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
-from broadcaster.hub.filters import Labels
-from broadcaster.hub.ring import Entry, Ring
-from broadcaster.position import Cause, Gap
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.hub.fanout.filters import Labels
+from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.ring import Ring
 
 LABELS = Labels("SERVER_DOWN", "server-a", "critical")
 
@@ -16,18 +18,25 @@ LABELS = Labels("SERVER_DOWN", "server-a", "critical")
 def filled(max_bytes: int, *sizes: int) -> Ring:
     """A ring that was given frames of these sizes; frame n is n times its last digit and came at n seconds."""
     ring = Ring(max_bytes)
-    ring.begin(1, 0)
+    ring.begin(at(1, 0))
     for number, size in enumerate(sizes):
-        ring.append(Entry(frame(number, size), float(number), 1, number + 1, LABELS))
+        ring.extend([Message(frame(number, size), LABELS, at(1, number + 1))], float(number))
     return ring
 
 
+def at(epoch: int, offset: int) -> Position:
+    return Position(f"e{epoch}", offset)
+
+
 def placed(max_bytes: int, *places: tuple[int, int], begin: tuple[int, int] = (1, 0)) -> Ring:
-    """A ring with a frame of 10 bytes at each of these places (era, offset), in order."""
+    """A ring with a frame of 10 bytes at each of these places (epoch, offset), in order; a place that comes again is
+    that of an event that is not stored."""
     ring = Ring(max_bytes)
-    ring.begin(*begin)
-    for place in places:
-        ring.append(Entry(b"." * 10, 0.0, *place, LABELS))
+    ring.begin(at(*begin))
+    for before, place in itertools.pairwise([begin, *places]):
+        if place[0] != before[0]:
+            ring.begin(at(place[0], place[1] - 1))
+        ring.extend([Message(b"." * 10, LABELS, None if place == before else at(*place))], 0.0)
     return ring
 
 
@@ -84,12 +93,12 @@ def test_a_reader_gets_as_many_frames_as_fit(cursor: int, max_bytes: int, number
     assert [entry.frame for entry in ring.read(cursor, max_bytes)] == [frame(number, 10) for number in numbers]
 
 
-def test_what_is_gone_is_an_error_not_a_hole() -> None:
-    """A reader before the tail is told so; one at the tail is served."""
+def test_what_is_gone_cannot_be_read() -> None:
+    """A reader before the tail is a mistake of its caller; one at the tail is served."""
     ring = filled(100, *[40] * 5)
     assert ring.tail == 3
     for cursor in range(3):
-        with pytest.raises(LookupError, match=f"frame {cursor} is gone"):
+        with pytest.raises(AssertionError, match=f"frame {cursor} is gone"):
             ring.read(cursor, 1000)
     assert len(ring.read(3, 1000)) == 2
 
@@ -104,14 +113,14 @@ def test_a_gap_is_marked() -> None:
     """Readers can tell what is missing from what is an event."""
     ring = Ring(100)
     gap = Gap("events.x", Cause.EXPIRED, "e1", 2, 3)
-    ring.append(Entry(b"event", 0.0, 1, 1, LABELS))
-    ring.append(Entry(b"gap", 1.0, 1, 3, None, gap=gap))
+    ring.extend([Message(b"event", LABELS, at(1, 1))], 0.0)
+    ring.append_gap(gap, b"gap", 1.0)
     first, second = ring.read(0, 100)
     assert (first.labels, first.gap) == (LABELS, None)
     assert (second.labels, second.gap) == (None, gap)
 
 
-# Places
+# Positions
 
 PLACES = [(1, 6), (1, 7), (1, 7), (1, 9), (2, 8), (2, 9), (3, 8), (3, 8)]
 """Two events that are not stored (their place is that of the event before), a hole, two restarts, one back."""
@@ -136,42 +145,42 @@ AFTER = [
 def test_the_frame_after_a_place_is_found(place: tuple[int, int], number: int | None) -> None:
     """The first frame that is later; None only if something after the place is not here any more."""
     ring = placed(1000, *PLACES, begin=(1, 5))
-    assert ring.after(*place) == number
+    assert ring.number_after(at(*place)) == number
 
 
 def test_what_was_dropped_moves_the_oldest_place() -> None:
     """After the drop one can begin at the last dropped frame's place, and at none before it."""
     ring = placed(40, *PLACES, begin=(1, 5))
     assert ring.tail == 4
-    assert ring.after(1, 9) == 4
-    assert ring.after(1, 8) is None
-    assert ring.place(ring.tail) == (1, 9)
+    assert ring.number_after(at(1, 9)) == 4
+    assert ring.number_after(at(1, 8)) is None
+    assert ring.position_at(ring.tail) == at(1, 9)
 
 
 def test_a_reader_stands_where_the_frame_before_its_cursor_was() -> None:
     """At the front it stands where the ring began; at the head, where the last frame was."""
     ring = placed(1000, *PLACES, begin=(1, 5))
-    assert [ring.place(cursor) for cursor in range(9)] == [(1, 5), *PLACES]
+    assert [ring.position_at(cursor) for cursor in range(9)] == [at(*place) for place in [(1, 5), *PLACES]]
 
 
 def test_an_empty_ring_stands_where_it_began() -> None:
     """Nothing has come yet: only whoever stands there, or later, can go on."""
     ring = placed(100, begin=(1, 5))
-    assert ring.place(0) == (1, 5)
-    assert ring.after(1, 5) == 0
-    assert ring.after(1, 4) is None
+    assert ring.position_at(0) == at(1, 5)
+    assert ring.number_after(at(1, 5)) == 0
+    assert ring.number_after(at(1, 4)) is None
 
 
 def test_a_ring_that_holds_something_does_not_begin_again() -> None:
     """A new epoch changes nothing about what is held; an empty ring begins there."""
     ring = placed(15, (1, 1))
-    ring.begin(2, 0)
-    assert ring.place(0) == (1, 0)
-    ring.append(Entry(b"." * 16, 0.0, 2, 1, LABELS))
+    ring.begin(at(2, 0))
+    assert ring.position_at(0) == at(1, 0)
+    ring.extend([Message(b"." * 16, LABELS, at(2, 1))], 0.0)
     assert (ring.tail, ring.head) == (2, 2)
-    assert ring.place(2) == (2, 1)
-    ring.begin(3, 7)
-    assert ring.place(2) == (3, 7)
+    assert ring.position_at(2) == at(2, 1)
+    ring.begin(at(3, 7))
+    assert ring.position_at(2) == at(3, 7)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -180,15 +189,20 @@ def test_the_ring_is_the_end_of_the_list_of_all_frames(seed: int) -> None:
     chance = random.Random(seed)
     bound = chance.randrange(1, 2000)
     ring, frames = Ring(bound), list[bytes]()
-    era, offset, places = 1, 0, [(1, 0)]
-    ring.begin(era, offset)
+    epoch, offset, places = 1, 0, [(1, 0)]
+    ring.begin(at(epoch, offset))
     for number in range(300):
         frames.append(chance.randbytes(chance.randrange(1, 300)))
-        offset += chance.choice([0, 1, 1, 1, 3])
+        step = chance.choice([0, 1, 1, 1, 3])
+        offset += step
         if chance.random() < 0.02:
-            era, offset = era + 1, max(0, offset - 5)
-        places.append((era, offset))
-        ring.append(Entry(frames[-1], float(number), era, offset, LABELS))
+            epoch, offset = epoch + 1, max(0, offset - 5)
+            if ring.head == ring.tail:
+                places[-1] = (epoch, offset)
+            ring.begin(at(epoch, offset))
+            step = 0
+        places.append((epoch, offset))
+        ring.extend([Message(frames[-1], LABELS, at(epoch, offset) if step else None)], float(number))
         held = [entry.frame for entry in ring.read(ring.tail, 10**9)]
         assert ring.head == len(frames)
         assert held == frames[ring.tail :]
@@ -201,7 +215,7 @@ def test_the_ring_is_the_end_of_the_list_of_all_frames(seed: int) -> None:
         assert read == frames[cursor : cursor + len(read)]
         assert len(read) <= 1 or sum(map(len, read)) <= piece
         assert bool(read) == (cursor < ring.head)
-        assert ring.place(cursor) == places[cursor]
-        place = chance.choice([*places[-40:], (era, offset + 1), (era, chance.randrange(1 + offset))])
+        assert ring.position_at(cursor) == at(*places[cursor])
+        place = chance.choice([*places[-40:], (epoch, offset + 1), (epoch, chance.randrange(1 + offset))])
         later = next((n for n, other in enumerate(places[1:]) if other > place), ring.head)
-        assert ring.after(*place) == (later if place >= places[ring.tail] else None)
+        assert ring.number_after(at(*place)) == (later if place >= places[ring.tail] else None)

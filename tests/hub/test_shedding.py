@@ -13,18 +13,17 @@ from typing import Any, NamedTuple
 import pytest
 
 from broadcaster import wire
-from broadcaster.event import decode
-from broadcaster.hub.fanout import gap_frame
-from broadcaster.hub.filters import Filter, Labels
-from broadcaster.hub.lag import Lag
-from broadcaster.hub.listener import Listener
-from broadcaster.hub.ring import Entry
-from broadcaster.hub.shedding import SHARE, overtaken, shed
-from broadcaster.hub.statistics import ChannelStatistics
-from broadcaster.place import Places
-from broadcaster.position import Cause, Gap, Position
+from broadcaster.core.event import decode
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.hub.fanout.filters import Filter, Labels
+from broadcaster.hub.fanout.ring import Entry
+from broadcaster.hub.fanout.slow import SHARE, Lag, gap_entry, overtaken, shed
+from broadcaster.hub.fanout.subscription import Subscription
+from broadcaster.hub.stats import ChannelStatistics
 from broadcaster.settings import ChannelsTable
-from tests.hub.parts import CHANNEL, House, Peer, payload, splice, turns
+from broadcaster.subscribe.resume_state import ResumeState
+from broadcaster.wire import CloseCode
+from tests.hub.parts import CHANNEL, Clock, House, Peer, payload, splice, turns
 from tests.support import client_frame, in_loop, server_frames
 
 OTHER = "events.other"
@@ -41,24 +40,24 @@ ALLOWED = Lag(100, 100, 100)
 
 
 def entry(offset: int, severity: str = "critical", *, stored: bool = True, era: int = 1) -> Entry:
-    return Entry(b"%d" % offset, 0.0, era, offset, Labels("A", "s", severity), stored)
+    return Entry(b"%d" % offset, Labels("A", "s", severity), Position(f"e{era}", offset), era, 0.0, stored)
 
 
 def told_entry(offset: int) -> Entry:
     """A gap that everybody is told of."""
     gap = Gap("c", Cause.EXPIRED, "e1", offset, offset, Position("e1", offset))
-    return Entry(b"gap", 0.0, 1, offset, None, gap=gap)
+    return Entry(b"gap", None, gap.position, 1, 0.0, gap=gap)
 
 
-def lost(first: int | None, last: int | None, epoch: str | None = "e1") -> Gap:
+def lost(first: int | None, last: int | None, epoch: str | None = "e1") -> Entry:
     position = None if epoch is None or last is None else Position(epoch, last)
-    return Gap("c", Cause.SHED, epoch, first, last, position)
+    return gap_entry(Gap("c", Cause.SHED, epoch, first, last, position))
 
 
-def shed_at(*entries: tuple[Entry, float]) -> tuple[list[Entry | Gap], Counter[str]]:
+def shed_at(*entries: tuple[Entry, float]) -> tuple[list[Entry], Counter[str]]:
     """Each entry with how many percent of what is allowed are used up there."""
     lags = [(one, Lag(percent, 0, 0)) for one, percent in entries]
-    return shed(lags, channel="c", epochs=["e1", "e2"], most=ALLOWED)
+    return shed(lags, channel="c", allowed=ALLOWED)
 
 
 LIMITS = [(severity, percent) for severity, share in SHARE.items() for percent in (share * 100 - 1, share * 100)]
@@ -76,8 +75,8 @@ def test_up_to_its_share_an_event_is_kept_and_beyond_it_is_shed(severity: str, p
     one = entry(7, severity)
     within = Lag(*(percent if measure == number else 0 for number in range(3)))
     beyond = Lag(*(SHARE[severity] * 100 + 0.5 if measure == number else 0 for number in range(3)))
-    assert shed([(one, within)], channel="c", epochs=["e1"], most=ALLOWED) == ([one], Counter())
-    assert shed([(one, beyond)], channel="c", epochs=["e1"], most=ALLOWED) == ([lost(7, 7)], {severity: 1})
+    assert shed([(one, within)], channel="c", allowed=ALLOWED) == ([one], Counter())
+    assert shed([(one, beyond)], channel="c", allowed=ALLOWED) == ([lost(7, 7)], {severity: 1})
 
 
 I1, I2, I3, I5 = (entry(offset, "info") for offset in (1, 2, 3, 5))
@@ -85,7 +84,7 @@ C2, C3 = entry(2), entry(3)
 UNSTORED, UNSTORED_TOO = entry(2, "info", stored=False), entry(2, "info", stored=False)
 LATER = entry(4, "info", era=2)
 
-SHED: list[tuple[str, list[tuple[Entry, float]], list[Entry | Gap], dict[str, int]]] = [
+SHED: list[tuple[str, list[tuple[Entry, float]], list[Entry], dict[str, int]]] = [
     ("nothing", [], [], {}),
     ("all within", [(I1, 50), (C2, 100)], [I1, C2], {}),
     ("all beyond", [(I1, 60), (I2, 60), (I3, 51)], [lost(1, 3)], {"info": 3}),
@@ -109,7 +108,7 @@ SHED: list[tuple[str, list[tuple[Entry, float]], list[Entry | Gap], dict[str, in
     ("entries", "kept", "counts"), [case[1:] for case in SHED], ids=[case[0] for case in SHED]
 )
 def test_what_is_shed_is_a_gap_in_its_place(
-    entries: list[tuple[Entry, float]], kept: list[Entry | Gap], counts: dict[str, int]
+    entries: list[tuple[Entry, float]], kept: list[Entry], counts: dict[str, int]
 ) -> None:
     """What is too far behind is replaced by its exact range; neighbours are one range; each event is counted."""
     assert shed_at(*entries) == (kept, counts)
@@ -145,19 +144,6 @@ def test_what_the_ring_has_dropped_without_a_position_has_no_numbers() -> None:
 
 
 # A house with a clock, and a reader that is behind by so many units
-
-
-class Clock:
-    """A clock that only the test moves, for the fan-outs and the roster of a house."""
-
-    def __init__(self, house: House) -> None:
-        self.now = 1000.0
-        house.roster._clock = self.read
-        for channel in house.channels.open.values():
-            channel.fanout._clock = self.read
-
-    def read(self) -> float:
-        return self.now
 
 
 SIZE = 1020
@@ -198,7 +184,7 @@ class Scene:
             house.channels.get(name)
             house.channels.on_confirmed(name)
         await house.settle()
-        return cls(house, Clock(house))
+        return cls(house, house.clock.stop())
 
     def slow(self, query: str = "", *, v1: bool = True) -> Peer:
         """Somebody who has stopped reading, and whose socket is full."""
@@ -217,7 +203,7 @@ class Scene:
     def unit(self, severity: str = "critical", **labels: Any) -> None:
         """One event more, and it gets older."""
         self.publish(severity, **labels)
-        self.clock.now += UNIT_MS / 1000
+        self.clock.move(UNIT_MS / 1000)
 
     async def read(self, *peers: Peer) -> None:
         """They read all, and from now on all that comes."""
@@ -226,8 +212,8 @@ class Scene:
         await self.house.until_live(*peers)
 
 
-def ear(peer: Peer, channel: str = CHANNEL) -> Listener:
-    return next(one for one in peer.connection.listeners if one.channel.name == channel)
+def ear(peer: Peer, channel: str = CHANNEL) -> Subscription:
+    return next(one for one in peer.connection.memberships if one.channel.name == channel)
 
 
 def texts(peer: Peer) -> list[bytes]:
@@ -269,7 +255,7 @@ async def test_who_is_too_slow_loses_the_oldest_and_the_least_severe_first(bound
     house = scene.house
     slow, quick = scene.slow(), house.connect(v1=True)
     scene.fill()
-    assert slow.connection in house.roster.behind
+    assert slow.connection in house.registry.behind
     for number in range(120):
         scene.unit(SEVERITIES[number % 3])
     await scene.read(slow)
@@ -290,7 +276,7 @@ async def test_who_is_too_slow_loses_the_oldest_and_the_least_severe_first(bound
     assert numbers.gaps == {"shed": gaps}
     assert numbers.deliveries == 2 * 122 - counts.total()
     assert house.channels.totals()["shed"] == counts.total()
-    assert (numbers.filtered, numbers.behind, house.roster.slow_closed) == (0, 0, 0)
+    assert (numbers.filtered, numbers.behind, house.registry.closed[CloseCode.SLOW]) == (0, 0, 0)
     assert close_of(slow) == (0, "")
     assert quick.events() == scene.sent
     scene.unit("info")
@@ -343,15 +329,15 @@ async def test_a_plain_client_there_is_closed(bound: str) -> None:
     scene.fill()
     for _ in range(100):
         scene.unit("info")
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert close_of(plain) == (0, "")
     scene.unit("info")
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     lag = f"101 events, {101 * FRAME} bytes, {101 * UNIT_MS} ms behind"
     assert close_of(plain) == (4008, f"too slow: {lag}")
     assert plain.told == [*scene.sent[:2], "close 4008"]
     assert close_of(v1) == (0, "")
-    assert scene.house.roster.slow_closed == 1
+    assert scene.house.registry.closed[CloseCode.SLOW] == 1
 
 
 # What is said before
@@ -367,10 +353,10 @@ async def test_who_is_slow_is_warned_before_anything_happens(bound: str, drops: 
     scene.fill()
     for _ in range(50):
         scene.unit()
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert v1.controls("lag") == []
     scene.unit()
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert v1.controls("lag") == [
         {
             "channel": CHANNEL,
@@ -394,8 +380,8 @@ async def test_it_is_warned_once_a_second(drops: bool) -> None:
         scene.publish()
     seen = []
     for _ in range(50):
-        scene.clock.now += 0.125
-        scene.house.roster.tick()
+        scene.clock.move(0.125)
+        scene.house.timer.tick()
         seen.append(len(v1.controls("lag")))
     assert seen[0] == 1
     times = [number for number, (before, now) in enumerate(itertools.pairwise([0, *seen])) if now > before]
@@ -403,15 +389,15 @@ async def test_it_is_warned_once_a_second(drops: bool) -> None:
     assert len(times) >= 5
     await scene.read(v1)
     for _ in range(20):
-        scene.clock.now += 0.125
-        scene.house.roster.tick()
+        scene.clock.move(0.125)
+        scene.house.timer.tick()
     assert len(v1.controls("lag")) == len(times)
     assert v1.events() == scene.sent
     v1.socket.reads_along = False
     scene.fill()
     for _ in range(60):
         scene.publish()
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert len(v1.controls("lag")) == len(times) + 1
 
 
@@ -424,14 +410,14 @@ async def test_a_v1_client_elsewhere_is_warned_and_then_closed(bound: str) -> No
     scene.fill()
     for _ in range(100):
         scene.unit()
-        scene.house.roster.tick()
+        scene.house.timer.tick()
     assert close_of(v1) == (0, "")
     scene.unit()
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert close_of(v1) == (4008, f"too slow: 101 events, {101 * FRAME} bytes, {101 * UNIT_MS} ms behind")
     assert v1.told[:4] == ["welcome", *scene.sent[:2], "lag"]
     assert set(v1.told[3:-1]) == {"lag"}
-    assert scene.house.roster.slow_closed == 1
+    assert scene.house.registry.closed[CloseCode.SLOW] == 1
     assert ChannelStatistics.of(scene.house.channel()).shed == {}
 
 
@@ -447,7 +433,7 @@ async def test_a_burst_closes_nobody_who_was_not_warned(bytes_each: int) -> None
     if bytes_each > 252:
         v1.socket.read_all()
         await scene.house.settle()
-    scene.house.roster.tick()
+    scene.house.timer.tick()
     assert v1.told == ["welcome", *scene.sent[:2], "lag", "close 4008"]
 
 
@@ -473,14 +459,14 @@ async def test_a_warning_never_comes_before_the_welcome() -> None:
     house = scene.house
     house.store(300, channel=OTHER, note="." * 500)
     slow = scene.slow(f"channel={CHANNEL}&channel={OTHER}&since={house.redis.head(OTHER)._replace(offset=0)}")
-    scene.clock = Clock(house)
+    scene.clock = house.clock.stop()
     scene.fill()
     house.channels.on_confirmed(OTHER)
     await house.settle()
     assert ear(slow, OTHER) in house.channel(OTHER).fanout.behind
     for _ in range(7):
-        scene.clock.now += 0.125
-        house.roster.tick()
+        scene.clock.move(0.125)
+        house.timer.tick()
     await scene.read(slow)
     assert [frame["channel"] for frame in slow.controls("welcome")] == [CHANNEL, OTHER]
     seen: set[str] = set()
@@ -502,8 +488,8 @@ async def test_who_resumes_is_not_shed(ring_bytes: int) -> None:
         scene.publish("info")
     slow = scene.slow("since=e1-0")
     await scene.house.settle()
-    while ear(slow).resuming:
-        scene.house.roster.tick()
+    while ear(slow).is_replaying:
+        scene.house.timer.tick()
         slow.socket.read(50_000)
         await turns(20)
     assert slow.events() == scene.sent[: len(slow.events())]
@@ -527,12 +513,12 @@ async def test_who_resumes_and_makes_no_progress_is_closed() -> None:
         scene.publish("info")
     slow = scene.slow("since=e1-0")
     await scene.house.settle()
-    assert ear(slow).resuming
-    scene.clock.now += 1.0
-    scene.house.roster.tick()
+    assert ear(slow).is_replaying
+    scene.clock.move(1.0)
+    scene.house.timer.tick()
     assert close_of(slow) == (0, "")
-    scene.clock.now += 0.125
-    scene.house.roster.tick()
+    scene.clock.move(0.125)
+    scene.house.timer.tick()
     assert slow.told[-2:] == ["lag", "close 4008"]
     assert slow.controls("gap") == []
 
@@ -570,11 +556,11 @@ async def test_who_is_overtaken_keeps_every_critical_event_that_the_ring_has() -
         scene.publish(size=400)
         listener = ear(slow)
         tail = house.fanout.ring.tail
-        lag = house.fanout._lag_at(tail, house.fanout.ring.read(tail, 0)[0])
+        lag = house.fanout.slow._lag_at(tail, house.fanout.ring.read(tail, 0)[0])
         assert lag.bytes <= 1 << 18, f"at frame {tail}"
-        assert house.fanout.lag_of(listener).bytes <= 1 << 18
+        assert house.fanout.slow.lag_of(listener).bytes <= 1 << 18
     await scene.read(slow)
-    assert set(house.fanout.shed) == {"overtaken"}
+    assert set(house.fanout.slow.shed) == {"overtaken"}
 
 
 @in_loop
@@ -588,7 +574,7 @@ async def test_who_is_overtaken_by_events_without_a_position_is_told_without_num
     await scene.read(slow)
     [gap] = slow.controls("gap")
     assert (gap["cause"], gap["first"], gap["last"]) == ("shed", None, None)
-    places = Places(f"ws://x/ws?channel={CHANNEL}", (), Position("e1", 2), (), (), ())
+    places = ResumeState(f"ws://x/ws?channel={CHANNEL}", (), Position("e1", 2), (), (), ())
     assert places.on_gap(Gap.from_fields(gap)) is not None, "a subscriber does not hear of it"
 
 
@@ -636,17 +622,17 @@ async def test_who_stops_reading_for_good_is_ended() -> None:
     slow, plain = scene.slow(), scene.slow(v1=False)
     scene.fill()
     for _ in range(40):
-        scene.clock.now += 0.125
-        scene.house.roster.tick()
+        scene.clock.move(0.125)
+        scene.house.timer.tick()
     assert close_of(slow) == (0, "")
-    scene.clock.now += 0.125
-    scene.house.roster.tick()
+    scene.clock.move(0.125)
+    scene.house.timer.tick()
     assert close_of(slow) == (1011, "nothing is read")
     assert close_of(plain)[0] == 4008
-    assert scene.house.roster.ping_timeouts == 1
-    assert scene.house.roster.behind == set()
-    scene.clock.now += 2.0
-    scene.house.roster.tick()
+    assert scene.house.registry.closed[CloseCode.PING_TIMEOUT] == 1
+    assert scene.house.registry.behind == set()
+    scene.clock.move(2.0)
+    scene.house.timer.tick()
     assert slow.socket.aborted
 
 
@@ -659,13 +645,13 @@ async def test_who_reads_slowly_stays_however_long() -> None:
     for _ in range(60):
         for _ in range(40):
             scene.publish("warning", 4000)
-        scene.clock.now += 1.0
+        scene.clock.move(1.0)
         slow.socket.read(70_000)
         await turns(5)
-        scene.house.roster.tick()
+        scene.house.timer.tick()
         slow.connection.data_received(client_frame(10))
     assert close_of(slow) == (0, "")
-    assert scene.house.fanout.shed["warning"] > 0
+    assert scene.house.fanout.slow.shed["warning"] > 0
     await scene.read(slow)
     assert covered(slow) == set(range(1, len(scene.sent) + 1))
 
@@ -682,10 +668,10 @@ async def test_who_reads_one_channel_slowly_is_not_taken_for_dead_in_the_other()
     for _ in range(20):
         for _ in range(40):
             scene.publish(size=4000)
-        scene.clock.now += 1.0
+        scene.clock.move(1.0)
         slow.socket.read(70_000)
         await turns(5)
-        house.roster.tick()
+        house.timer.tick()
         slow.connection.data_received(client_frame(10))
         assert close_of(slow) == (0, ""), "it was closed while it read"
     await scene.read(slow)
@@ -714,7 +700,7 @@ async def test_a_beat_counts_what_was_told_as_shed_and_nothing_beyond() -> None:
     """While it is behind: up to what was written to it or told; once overtaken: nothing, until it was told."""
     scene = await Scene.opened(ring_bytes=1 << 18, behind_max_events=100, behind_max_ms=FAR)
     house = scene.house
-    house.freshness.proven = True
+    house.probe.healthy = True
     slow = scene.slow()
     scene.fill()
     for _ in range(120):
@@ -729,7 +715,7 @@ async def test_a_beat_counts_what_was_told_as_shed_and_nothing_beyond() -> None:
     assert beats(slow)[1:] == ["e1-122"]
     for _ in range(600):
         scene.publish("info")
-    assert house.fanout.is_overtaken(ear(slow))
+    assert house.fanout.slow.is_overtaken(ear(slow))
     before = len(beats(slow))
     await tick(house)
     assert len(beats(slow)) == before
@@ -748,7 +734,7 @@ async def test_no_beat_is_beyond_a_gap_that_still_waits(count: int, drops: bool)
     """Nothing has ever come on a channel, then something is missing: who is behind has not been told yet."""
     scene = await Scene.opened(OTHER, drops=drops)
     house = scene.house
-    house.freshness.proven = True
+    house.probe.healthy = True
     slow = scene.slow(f"channel={CHANNEL}&channel={OTHER}")
     before = str(house.redis.head(OTHER))
     scene.fill()
@@ -767,7 +753,7 @@ async def test_no_beat_is_beyond_a_gap_that_still_waits(count: int, drops: bool)
 
 
 async def tick(house: House) -> None:
-    house.roster.tick()
+    house.timer.tick()
     await turns(5)
 
 
@@ -800,8 +786,7 @@ def hole(house: House, channel: str, count: int) -> Gap:
     house.store(count, channel=channel)
     last = house.redis.head(channel)
     gap = Gap(channel, Cause.EXPIRED, first.epoch, first.offset, last.offset, last)
-    house.channel(channel).reader.at = last
-    house.channel(channel).fanout.tell(gap)
+    house.channel(channel).fanout.announce(gap)
     return gap
 
 
@@ -814,9 +799,8 @@ def restart(house: House, *channels: str) -> list[Gap]:
         assert fanout.position is not None
         epoch, offset = fanout.position
         head = house.redis.head(channel)
-        house.channel(channel).reader.at = head
         gaps.append(Gap(channel, Cause.REDIS_RESTARTED, epoch, offset + 1, None, head))
-        fanout.tell(gaps[-1])
+        fanout.announce(gaps[-1])
     return gaps
 
 
@@ -899,7 +883,7 @@ class Story:
     def arrive(self) -> None:
         query = self.chance.choice(QUERIES)
         peer = self.house.connect(query, v1=True, reads_along=False)
-        for listener in peer.connection.listeners:
+        for listener in peer.connection.memberships:
             name = listener.channel.name
             self.readings.append(Reading(peer, name, listener.filter, len(self.truths[name].all)))
 
@@ -920,7 +904,7 @@ class Story:
                 event = event_of(self.house, size, channel, **fields)
             batch.append(event)
             frame = wire.text_frame(event)
-            self.truths[channel].add(Told(len(frame), self.clock.now, event, labels, position))
+            self.truths[channel].add(Told(len(frame), self.clock.loop_s(), event, labels, position))
         self.house.hear(batch, channel)
 
     def hole(self) -> None:
@@ -932,12 +916,12 @@ class Story:
             self.tell(gap)
 
     def tell(self, gap: Gap) -> None:
-        told = Told(len(gap_frame(gap)), self.clock.now, b"", None, gap.position, gap)
+        told = Told(len(wire.gap_frame(gap)), self.clock.loop_s(), b"", None, gap.position, gap)
         self.truths[gap.channel].add(told)
 
     def wait(self) -> None:
-        self.clock.now += self.chance.choice([0.0625, 0.125, 0.25])
-        self.house.roster.tick()
+        self.clock.move(self.chance.choice([0.0625, 0.125, 0.25]))
+        self.house.timer.tick()
 
     def read(self) -> None:
         for peer in {id(reading.peer): reading.peer for reading in self.readings}.values():
@@ -959,9 +943,9 @@ class Story:
         self.house.channels.get(OTHER)
         self.house.channels.on_confirmed(OTHER)
         await self.house.settle()
-        self.clock = Clock(self.house)
-        self.house.freshness.proven = True
-        self.most = Lag.most(self.house.settings.hub)
+        self.clock = self.house.clock.stop()
+        self.house.probe.healthy = True
+        self.most = Lag.allowed(self.house.settings.hub)
         for _ in range(3):
             self.arrive()
         what = [self.arrive] + [self.publish] * 14 + [self.hole, self.restart] + [self.wait] * 6 + [self.read] * 10
@@ -981,7 +965,7 @@ class Story:
     def share(self, reading: Reading, number: int) -> float:
         """How much of what is allowed is used up by whoever is given this frame now."""
         truth = self.truths[reading.channel]
-        ms = (self.clock.now - truth.all[number].at) * 1000
+        ms = (self.clock.loop_s() - truth.all[number].at) * 1000
         return Lag(ms, len(truth.all) - number, truth.bytes_from(number)).share_of(self.most)
 
     def look(self) -> None:
@@ -1121,13 +1105,13 @@ async def test_whatever_happens_everything_is_given_told_or_held_back(seed: int)
         fanout = story.house.channel(channel).fanout
         assert not fanout.behind
         assert fanout.deliveries == sum(reading.given for reading in mine)
-        assert fanout.gaps["shed"] == sum(reading.gaps for reading in mine)
+        assert fanout.slow.gaps == sum(reading.gaps for reading in mine)
         lost = sum((reading.lost for reading in mine), Counter())
         perhaps = sum((reading.perhaps for reading in mine), Counter())
         for severity in SEVERITIES:
-            assert lost[severity] <= fanout.shed[severity] <= lost[severity] + perhaps[severity]
+            assert lost[severity] <= fanout.slow.shed[severity] <= lost[severity] + perhaps[severity]
     assert sum(reading.beats for reading in story.readings) > 0
-    assert story.house.roster.slow_closed == story.house.roster.ping_timeouts == 0
+    assert story.house.registry.closed[CloseCode.SLOW] == story.house.registry.closed[CloseCode.PING_TIMEOUT] == 0
 
 
 @pytest.mark.parametrize("query", ["", "severity=critical", "type=A"])
@@ -1166,7 +1150,7 @@ async def test_a_subscriber_finds_every_gap_announced(seed: int) -> None:
     """What the client library makes of the frames of a slow reader: no hole that nobody has told it of."""
     chance = random.Random(seed)
     scene = await Scene.opened(ring_bytes=1 << 18, behind_max_events=200, behind_max_ms=FAR)
-    scene.house.freshness.proven = True
+    scene.house.probe.healthy = True
     slow = scene.slow()
     for _ in range(60):
         for _ in range(chance.choice([1, 30, 200])):
@@ -1175,7 +1159,7 @@ async def test_a_subscriber_finds_every_gap_announced(seed: int) -> None:
         await tick(scene.house)
     await scene.read(slow)
     await tick(scene.house)
-    places = Places(f"ws://x/ws?channel={CHANNEL}", (), None, (), (), ())
+    places = ResumeState(f"ws://x/ws?channel={CHANNEL}", (), None, (), (), ())
     gaps: list[Gap | None] = []
     for data in texts(slow):
         control = wire.read_control(data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcaster.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError
 from broadcaster.loadtest import archive
 from tests.support import ROOT, clean_environment
 

@@ -20,15 +20,15 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from broadcaster.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError
 from broadcaster.loadtest import fleet as fleet_module
 from broadcaster.loadtest import measuring, records
 from broadcaster.loadtest.client import Client
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
-from broadcaster.publisher import Publisher
-from broadcaster.redis_server import RedisServer
+from broadcaster.publish.publisher import Publisher
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, SubscriberTable, load
 from broadcaster.wire import V1
 from tests.loadtest.test_fleet import fleet_on

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from broadcaster.errors import HubUnavailable
+from broadcaster.core.errors import HubUnavailable
 from broadcaster.loadtest import measuring, records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.measuring import process_number, share
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import Settings, SubscriberTable, load
 from tests.support import (
     HubProcess,

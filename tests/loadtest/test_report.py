@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from broadcaster.errors import RunIncomplete
+from broadcaster.core.errors import RunIncomplete
 from broadcaster.loadtest import archive, records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.report import present, read_run, summary_rows
 from broadcaster.loadtest.run import Run
-from broadcaster.redis_server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import dump, load
 from tests.support import CommandLine, finished
 

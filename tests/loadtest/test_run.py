@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from broadcaster.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError
 from broadcaster.loadtest.run import Run, locked
-from broadcaster.redis_server import free_port
+from broadcaster.redis.server import free_port
 from broadcaster.settings import LoadtestTable
 from tests.support import ROOT, Running, eventually, finished
 

@@ -11,7 +11,7 @@ import pytest
 
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.support import HubProcess, Running, broadcaster, eventually
 
 CLIENTS, EVENTS = 6, 40

@@ -12,7 +12,7 @@ from typing import Any, Final
 import uvloop
 
 from broadcaster import Event, Publisher, Subscriber
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable
 from tests.faults.ledger import settings_for
 from tests.soak.guests import GUESTS, SEVERITIES, Books, Town, severity_at, stay

@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from broadcaster.position import Position
+from broadcaster.core.position import Position
 from broadcaster.wire import PLAIN, V1, read_control
 from tests.support import UNIT_S, client_frame, upgrade_request
 

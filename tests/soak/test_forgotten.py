@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 import uvloop
 
-from broadcaster.redis_server import RedisServer
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     HubProcess,
     RawClient,

@@ -1,0 +1,216 @@
+"""Who may subscribe to what: API keys and signed tokens (JWT, RFC 7519), checked without telling secrets.
+
+Every key is pinned to one algorithm, and a token's header only chooses among keys, never an algorithm: a token
+signed with a public key as if it were a secret, or not signed at all, finds no key that fits.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from hashlib import blake2b, sha256
+from typing import Any, Final
+
+import jwt
+
+from broadcaster.core.bounded import BoundedDict
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.settings import AuthTable, JwtKey
+
+CAUSES: Final = (
+    "missing",
+    "malformed",
+    "unknown_key",
+    "algorithm",
+    "signature",
+    "expired",
+    "not_yet_valid",
+    "audience",
+    "issuer",
+    "claims",
+)
+"""Every `Denied.cause` there is."""
+
+
+_NO_TOKEN: Final = (ValueError, TypeError, OverflowError, RecursionError)
+"""What the library lets through of tokens that are none: too deep, or with numbers that are none."""
+
+_KNOWN_HEADS: Final = 64
+
+_NEVER: Final = 2**40
+"""Seconds since 1970; what expires later (some 30,000 years) expires then."""
+
+
+class Denied(Exception):
+    """A token that lets nobody in; `cause` is one of a small fixed set, and nothing of the token is told."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"access denied: {cause.replace('_', ' ')}")
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What somebody may do.
+
+    Attributes:
+        subscribe: Channels that may be subscribed to: names, or patterns with * ? [...].
+        publish: Channels that may be published on.
+        expires_at: Until when; seconds since 1970, None: for good.
+    """
+
+    subscribe: tuple[str, ...]
+    publish: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+    def may_subscribe(self, channel: str) -> bool:
+        return any(fnmatchcase(channel, pattern) for pattern in self.subscribe)
+
+    def may_publish(self, channel: str) -> bool:
+        return any(fnmatchcase(channel, pattern) for pattern in self.publish)
+
+
+ANYBODY: Final = Grant(("*",), ("*",))
+"""What everybody may do when there is no access control."""
+
+
+class Access:
+    """Checks tokens against the keys of the settings."""
+
+    def __init__(self, table: AuthTable, runtime: Runtime = RUNTIME) -> None:
+        """Read the keys.
+
+        Raises:
+            ConfigurationError: There is access control but no key, or a key cannot be read.
+        """
+        self._table = table
+        # Digests are compared, all of them and in constant time: how long it takes tells nothing of a key.
+        self._api_keys = [
+            (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish)) for key in table.api_keys
+        ]
+        self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
+        # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
+        self._candidates = lru_cache(_KNOWN_HEADS)(self._find_candidates)
+        # By a keyed digest: the token itself is not kept, and nobody can look for another one with the same.
+        self._verified = BoundedDict[bytes, Grant](runtime.limits.known_tokens)
+        self._secret = runtime.chance.bytes(32)
+        self._clock = runtime.clock
+        if table.mode == "token" and not (self._api_keys or self._jwt_keys):
+            raise ConfigurationError("auth.mode is token, but there is no auth.api_keys and no auth.jwt_keys")
+
+    def grant(self, token: str | None) -> Grant:
+        """What the bearer of a token may do.
+
+        Raises:
+            Denied: It lets nobody in; the cause says why.
+        """
+        if self._table.mode == "none":
+            return ANYBODY
+        if not token:
+            raise Denied("missing")
+        if not token.isascii():
+            raise Denied("malformed")
+        if token.count(".") == 2:
+            mark = blake2b(token.encode(), digest_size=12, key=self._secret).digest()
+            return self._verified_before(mark) or self._remember(mark, self._from_jwt(token))
+        digest, found = _digest(token), None
+        for known, grant in self._api_keys:
+            if hmac.compare_digest(known, digest):
+                found = grant
+        if found is None:
+            raise Denied("unknown_key")
+        return found
+
+    def _verified_before(self, mark: bytes) -> Grant | None:
+        """What a token was good for that comes again, as after a lost network, and has not expired yet."""
+        grant = self._verified.get(mark)
+        return (
+            grant if grant and grant.expires_at is not None and self._clock.wall_s() < grant.expires_at else None
+        )
+
+    def _remember(self, mark: bytes, grant: Grant) -> Grant:
+        self._verified[mark] = grant
+        return grant
+
+    def _from_jwt(self, token: str) -> Grant:
+        try:
+            candidates = self._candidates(token.partition(".")[0])
+        except (jwt.PyJWTError, *_NO_TOKEN):
+            raise Denied("malformed") from None
+        for key, verifying in candidates:
+            try:
+                claims = jwt.decode(
+                    token,
+                    verifying,
+                    algorithms=[key.algorithm],
+                    audience=self._table.audience or None,
+                    issuer=self._table.issuer or None,
+                    leeway=self._table.leeway_s,
+                    options={"require": ["exp"], "verify_aud": bool(self._table.audience)},
+                )
+            except jwt.InvalidSignatureError:
+                continue  # two keys of one algorithm: one is being replaced by the other
+            except (jwt.PyJWTError, *_NO_TOKEN) as error:
+                raise Denied(_cause_of(error)) from None
+            return _grant_of(claims, self._table.leeway_s)
+        raise Denied("signature")
+
+    def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
+        """The keys that a token may be signed with, by the algorithm and key id in its first segment."""
+        header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head is of interest
+        kid = header.get("kid")
+        fitting = [(key, verifying) for key, verifying in self._jwt_keys if key.algorithm == header.get("alg")]
+        known = [(key, verifying) for key, verifying in fitting if not (kid and key.kid) or kid == key.kid]
+        if not known:
+            raise Denied("unknown_key" if fitting else "algorithm")
+        return known
+
+
+def _verifying(key: JwtKey) -> jwt.PyJWK:
+    """The key bound to its algorithm, as the library verifies with it; of a private key the public half."""
+    algorithm = jwt.get_algorithm_by_name(key.algorithm)
+    try:
+        prepared = algorithm.prepare_key(key.key.get_secret_value())
+        if hasattr(prepared, "public_key"):
+            prepared = prepared.public_key()
+        return jwt.PyJWK.from_dict(algorithm.to_jwk(prepared, as_dict=True), key.algorithm)
+    except (jwt.PyJWTError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"auth.jwt_keys: {key.algorithm} key {key.kid!r}: {error}") from None
+
+
+def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
+    subscribe, publish = claims.get("subscribe", []), claims.get("publish", [])
+    for patterns in (subscribe, publish):
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise Denied("claims")
+    expires_at = min(int(claims["exp"]), _NEVER)  # the library has seen that it is a number
+    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s)
+
+
+@lru_cache(1024)
+def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float) -> Grant:
+    """Tokens that are good for the same, until the same second, share it: there may be many."""
+    return Grant(subscribe, publish, expires_at)
+
+
+def _cause_of(error: Exception) -> str:
+    causes = {
+        jwt.ExpiredSignatureError: "expired",
+        jwt.ImmatureSignatureError: "not_yet_valid",
+        jwt.InvalidIssuedAtError: "claims",
+        jwt.exceptions.InvalidSubjectError: "claims",
+        jwt.exceptions.InvalidJTIError: "claims",
+        jwt.InvalidAudienceError: "audience",
+        jwt.InvalidIssuerError: "issuer",
+        jwt.InvalidAlgorithmError: "algorithm",
+        jwt.MissingRequiredClaimError: "claims",
+    }
+    return next((cause for kind, cause in causes.items() if isinstance(error, kind)), "malformed")
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode()).digest()

@@ -1,0 +1,61 @@
+"""The positions of `broadcaster subscribe`, kept in a file from one run to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.files import whole_file
+from broadcaster.core.position import Position
+from broadcaster.core.runtime import CLOCK
+
+SAVE_EVERY_S: Final = 0.2
+"""Seconds between two saves."""
+
+
+class ResumeFile:
+    """Positions per channel, kept in a file from one run to the next.
+
+    Attributes:
+        printed: Up to where everything was printed; what is saved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._saved: dict[str, Position] = {}
+        self._saved_at = 0.0
+        self.printed: dict[str, Position] = {}
+
+    def load(self) -> dict[str, Position]:
+        """What was saved; nothing if there is no file yet.
+
+        Raises:
+            ConfigurationError: The file cannot be read, or is not one of these.
+        """
+        try:
+            fields = json.loads(self._path.read_text())
+            self._saved = {str(channel): Position.parse(position) for channel, position in fields.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
+        self.printed = dict(self._saved)
+        return dict(self._saved)
+
+    def save(self, *, now: bool = False) -> None:
+        """Save if something has changed, and not too often; the file is whole at any time.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
+        positions = self.printed
+        if positions == self._saved or not (now or CLOCK.monotonic_s() - self._saved_at > SAVE_EVERY_S):
+            return
+        try:
+            with whole_file(self._path) as file:
+                json.dump({channel: str(position) for channel, position in positions.items()}, file)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {self._path}: {error.strerror}") from None
+        self._saved, self._saved_at = positions, CLOCK.monotonic_s()

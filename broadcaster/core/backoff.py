@@ -1,0 +1,47 @@
+"""Exponential backoff with full jitter, and the one retry loop built on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.runtime import CHANCE, Chance
+
+log = logging.getLogger("broadcaster.bus")
+
+T = TypeVar("T")
+
+SHORTEST_WAIT_S: Final = 0.05
+LONGEST_WAIT_S: Final = 1.0
+
+
+def backoff_s(shortest_s: float, longest_s: float, chance: Chance = CHANCE) -> Iterator[float]:
+    """Seconds between attempts: full jitter under a bound that doubles (AWS, Exponential Backoff And Jitter).
+
+    Args:
+        shortest_s: The first bound.
+        longest_s: The bound stops here.
+        chance: Draws each wait between 0 and the bound.
+    """
+    bound_s = shortest_s
+    while True:
+        yield chance.uniform(0, min(bound_s, longest_s))
+        bound_s = min(bound_s * 2, longest_s)
+
+
+async def keep_trying(work: Callable[[], Awaitable[T]], complaint: str, chance: Chance = CHANCE) -> T:
+    """Retry `work` until Redis is available; return its result. Each failure is logged.
+
+    Raises:
+        RedisRefused: A retry would not help.
+    """
+    waits_s = backoff_s(SHORTEST_WAIT_S, LONGEST_WAIT_S, chance)
+    while True:
+        try:
+            return await work()
+        except RedisUnavailable as error:
+            log.warning("%s: %s; trying again", complaint, error)
+            await asyncio.sleep(next(waits_s))

@@ -1,0 +1,306 @@
+"""The event: one schema, shared by publisher, hub and subscriber.
+
+An event is refused unless its whole payload is valid UTF-8 and one JSON object of this schema, at most
+`max_bytes` long. Every way in which a decoder can fail is such a refusal, never another exception: the hub
+forwards the very bytes it checked here, and one frame of invalid text would make every conforming
+WebSocket client close its connection (1007).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import msgspec
+
+from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.position import MAX_OFFSET, Position, is_epoch
+from broadcaster.core.runtime import CHANCE, CLOCK, Chance
+
+MAX_BYTES: Final = 65_536
+"""Default size limit of one encoded event in bytes."""
+
+MAX_LEVELS: Final = 256
+"""Objects and arrays within each other; deeper events are refused, at the publisher as at the hub."""
+
+SEVERITIES: Final = ("critical", "warning", "info")
+RESERVED: Final = ("channel", "epoch", "offset")
+"""Fields that are given to an event when it is stored, all three; a publisher cannot set them."""
+
+CAUSES: Final = ("too_large", "not_utf8", "not_json", "too_deep", "duplicate_key", "not_object", "field")
+"""Every `InvalidEvent.cause` there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event, as published and as received.
+
+    Attributes:
+        event_id: UUID; the same event published again carries the same id.
+        event_type: What happened, such as `SERVER_DOWN`.
+        source: To whom it happened, such as `server-a`.
+        sequence: Number of this event at its source; one more each time.
+        published_at_ms: When publish ran: milliseconds since 1970 (UTC).
+        published_at_us: The same instant in microseconds; None from a foreign publisher that has only
+            milliseconds.
+        severity: `critical`, `warning` or `info`.
+        data: The producer's own JSON object.
+        channel: The channel it was stored in; None if it is not stored.
+        position: Its place in that channel; None if it is not stored.
+        payload: The encoded event, byte for byte as it travels.
+        received_at_us: When a subscriber received it: microseconds since 1970; None before that.
+    """
+
+    event_id: str
+    event_type: str
+    source: str
+    sequence: int
+    published_at_ms: int
+    published_at_us: int | None = None
+    severity: str = "critical"
+    data: Mapping[str, Any] = field(default_factory=dict)
+    channel: str | None = None
+    position: Position | None = None
+    payload: bytes = field(default=b"", repr=False, compare=False)
+    received_at_us: int | None = None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Milliseconds from publish to receipt by the wall clocks of both hosts; None before receipt.
+
+        Negative when the clocks disagree by more than the latency. Its resolution is 1 ms when the
+        publisher gave no `published_at_us`.
+        """
+        if self.received_at_us is None:
+            return None
+        published_us = self.published_at_us or self.published_at_ms * 1000
+        return (self.received_at_us - published_us) / 1000
+
+
+def check_channel(name: str) -> str:
+    """Return `name` if it may be a channel.
+
+    Raises:
+        InvalidEvent: If it has other characters than A-Z a-z 0-9 . _ : - or not 1 to 128 of them.
+    """
+    if type(name) is not str or not _CHANNEL(name):
+        raise InvalidEvent("field", f"channel must be 1 to 128 of A-Z a-z 0-9 . _ : -, got {_shown(name, 140)}")
+    return name
+
+
+def channel_name(name: str) -> str:
+    """As `check_channel`, for what is no part of an event.
+
+    Raises:
+        ValueError: It may not be a channel; the message says why and nothing else.
+    """
+    try:
+        return check_channel(name)
+    except InvalidEvent as error:
+        raise ValueError(error.detail) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An event but for its instant: everything that takes time is done before it has to be published."""
+
+    unpublished: Event
+    head: bytes
+
+    def stamp(self, now_us: int) -> bytes:
+        """The encoded event, published at `now_us` (microseconds since 1970)."""
+        return b'%b,"published_at_ms":%d,"published_at_us":%d}' % (self.head, now_us // 1000, now_us)
+
+    def published(self, now_us: int, payload: bytes) -> Event:
+        """The event that `stamp` has encoded."""
+        return replace(self.unpublished, published_at_ms=now_us // 1000, published_at_us=now_us, payload=payload)
+
+
+def draft(
+    event_type: str,
+    source: str,
+    sequence: int,
+    *,
+    severity: str = "critical",
+    data: Mapping[str, Any] | None = None,
+    max_bytes: int = MAX_BYTES,
+    chance: Chance = CHANCE,
+) -> Draft:
+    """Prepare an event: a new id, encoded and checked.
+
+    Raises:
+        InvalidEvent: If a field is wrong or the encoded event would be larger than `max_bytes`.
+    """
+    fields: dict[str, Any] = {
+        "event_id": chance.uuid(),
+        "event_type": event_type,
+        "source": source,
+        "sequence": sequence,
+        "severity": severity,
+    }
+    if data is not None:
+        fields["data"] = data
+    _check_fields({**fields, "published_at_ms": 0})  # names the field; encoding it would only fail
+    try:
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        head = text.removesuffix("}").encode()
+    except RecursionError:
+        raise InvalidEvent("too_deep", "data is nested too deeply") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidEvent("field", f"data cannot be encoded: {error}") from None
+    unstamped = Draft(Event("", "", "", 0, 0), head)
+    event = decode(unstamped.stamp(CLOCK.wall_ns() // 1000), max_bytes=max_bytes)
+    return Draft(event, head)
+
+
+def decode(payload: bytes, *, max_bytes: int = MAX_BYTES, received_at_us: int | None = None) -> Event:
+    """Read an event from its bytes. Unknown fields stay in `payload` only.
+
+    Raises:
+        InvalidEvent: If `check` refuses it.
+    """
+    fields = check(payload, max_bytes=max_bytes)
+    return Event(
+        event_id=fields["event_id"],
+        event_type=fields["event_type"],
+        source=fields["source"],
+        sequence=fields["sequence"],
+        published_at_ms=fields["published_at_ms"],
+        published_at_us=fields.get("published_at_us"),
+        severity=fields.get("severity", "critical"),
+        data=fields.get("data", {}),
+        channel=fields.get("channel"),
+        position=Position(fields["epoch"], fields["offset"]) if "offset" in fields else None,
+        payload=payload,
+        received_at_us=received_at_us,
+    )
+
+
+def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the fields of an event, all of them, if its bytes are of the schema.
+
+    Raises:
+        InvalidEvent: In every other case, whatever the bytes are.
+    """
+    if len(payload) > max_bytes and not (payload.startswith(_PLACE) and len(payload) <= max_bytes + _PLACE_BYTES):
+        raise _too_large(len(payload), max_bytes)
+    try:
+        payload.decode()  # the decoder below looks only at strings it has to read
+    except UnicodeDecodeError as error:
+        raise InvalidEvent("not_utf8", f"not UTF-8 at byte {error.start}") from None
+    try:
+        fields = _DECODE(payload)
+        keys = _count_keys(fields) if type(fields) is dict else 0
+    except RecursionError:
+        raise InvalidEvent("too_deep", "nested too deeply") from None
+    except msgspec.MsgspecError as error:
+        raise InvalidEvent("not_json", f"not JSON: {error}") from None
+    if type(fields) is not dict:
+        raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
+    # As many keys as colons, or a key came twice (the last one won). Most events have no colon in a string;
+    # only for the others the strings have to be taken out first.
+    if keys != payload.count(b":") and keys != _STRING.sub(b"", payload).count(b":"):
+        raise InvalidEvent("duplicate_key", "a key stands twice in one object")
+    _check_fields(fields)
+    if len(payload) > max_bytes:
+        _check_size(len(payload), max_bytes, fields)
+    return fields
+
+
+def _check_size(size: int, max_bytes: int, fields: dict[str, Any]) -> None:
+    """What was put in front of an event when it was stored does not count."""
+    if "offset" in fields:
+        channel, epoch, offset = fields["channel"], fields["epoch"], fields["offset"]
+        size -= len(f'"channel":"{channel}","epoch":"{epoch}","offset":{offset},')
+    if size > max_bytes:
+        raise _too_large(size, max_bytes)
+
+
+def _too_large(size: int, max_bytes: int) -> InvalidEvent:
+    return InvalidEvent("too_large", f"{size} bytes, at most {max_bytes} allowed")
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    # In a row and not in a loop: this runs for every event before its first subscriber gets it.
+    get = fields.get
+    event_id, event_type, source = get("event_id"), get("event_type"), get("source")
+    sequence, published_ms, published_us = get("sequence"), get("published_at_ms"), get("published_at_us", 0)
+    if type(event_id) is not str or not _UUID(event_id):
+        raise _wrong("event_id", "a UUID", fields)
+    if type(event_type) is not str or not _NAME(event_type):
+        raise _wrong("event_type", _A_NAME, fields)
+    if type(source) is not str or not _NAME(source):
+        raise _wrong("source", _A_NAME, fields)
+    if type(sequence) is not int or not 0 <= sequence < _MAX_NUMBER:
+        raise _wrong("sequence", _A_NUMBER, fields)
+    if type(published_ms) is not int or not 0 <= published_ms < _MAX_NUMBER:
+        raise _wrong("published_at_ms", _A_NUMBER, fields)
+    if type(published_us) is not int or not 0 <= published_us < _MAX_NUMBER:
+        raise _wrong("published_at_us", _A_NUMBER, fields)
+    if get("severity", "critical") not in SEVERITIES:
+        raise _wrong("severity", "one of " + ", ".join(SEVERITIES), fields)
+    if type(get("data", fields)) is not dict:
+        raise _wrong("data", "a JSON object", fields)
+    if "offset" in fields or "epoch" in fields or "channel" in fields:
+        _check_place(fields)
+
+
+def _check_place(fields: dict[str, Any]) -> None:
+    """The fields of a stored event: all three, or none."""
+    channel, epoch, offset = fields.get("channel"), fields.get("epoch"), fields.get("offset")
+    if type(offset) is not int or not 1 <= offset <= MAX_OFFSET:
+        raise _wrong("offset", "an integer from 1 to 2^53 - 1", fields)
+    if type(channel) is str and type(epoch) is str and _may_be_place(channel, epoch):
+        return
+    if not is_epoch(epoch):
+        raise _wrong("epoch", "1 to 64 letters and digits", fields)
+    raise _wrong("channel", "a channel name", fields)
+
+
+@functools.lru_cache(1024)
+def _may_be_place(channel: str, epoch: str) -> bool:
+    """Asked for every event, and there are only a few channels and epochs."""
+    return is_epoch(epoch) and _CHANNEL(channel) is not None
+
+
+def _wrong(name: str, expected: str, fields: dict[str, Any]) -> InvalidEvent:
+    got = _shown(fields[name], 80) if name in fields else "nothing"
+    return InvalidEvent("field", f"{name} must be {expected}, got {got}")
+
+
+def _shown(value: object, most: int) -> str:
+    try:
+        return repr(value)[:most]
+    except RecursionError:  # the caller's own stack is deep
+        return type(value).__name__
+
+
+def _count_keys(value: dict[str, Any] | list[Any], levels: int = MAX_LEVELS) -> int:
+    """Keys of all objects in a JSON value.
+
+    Raises:
+        RecursionError: It has more levels than that.
+    """
+    if not levels:
+        raise RecursionError
+    count, items = (len(value), value.values()) if type(value) is dict else (0, value)
+    for item in items:
+        if type(item) is dict or type(item) is list:
+            count += _count_keys(item, levels - 1)
+    return count
+
+
+_PLACE: Final = b'{"channel":"'  # how a stored event begins
+_PLACE_BYTES: Final = 256  # more than channel, epoch and offset can have, with their names
+_A_NAME: Final = "1 to 256 characters without control characters"
+_A_NUMBER: Final = "an integer from 0 to 2^53 - 1"
+_MAX_NUMBER: Final = 2**53  # the last integer that JavaScript reads exactly
+_NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}").fullmatch
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
+_CHANNEL: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_DECODE: Final = msgspec.json.Decoder().decode

@@ -1,0 +1,163 @@
+"""What the parts are run with: time, chance, and the limits that are no settings.
+
+The only module that reads a clock or draws a random number. Every other part takes a `Runtime`, or what it needs of
+one, as an argument, so a test or a simulation can hand in its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+import uuid
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+class Clock:
+    """The clocks of this host."""
+
+    def loop_s(self) -> float:
+        """Seconds on the clock of the running event loop, which stands still within one turn of it (uvloop)."""
+        return asyncio.get_running_loop().time()
+
+    def monotonic_s(self) -> float:
+        """Seconds of CLOCK_MONOTONIC."""
+        return time.monotonic()
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds of CLOCK_MONOTONIC, which all processes of a host share on Linux."""
+        return time.monotonic_ns()
+
+    def wall_s(self) -> float:
+        """Seconds since 1970 (UTC)."""
+        return time.time()
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since 1970 (UTC)."""
+        return time.time_ns()
+
+    def thread_cpu_s(self) -> float:
+        """Seconds of CPU time that this thread has used."""
+        return time.thread_time()
+
+    def date(self, pattern: str) -> str:
+        """The local date and time in the notation of `time.strftime`."""
+        return time.strftime(pattern)
+
+    def block(self, seconds: float) -> None:
+        """Sleep with the whole thread, event loop included."""
+        time.sleep(seconds)
+
+
+class Chance:
+    """Random numbers: `uniform` and `shuffle` for spreading load, the others for names nobody can guess."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number between `low` and `high`."""
+        return random.uniform(low, high)
+
+    def shuffle(self, items: MutableSequence[Any]) -> None:
+        """Bring `items` into a random order, in place."""
+        random.shuffle(items)
+
+    def hex(self, size: int) -> str:
+        """`size` random bytes as hexadecimal digits."""
+        return secrets.token_hex(size)
+
+    def bytes(self, size: int) -> bytes:
+        """`size` random bytes."""
+        return secrets.token_bytes(size)
+
+    def uuid(self) -> str:
+        """A new random UUID (version 4)."""
+        return str(uuid.uuid4())
+
+
+CLOCK: Final = Clock()
+CHANCE: Final = Chance()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits that no user has to change; those that a user may want to change are settings.
+
+    Attributes:
+        write_bytes: Largest write to one connection (one larger frame excepted).
+        unsent_bytes: Bytes that wait for one socket; beyond them (the write high-water mark) its subscriptions are
+            behind.
+        read_bytes: Bytes of one client that are parsed in one piece, before others have their turn. A frame may be
+            as short as 6 bytes and costs some 15 µs: a flood of pings must not hold the events up.
+        slice_s: Work that may wait, per turn of the event loop: by so much it may delay an event just arrived ...
+        slice_share: ... or by this share of what the rest of the turn took: with too much to send, handshakes must
+            still be answered.
+        page_events: Events of one page of the log: some 2 ms of the hub's time, and much less of Redis'.
+        kept_pages: Pages that are kept for others that may want them.
+        kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
+        page_retry_s: Until a page that was of no help is read again.
+        known_epochs: Epochs of a channel that a hub remembers; Redis remembers 16.
+        known_gaps: Gaps of a ring buffer that are remembered by their number.
+        known_labels: Distinct labels per channel for which the matching filters are remembered.
+        ring_slack: Dropped entries that may stand at the front of a ring buffer's list before it is moved.
+        warn_at: Share of what is allowed (`hub.behind_max_*`) at which a slow consumer is warned.
+        warn_every_s: Between two such warnings.
+        opening_s: How long a channel that a client asks for may take to open before the hub is not ready.
+        probe_pause_s: Between two delivery probes at least.
+        touch_rounds: In one of so many probes the channels are kept from being forgotten.
+        log_every_s: Between two log lines about refused events: a flood of these must not become a flood of lines.
+        expiry_ticks: Every connection's token is checked for expiry once in so many ticks of the timer.
+        retry_after_s: How long a client is asked to stay away when the hub is full.
+        filter_values: Values of one filter of a subscription; more is refused.
+        known_tokens: Verified tokens that need not be verified again; some 100 bytes each.
+        store_events: Events stored in one step of Redis, which does nothing else meanwhile: some 0.5 ms.
+        store_bytes: Bytes of such a step, one larger event excepted.
+        publish_sources: Sources whose last sequence number a publisher remembers.
+        recent_ids: Events whose id a subscriber remembers, to drop them when they arrive again.
+        recent_sources: Sources whose last sequence number a subscriber remembers.
+    """
+
+    write_bytes: int = 65_536
+    unsent_bytes: int = 65_536
+    read_bytes: int = 512
+    slice_s: float = 0.0003
+    slice_share: float = 0.25
+    page_events: int = 256
+    kept_pages: int = 32
+    kept_page_bytes: int = 16 * 2**20
+    page_retry_s: float = 0.05
+    known_epochs: int = 64
+    known_gaps: int = 1000
+    known_labels: int = 4096
+    ring_slack: int = 1024
+    warn_at: float = 0.5
+    warn_every_s: float = 1.0
+    opening_s: float = 2.0
+    probe_pause_s: float = 0.01
+    touch_rounds: int = 60
+    log_every_s: float = 1.0
+    expiry_ticks: int = 10
+    retry_after_s: int = 5
+    filter_values: int = 32
+    known_tokens: int = 20_000
+    store_events: int = 64
+    store_bytes: int = 262_144
+    publish_sources: int = 10_000
+    recent_ids: int = 1024
+    recent_sources: int = 10_000
+
+
+LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Time, chance and limits."""
+
+    clock: Clock = CLOCK
+    chance: Chance = CHANCE
+    limits: Limits = LIMITS
+
+
+RUNTIME: Final = Runtime()

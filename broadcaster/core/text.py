@@ -1,0 +1,18 @@
+"""Text of a peer on its way to a terminal: control characters must not reach it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def escaped(text: str) -> str:
+    r"""`text` with its control characters, newline excepted, written as escapes such as `\x1b`."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def printable(text: str) -> str:
+    """`text` with a question mark for each character that cannot be printed."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,91 @@
+"""What a hub needs of the place where events are stored and published, in the hub's own words.
+
+Implemented by `redis_broker.py` for a single Redis server; Sentinel and Cluster fit behind the same protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from broadcaster.core.position import Head, Position
+from broadcaster.core.subscription import SubscriptionHandlers
+from broadcaster.publish.publisher import Published
+
+
+class StoredEvents(NamedTuple):
+    """A page of a channel's log as it is stored.
+
+    Attributes:
+        head: Where the channel stood when it was read.
+        items: Offset and payload of each event, in order.
+    """
+
+    head: Head
+    items: list[tuple[int, bytes]]
+
+
+class Broker(Protocol):
+    """Publish, subscribe, where-is, page, probe.
+
+    Attributes:
+        confirmed: Channels whose subscription holds now.
+        refused: Channels to which the hub may not subscribe.
+        reconnects: How often the subscriptions were restored.
+
+    Every coroutine but `run` raises `RedisUnavailable` when a retry may help, and `RedisRefused` when it will not.
+    """
+
+    @property
+    def confirmed(self) -> Collection[str]: ...
+
+    @property
+    def refused(self) -> Collection[str]: ...
+
+    @property
+    def reconnects(self) -> int: ...
+
+    async def run(self, handlers: SubscriptionHandlers) -> None:
+        """Keep the subscriptions until cancelled.
+
+        Raises:
+            RedisRefused: No subscription is possible, and a retry would not help.
+        """
+
+    def subscribe(self, channel: str) -> None:
+        """Subscribe to a channel, now or as soon as it is possible."""
+
+    def unsubscribe(self, channel: str) -> None:
+        """Give a channel up."""
+
+    async def ensure_epoch(self, channel: str) -> Head:
+        """Where a channel stands; its epoch is begun if that is due."""
+
+    async def page(self, channel: str, first: int, count: int) -> StoredEvents:
+        """The first `count` stored events of a channel from offset `first` on, and where it stands."""
+
+    async def probe(
+        self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
+    ) -> dict[str, Position | None]:
+        """Write, read where channels stand, publish `token` on `own_channel`, and confirm every subscription.
+
+        When it returns, everything that was published before has been handed to the handlers or is on its way
+        before `token`.
+
+        Args:
+            own_channel: A channel of this hub alone.
+            token: What is published there.
+            channels: Whose positions are read.
+            touch: Whether these are also kept from being forgotten for being silent.
+
+        Returns:
+            Per channel its position; None if that cannot be known.
+        """
+
+    async def publish(
+        self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
+    ) -> Published:
+        """Publish one event; see `Publisher.publish`."""
+
+    def close(self) -> None:
+        """End all connections."""

@@ -1,0 +1,123 @@
+"""The broker on a single Redis server."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from broadcaster.core.position import Head, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.subscription import SubscriptionHandlers
+from broadcaster.hub.broker.broker import StoredEvents
+from broadcaster.publish.publisher import Published, Publisher
+from broadcaster.redis import stream
+from broadcaster.redis.commands import CommandLink, server_info
+from broadcaster.redis.pubsub import PubSubLink
+from broadcaster.settings import HistoryTable, Settings
+
+_PROBE_EXPIRE_S: Final = 60
+_SPARE_S: Final = 1.0
+"""So many seconds before the deadline of an HTTP request it is known what became of its event."""
+
+
+class RedisBroker:
+    """A `Broker`, over one connection for the subscriptions, one for commands and one for publishing."""
+
+    def __init__(
+        self,
+        history: HistoryTable,
+        *,
+        commands: CommandLink,
+        pubsub: PubSubLink,
+        publisher: Publisher,
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Put the links together; nothing is connected yet.
+
+        Args:
+            history: Whether and for how long events are stored.
+            commands: Made with `stream.LOAD` as its greeting if events are stored.
+            pubsub: For the subscriptions.
+            publisher: For what is published over HTTP.
+            runtime: Chance for the names of epochs.
+        """
+        self._history = history
+        self._commands = commands
+        self._pubsub = pubsub
+        self._publisher = publisher
+        self._chance = runtime.chance
+
+    @classmethod
+    def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
+        """The broker that the settings describe."""
+        longest_s = max(0.1, settings.hub.handshake_timeout_s - _SPARE_S)
+        deadline_s = min(settings.publisher.publish_deadline_s, longest_s)
+        limits = settings.publisher.model_copy(update={"publish_deadline_s": deadline_s})
+        greeting = [stream.LOAD] if settings.history.enabled else []
+        return cls(
+            settings.history,
+            commands=CommandLink(settings.redis, *greeting, runtime=runtime),
+            pubsub=PubSubLink(settings.redis, runtime),
+            publisher=Publisher(settings.model_copy(update={"publisher": limits}), runtime=runtime),
+            runtime=runtime,
+        )
+
+    @property
+    def confirmed(self) -> Collection[str]:
+        return self._pubsub.confirmed
+
+    @property
+    def refused(self) -> Collection[str]:
+        return self._pubsub.refused
+
+    @property
+    def reconnects(self) -> int:
+        return self._pubsub.reconnects
+
+    async def run(self, handlers: SubscriptionHandlers) -> None:
+        await self._pubsub.run(handlers)
+
+    def subscribe(self, channel: str) -> None:
+        self._pubsub.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        self._pubsub.unsubscribe(channel)
+
+    async def ensure_epoch(self, channel: str) -> Head:
+        [reply] = await self._commands.execute(self._ensure_epoch(channel))
+        return stream.read_head(reply)
+
+    async def page(self, channel: str, first: int, count: int) -> StoredEvents:
+        head, listed = await self._commands.execute(
+            self._ensure_epoch(channel), stream.page(channel, first, count)
+        )
+        return StoredEvents(stream.read_head(head), stream.read_page(listed))
+
+    def _ensure_epoch(self, channel: str) -> tuple[Any, ...]:
+        return stream.ensure_epoch(channel, self._history, chance=self._chance)
+
+    async def probe(
+        self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
+    ) -> dict[str, Position | None]:
+        if not self._history.enabled:
+            channels = ()
+        _, info, *replies = await self._commands.execute(
+            ("SET", own_channel, "", "EX", _PROBE_EXPIRE_S),
+            ("INFO", "server"),
+            *(stream.peek_head(channel) for channel in channels),
+            ("PUBLISH", own_channel, token),
+            *(stream.touch(channel, self._history) for channel in channels if touch),
+        )
+        await self._pubsub.verify()
+        run_id = server_info(info).get("run_id", "")
+        heads = (stream.read_peeked_head(reply, run_id) for reply in replies[: len(channels)])
+        return dict(zip(channels, heads, strict=True))
+
+    async def publish(
+        self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
+    ) -> Published:
+        return await self._publisher.publish(event_type, source, severity=severity, data=data, to=to)
+
+    def close(self) -> None:
+        self._publisher.close()
+        self._commands.close()

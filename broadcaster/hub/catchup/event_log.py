@@ -1,0 +1,77 @@
+"""The stored events of all channels, as the hub reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.position import Head, Position
+from broadcaster.core.runtime import LIMITS, Limits
+from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.fanout.message import Message, read_message
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Stored events that follow each other in the log.
+
+    Attributes:
+        head: Where the channel stood when it was read.
+        messages: The valid events.
+        refused: Positions of those that are not valid, which must be announced as missing.
+        last: Offset of the last one, valid or not; the first one asked for, less one, if there is none.
+        complete: Whether there was nothing after it.
+    """
+
+    head: Head
+    messages: tuple[Message, ...]
+    refused: tuple[Position, ...]
+    last: int
+    complete: bool
+
+
+class EventLog:
+    """Reads the log of any channel; events larger than `max_bytes` are refused.
+
+    Attributes:
+        page_events: Events that are read at a time.
+    """
+
+    def __init__(self, broker: Broker, max_bytes: int, limits: Limits = LIMITS) -> None:
+        self._broker = broker
+        self._max_bytes = max_bytes
+        self.page_events = limits.page_events
+
+    async def head(self, channel: str) -> Head:
+        """Where a channel stands; its epoch is begun if that is due.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `Broker`.
+        """
+        return await self._broker.ensure_epoch(channel)
+
+    async def page(self, channel: str, first: int) -> Page:
+        """The stored events from an offset on, at most `page_events`.
+
+        Args:
+            channel: Of which channel.
+            first: The lowest offset.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `Broker`.
+        """
+        head, items = await self._broker.page(channel, first, self.page_events)
+        messages, refused, epoch = list[Message](), list[Position](), head.epochs[0].epoch
+        for offset, payload in items:
+            try:
+                message = read_message(payload, self._max_bytes)
+            except InvalidEvent:
+                refused.append(Position(epoch, offset))
+                continue
+            if message.position is None or message.position.offset != offset:
+                refused.append(Position(epoch, offset))
+                continue
+            messages.append(message)
+            epoch = message.position.epoch
+        last = items[-1][0] if items else first - 1
+        return Page(head, tuple(messages), tuple(refused), last, len(items) < self.page_events)

@@ -1,0 +1,131 @@
+"""Pages of the log for those that resume from before the ring buffer; read once for all of them.
+
+A subscription that waits for a page owns nothing but its place in the queue. Pages are read one after another:
+however many clients reconnect at once, Redis and the event loop see one request at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from broadcaster.core.backoff import keep_trying
+from broadcaster.core.position import Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.catchup.event_log import EventLog, Page
+from broadcaster.hub.fanout.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPage:
+    """A page of a channel's log, and what is worked out once for all that read it.
+
+    Attributes:
+        page: The page.
+        ends: Per event: bytes of all frames up to and with its own.
+        whole: Whether its events are of one epoch and follow each other without a hole.
+    """
+
+    page: Page
+    ends: list[int]
+    whole: bool
+
+    @classmethod
+    def of(cls, page: Page) -> CachedPage:
+        ends = list(itertools.accumulate(len(message.frame) for message in page.messages))
+        positions = [message.position for message in page.messages]
+        steps = itertools.pairwise(positions)
+        whole = all(a and b and b.epoch == a.epoch and b.offset == a.offset + 1 for a, b in steps)
+        return cls(page, ends, whole and not page.refused)
+
+    @property
+    def size(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def run(self, position: Position, max_bytes: int) -> Sequence[Message]:
+        """The events right after `position`, if nothing is missing before, between or behind them; else nothing.
+
+        At least one, and no more than `max_bytes` unless one alone is.
+        """
+        if not self.whole or not self.page.messages:
+            return ()
+        first = self.page.messages[0].position
+        assert first is not None
+        start = position.offset + 1 - first.offset
+        if position.epoch != first.epoch or not 0 <= start < len(self.ends):
+            return ()
+        before = self.ends[start - 1] if start else 0
+        return self.page.messages[start : max(start + 1, bisect_right(self.ends, before + max_bytes))]
+
+
+class PageCache:
+    """Reads and keeps pages.
+
+    Attributes:
+        read: How many pages were read.
+    """
+
+    def __init__(self, log: EventLog, runtime: Runtime = RUNTIME) -> None:
+        self._log = log
+        self._runtime = runtime
+        self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()
+        self._kept_bytes = 0
+        self._wanted: OrderedDict[tuple[str, int], list[Callable[[CachedPage], None]]] = OrderedDict()
+        self._wake = asyncio.Event()
+        self.read = 0
+
+    def get(self, channel: str, first: int) -> CachedPage | None:
+        """The page in which to look for an offset, if it is kept."""
+        key = self._key(channel, first)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def want(self, channel: str, first: int, serve: Callable[[CachedPage], None]) -> None:
+        """Have the page in which to look for an offset read anew; `serve` is called with it."""
+        self._wanted.setdefault(self._key(channel, first), []).append(serve)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Read what is wanted, one page at a time, until cancelled.
+
+        Raises:
+            RedisRefused: Redis does not let the hub read.
+        """
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._wanted:
+                key = next(iter(self._wanted))
+                page = await self._read(*key)
+                for serve in self._wanted.pop(key, ()):
+                    serve(page)
+
+    async def _read(self, channel: str, first: int) -> CachedPage:
+        page = await keep_trying(
+            lambda: self._log.page(channel, first), f"{channel}: cannot read the log", self._runtime.chance
+        )
+        self.read += 1
+        found = CachedPage.of(page)
+        self._keep((channel, first), found)
+        return found
+
+    def _keep(self, key: tuple[str, int], page: CachedPage) -> None:
+        if (old := self._kept.pop(key, None)) is not None:
+            self._kept_bytes -= old.size
+        self._kept[key] = page
+        self._kept_bytes += page.size
+        limits = self._runtime.limits
+        while len(self._kept) > limits.kept_pages or (
+            self._kept_bytes > limits.kept_page_bytes and len(self._kept) > 1
+        ):
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.size
+
+    def _key(self, channel: str, first: int) -> tuple[str, int]:
+        """Pages begin at round offsets, so that readers that were cut at different events share them."""
+        return channel, first - first % self._log.page_events

@@ -1,0 +1,199 @@
+"""Replay: a subscription that resumes from an earlier position is brought up to the ring buffer from the log."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from functools import partial
+
+from broadcaster import wire
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.catchup.epochs import EpochOrder
+from broadcaster.hub.catchup.event_log import Page
+from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
+from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
+from broadcaster.hub.fanout.fanout import Fanout, close_for
+from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.ring import Entry
+from broadcaster.hub.fanout.slow import gap_entry
+from broadcaster.hub.fanout.subscription import State, Subscription
+
+
+class Replay:
+    """Serves the subscriptions of one channel that resume.
+
+    Attributes:
+        resumed: How many subscriptions have begun at an earlier position.
+        recovered: How many of them have missed nothing.
+    """
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        sequencer: Sequencer | LiveSequencer,
+        pages: PageCache,
+        beat_interval_s: float,
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            fanout: Of the channel.
+            sequencer: Knows the order of its positions.
+            pages: Of its log; never asked when events are not stored.
+            beat_interval_s: Seconds between heartbeats, which a welcome announces.
+            runtime: Time and limits.
+        """
+        self._fanout = fanout
+        self._sequencer = sequencer
+        self._pages = pages
+        self._beat_interval_s = beat_interval_s
+        self._limits = runtime.limits
+        self._clock = runtime.clock
+        self._loop = asyncio.get_running_loop()
+        self._fresh: dict[Subscription, CachedPage] = {}  # just read for it, and not looked at yet
+        self.resumed = 0
+        self.recovered = 0
+
+    def begin(self, subscription: Subscription) -> None:
+        """Take in a subscription with `since`, which the sequencer must have looked up if it did not know it.
+
+        It is fed from the ring buffer if that reaches back so far, else from the log.
+        """
+        since, head = subscription.since, self._fanout.position
+        assert since is not None
+        self.resumed += 1
+        if head is None:
+            gap = Gap(self._fanout.channel, Cause.NO_HISTORY, since.epoch, since.offset + 1)
+            self._go_live(subscription, gap)
+        elif since.epoch == head.epoch and since.offset > head.offset:
+            gap = Gap(self._fanout.channel, Cause.POSITION_UNKNOWN, since.epoch, since.offset + 1, None, head)
+            self._go_live(subscription, gap)
+        elif since == head:
+            self._welcome(subscription, since, recovered=True)
+            self._fanout.join(subscription)
+        else:
+            self._fanout.join_replaying(subscription, since)
+            if subscription.cursor is not None:
+                self._welcome_once(subscription, missing=self._fanout.ring.gaps_from(subscription.cursor) > 0)
+
+    def forget(self, subscription: Subscription) -> None:
+        """It has been closed; does nothing the second time."""
+        self._fresh.pop(subscription, None)
+
+    def _go_live(self, subscription: Subscription, gap: Gap) -> None:
+        self._welcome(subscription, gap.position, recovered=False)
+        if subscription.sink.wants_control:
+            subscription.sink.write(wire.gap_frame(gap))
+            self._fanout.join(subscription)
+        else:
+            close_for(gap, subscription)
+
+    def step(self, subscription: Subscription) -> bool:
+        """Give a subscription without a cursor the next piece of the log; whether it can be fed further at once."""
+        position = subscription.position
+        assert position is not None
+        if (number := self._fanout.ring.number_after(position)) is not None:
+            self._welcome_once(subscription, missing=self._fanout.ring.gaps_from(number) > 0)
+            subscription.cursor = number
+            return True
+        channel, first = self._fanout.channel, self._sequencer.order.next_offset(position)
+        fresh = self._fresh.pop(subscription, None)
+        page = fresh or self._pages.get(channel, first)
+        if page is not None and self._serve(subscription, page):
+            return True
+        subscription.state = State.AWAITING_PAGE
+        # A page just read that does not help: the sequencer of this channel is about to bring what is missing.
+        delay_s = self._limits.page_retry_s if fresh else 0.0
+        self._loop.call_later(delay_s, self._pages.want, channel, first, partial(self._on_page, subscription))
+        return False
+
+    def _on_page(self, subscription: Subscription, page: CachedPage) -> None:
+        if subscription.state is State.AWAITING_PAGE:
+            subscription.state = State.REPLAYING
+            if subscription.sink.writable:
+                self._fresh[subscription] = page
+                subscription.sink.catch_up()
+
+    def _serve(self, subscription: Subscription, found: CachedPage) -> bool:
+        """Write what a page has for a subscription, up to `limits.write_bytes`; whether that brought it any further."""
+        position, page, head = subscription.position, found.page, self._fanout.position
+        assert position is not None
+        assert head is not None  # nothing after it is given: it comes live
+        order = self._sequencer.order  # which may remember epochs that Redis has forgotten
+        if not order.knows(page.head.position.epoch):
+            self._sequencer.check(page.head.position)
+            return False  # it is from before Redis lost its memory, or from an epoch that is about to be announced
+        run = found.run(position, self._limits.write_bytes)
+        if run and run[-1].position is not None and not order.is_after(run[-1].position, head):
+            self._welcome_once(subscription, missing=False)
+            self._move(subscription, run[-1].position)
+            self._fanout.give_run(subscription, run)
+            return True
+        entries: list[Entry] = []
+        gaps: list[Gap] = []
+        size = 0
+        start = bisect_left(page.messages, order.next_offset(position), key=_offset)
+        for frame, labels, own in page.messages[start:]:
+            assert own is not None
+            if (size and size + len(frame) > self._limits.write_bytes) or order.is_after(own, head):
+                break
+            if not order.is_after(own, position):
+                continue
+            gaps += self._add_gaps(entries, order.gaps(position, own), page)
+            entries.append(Entry(frame, labels, own, 0, 0.0))
+            position = own
+            size += len(frame)
+        else:
+            position, more = self._end_of(page, order, position, head)
+            gaps += self._add_gaps(entries, more, page)
+        if position == subscription.position:
+            return False
+        self._welcome_once(subscription, missing=bool(gaps))
+        self._move(subscription, position)
+        self._fanout.give(subscription, entries)
+        return True
+
+    def _move(self, subscription: Subscription, position: Position) -> None:
+        subscription.position = position
+        subscription.behind_since = self._clock.loop_s()
+
+    def _end_of(
+        self, page: Page, order: EpochOrder, position: Position, head: Position
+    ) -> tuple[Position, list[Gap]]:
+        """Where a reader stands that has read a page to its end, and what it must be told."""
+        if not page.complete:
+            end = Position(position.epoch, page.last)
+            if order.is_after(end, head):
+                return position, []
+            return max(position, end), order.head_gaps(position, end) if end > position else []
+        ring = self._fanout.ring
+        oldest = ring.position_at(ring.tail)
+        if oldest is None or order.is_after(oldest, page.head.position) or not order.is_after(oldest, position):
+            return position, []  # the ring takes over, or the page is too old to say what is missing
+        return oldest, order.head_gaps(position, oldest)
+
+    def _add_gaps(self, entries: list[Entry], gaps: list[Gap], page: Page) -> list[Gap]:
+        announced = [with_refused_cause(gap, set(page.refused)) for gap in gaps]
+        entries += [gap_entry(gap) for gap in announced]
+        return announced
+
+    def _welcome_once(self, subscription: Subscription, *, missing: bool) -> None:
+        """The first piece has been found: now it is known whether something is missing before it."""
+        if (since := subscription.since) is not None:
+            head = self._fanout.position
+            recovered = not missing and head is not None and since.epoch == head.epoch
+            self._welcome(subscription, since, recovered=recovered)
+
+    def _welcome(self, subscription: Subscription, position: Position | None, *, recovered: bool) -> None:
+        self.recovered += recovered
+        subscription.since = None
+        if subscription.sink.wants_control:
+            frame = wire.welcome_frame(self._fanout.channel, position, self._beat_interval_s, recovered)
+            subscription.sink.write(frame)
+
+
+def _offset(message: Message) -> int:
+    assert message.position is not None
+    return message.position.offset

@@ -1,0 +1,254 @@
+"""The sequencer of a channel: brings its events into order, and leaves no hole unfilled or unannounced.
+
+The channel's position is the one up to which everything was handed to the fan-out. It moves by exactly the next
+event from the subscription, or by events from the log; anything else only wakes the one task that reads the log
+until the position has met the channel's head. The subscription itself never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from broadcaster.core.backoff import keep_trying
+from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.catchup.epochs import EpochOrder
+from broadcaster.hub.catchup.event_log import EventLog, Page
+from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.message import Message
+
+log = logging.getLogger("broadcaster.hub")
+
+
+class Sequencer:
+    """One channel, from the subscription and from the log to the fan-out.
+
+    Attributes:
+        order: The order of this channel's epochs.
+        sync_round: How often it has begun to read where the channel stands.
+        synced_round: The number of the last round after which everything was handed on.
+        duplicates: Events that came again, or late, and were not handed on a second time.
+        unknown_position: Events with a position that was never given; not handed on.
+        recovered: Events that were read from the log because the subscription had not brought them.
+    """
+
+    def __init__(
+        self,
+        fanout: Fanout,
+        event_log: EventLog,
+        on_caught_up: Callable[[], None],
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare; nothing is read before `run`.
+
+        Args:
+            fanout: Takes the events, and knows the position.
+            event_log: Where missing events are read.
+            on_caught_up: Called whenever everything that is stored was handed on.
+            runtime: Chance for the backoff, and limits.
+        """
+        self._fanout = fanout
+        self._channel = fanout.channel
+        self._log = event_log
+        self._on_caught_up = on_caught_up
+        self._chance = runtime.chance
+        self._wake = asyncio.Event()
+        self._confirmed_in: int | None = None  # the round in which the subscription was confirmed
+        self._skipped: Position | None = None  # the highest event that was not handed on since the last round
+        self.sync_round = 0
+        self.synced_round = 0
+        self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
+        self.duplicates = 0
+        self.unknown_position = 0
+        self.recovered = 0
+
+    @property
+    def position(self) -> Position | None:
+        """Up to where everything was handed on, or announced as a gap; None before the first round."""
+        return self._fanout.position
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the subscription holds, and everything before its confirmation has been handed on."""
+        return self._confirmed_in is not None and self.synced_round > self._confirmed_in
+
+    def take(self, messages: Sequence[Message]) -> None:
+        """Hand on what the subscription brought, if it is next. What is not stored passes at once."""
+        at = self.position
+        ready = []
+        for message in messages:
+            position = message.position
+            if position is None:
+                ready.append(message)
+            elif at is not None and position.epoch == at.epoch and position.offset == at.offset + 1:
+                at = position
+                ready.append(message)
+            elif at is not None and position.epoch == at.epoch and position.offset <= at.offset:
+                self.duplicates += 1
+            else:
+                self._skip(position)
+        if ready:
+            self._fanout.broadcast(ready)
+
+    def _skip(self, position: Position) -> None:
+        """It is not the next one: whatever it is, the log knows."""
+        if self._skipped is None or position.offset > self._skipped.offset:
+            self._skipped = position
+        self._wake.set()
+
+    def confirm(self) -> None:
+        """The subscription holds from here on: what came before is in the log."""
+        self._confirmed_in = self.sync_round
+        self._wake.set()
+
+    def interrupt(self) -> None:
+        """The subscription is lost."""
+        self._confirmed_in = None
+
+    def check(self, head: Position | None) -> bool:
+        """Whether everything up to `head`, just read in Redis, was handed on; else the log is read.
+
+        None means that it cannot be known where the channel stands.
+        """
+        at = self.position
+        if head and at and head.epoch == at.epoch and head.offset <= at.offset:
+            return True
+        self._wake.set()
+        return False
+
+    def knows(self, position: Position) -> bool:
+        """Whether a position is known to have been given; else that is looked up, and `on_caught_up` is called."""
+        at = self.position
+        if at is not None and self.order.has_given(position, at):
+            return True
+        self._wake.set()
+        return False
+
+    async def run(self) -> None:
+        """Read the log whenever it is necessary, until cancelled.
+
+        Raises:
+            RedisRefused: Redis does not let the hub read, and a retry would not help.
+        """
+        while True:
+            await self._wake.wait()
+            await keep_trying(self._catch_up, f"{self._channel}: cannot read the log", self._chance)
+
+    async def _catch_up(self) -> None:
+        """Read until the position is the head of the channel and nothing has been skipped meanwhile."""
+        while True:
+            self._wake.clear()
+            skipped, self._skipped = self._skipped, None
+            self.sync_round += 1
+            head = await self._log.head(self._channel)
+            self.order = self.order.followed_by(head.epochs)
+            if self.position is None:
+                self._fanout.ring.begin(head.position)
+            if skipped is not None and not self.order.has_given(skipped, head.position):
+                self._count_unknown(skipped)
+            while self.order.is_after(head.position, self._at):
+                page = await self._log.page(self._channel, self.order.next_offset(self._at))
+                head = page.head
+                self.order = self.order.followed_by(head.epochs)
+                self._read(page)
+            if self._skipped is None:
+                break
+        self.synced_round = self.sync_round
+        self._on_caught_up()
+
+    @property
+    def _at(self) -> Position:
+        position = self.position
+        assert position is not None
+        return position
+
+    def _read(self, page: Page) -> None:
+        """Hand on the events of a page, and announce what is missing before, between and after them."""
+        at = self._at
+        refused = set(page.refused)
+        ready: list[Message] = []
+        for message in page.messages:
+            position = message.position
+            assert position is not None
+            if not self.order.is_after(position, at):
+                continue  # the subscription has brought it meanwhile
+            if gaps := self.order.gaps(at, position):
+                self._hand_on(ready)
+                ready = []
+                self._announce(gaps, refused)
+            at = position
+            ready.append(message)
+        self._hand_on(ready)
+        if page.complete and self.order.is_after(page.head.position, at):
+            self._announce(self.order.head_gaps(at, page.head.position), refused)
+        elif not page.complete and page.last > at.offset:  # all that is left of the page was refused
+            self._announce(self.order.head_gaps(at, Position(at.epoch, page.last)), refused)
+
+    def _hand_on(self, messages: list[Message]) -> None:
+        if messages:
+            self.recovered += len(messages)
+            self._fanout.broadcast(messages)
+
+    def _announce(self, gaps: Sequence[Gap], refused: set[Position]) -> None:
+        for gap in gaps:
+            log.warning("%s: events are missing: %s, %s-%s to %s", self._channel, gap.cause, gap.epoch, gap.first,
+                        "an unknown end" if gap.last is None else gap.last)  # fmt: skip
+            self._fanout.announce(with_refused_cause(gap, refused))
+
+    def _count_unknown(self, position: Position) -> None:
+        self.unknown_position += 1
+        log.warning("%s: refused an event with the position %s, which nobody has given", self._channel, position)
+
+
+def with_refused_cause(gap: Gap, refused: set[Position]) -> Gap:
+    """The same gap, with the cause `refused` if all of its events are stored, and not valid."""
+    if gap.first is None or gap.last is None or gap.epoch is None:
+        return gap
+    offsets = {position.offset for position in refused}
+    if not all(offset in offsets for offset in range(gap.first, min(gap.last, gap.first + len(offsets)) + 1)):
+        return gap
+    return replace(gap, cause=Cause.REFUSED)
+
+
+class LiveSequencer:
+    """The sequencer where events are not stored: everything passes at once, an interruption is a gap.
+
+    The same attributes as `Sequencer`, so far as they have a meaning.
+    """
+
+    position: Position | None = None
+    order = EpochOrder("", ())
+    duplicates = unknown_position = recovered = 0
+    sync_round = 0
+    synced_round = 1
+
+    def __init__(self, fanout: Fanout, on_caught_up: Callable[[], None]) -> None:
+        self._fanout = fanout
+        self._on_caught_up = on_caught_up
+        self._ever_confirmed = False
+        self.caught_up = False
+
+    def take(self, messages: Sequence[Message]) -> None:
+        self._fanout.broadcast([message._replace(position=None) for message in messages])
+
+    def confirm(self) -> None:
+        if self._ever_confirmed:
+            self._fanout.announce(Gap(self._fanout.channel, Cause.REDIS_LINK_LOST))
+        self._ever_confirmed = self.caught_up = True
+        self._on_caught_up()
+
+    def interrupt(self) -> None:
+        self.caught_up = False
+
+    def check(self, head: Position | None) -> bool:
+        return True
+
+    def knows(self, position: Position) -> bool:
+        return True
+
+    async def run(self) -> None:
+        """Nothing is ever read from a log."""
+        await asyncio.Event().wait()

@@ -1,0 +1,198 @@
+"""One channel of the hub: sequencer, fan-out and replay put together, and who waits for it to be open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sized
+
+from broadcaster import wire
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.catchup.event_log import EventLog
+from broadcaster.hub.catchup.page_cache import PageCache
+from broadcaster.hub.catchup.replay import Replay
+from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
+from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.scheduler import Scheduler
+from broadcaster.hub.fanout.subscription import State, Subscription
+from broadcaster.settings import Settings
+
+
+class Channel:
+    """One channel.
+
+    Attributes:
+        name: Its name.
+        rank: Which channel goes first when several wait: the lowest.
+        fanout, sequencer, replay: Its parts.
+        listeners: How many subscriptions there are.
+        idle_since: Loop time at which the last of them left.
+        received: Valid events that the subscription to Redis brought.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        log: EventLog,
+        pages: PageCache,
+        scheduler: Scheduler,
+        *,
+        rank: int = 0,
+        drops_oldest: bool = False,
+        unsettled: Sized = (),
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare a channel; nothing happens before `run`.
+
+        Args:
+            name: Its name.
+            settings: Of the hub.
+            log: Where events are stored, if they are.
+            pages: Of the log.
+            scheduler: For work that may wait.
+            rank: See above.
+            drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
+            unsettled: See `Fanout`.
+            runtime: Time, chance and limits.
+        """
+        self.name = name
+        self.rank = rank
+        self.fanout = Fanout(name, settings.hub, drops_oldest=drops_oldest, unsettled=unsettled, runtime=runtime)
+        self.sequencer: Sequencer | LiveSequencer
+        if settings.history.enabled:
+            self.sequencer = Sequencer(self.fanout, log, self._on_caught_up, runtime)
+        else:
+            self.sequencer = LiveSequencer(self.fanout, self._on_caught_up)
+        self._beat_interval_s = settings.hub.beat_interval_s
+        self.replay = Replay(self.fanout, self.sequencer, pages, self._beat_interval_s, runtime)
+        self._clock = runtime.clock
+        self._scheduler = scheduler
+        self._opening_s = runtime.limits.opening_s
+        self._opened_at = runtime.clock.loop_s()
+        self._ever_caught_up = False
+        self._waiting: dict[Subscription, int] = {}  # and how many sync rounds had begun when it came
+        self._beat: tuple[object, bytes] = (None, b"")
+        self.listeners = 0
+        self.idle_since = self._opened_at
+        self.received = 0
+
+    def take(self, messages: list[Message]) -> None:
+        """Take in valid events from the subscription to Redis, in its order."""
+        self.received += len(messages)
+        self.sequencer.take(messages)
+
+    def totals(self) -> Counter[str]:
+        """What was counted since it was opened."""
+        fanout = self.fanout
+        return Counter(
+            received=self.received,
+            deliveries=fanout.deliveries,
+            filtered=fanout.filtered,
+            shed=fanout.slow.shed.total(),
+            sent_bytes=fanout.sent_bytes,
+        )
+
+    async def run(self) -> None:
+        """Read the log whenever it is necessary, until cancelled.
+
+        Raises:
+            RedisRefused: Redis does not let the hub read.
+        """
+        await self.sequencer.run()
+
+    @property
+    def opening(self) -> bool:
+        """Whether it has just been opened, and is not expected to be caught up yet."""
+        return not self._ever_caught_up and self._clock.loop_s() - self._opened_at < self._opening_s
+
+    # Subscriptions begin and end
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Take a subscription in; it waits until this channel is caught up, and its position has been looked up."""
+        self.listeners += 1
+        since = subscription.since
+        if self.sequencer.caught_up and (since is None or self.sequencer.knows(since)):
+            self._start(subscription)
+        else:
+            if since is None:  # whatever comes from now on is promised, also what Redis' subscription may miss
+                subscription.since = self.sequencer.position
+            self._waiting[subscription] = self.sequencer.sync_round
+
+    def leave(self, subscription: Subscription) -> None:
+        """The client of a subscription is gone."""
+        self.listeners -= 1
+        self.idle_since = self._clock.loop_s()
+        self.unsubscribe(subscription)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Deliver nothing more to a subscription; does nothing the second time."""
+        self._waiting.pop(subscription, None)
+        self.replay.forget(subscription)
+        self.fanout.leave(subscription)
+
+    def _on_caught_up(self) -> None:
+        caught_up = self.sequencer.caught_up
+        self._ever_caught_up = self._ever_caught_up or caught_up
+        if self._waiting and caught_up:
+            if self.sequencer.position is None:  # nothing is stored: those that wait must not miss what comes next
+                while self._start_one():
+                    pass
+            else:
+                self._scheduler.add(self._start_one)
+
+    def _start_one(self) -> bool:
+        """Start one of those that wait; whether there are more."""
+        sequencer = self.sequencer
+        if self._waiting and sequencer.caught_up:
+            subscription = next(iter(self._waiting))
+            asked_in = self._waiting.pop(subscription)
+            since = subscription.since
+            if since is not None and sequencer.synced_round <= asked_in and not sequencer.knows(since):
+                self._waiting[subscription] = asked_in  # until a round that was begun after it came
+                return False
+            self._start(subscription)
+        return bool(self._waiting) and sequencer.caught_up
+
+    def _start(self, subscription: Subscription) -> None:
+        if subscription.since is None:
+            if subscription.sink.wants_control:
+                position = self.fanout.position
+                subscription.sink.write(wire.welcome_frame(self.name, position, self._beat_interval_s, None))
+            self.fanout.join(subscription)
+        else:
+            self.replay.begin(subscription)
+        if not subscription.sink.writable:
+            self.fanout.fall_behind(subscription)
+        if subscription.is_behind:
+            subscription.sink.catch_up()
+
+    # Subscriptions that are behind, and heartbeats
+
+    def feed(self, subscription: Subscription) -> bool:
+        """Write the next piece to a subscription that is behind; whether there is more that can be written at once."""
+        fanout = self.fanout
+        fanout.slow.warn_before_shedding(subscription)
+        if not subscription.is_behind or subscription.state is State.AWAITING_PAGE:
+            return False
+        if subscription.cursor is None:
+            return self.replay.step(subscription)
+        if fanout.slow.is_overtaken(subscription) and not fanout.slow.sheds_for(subscription):
+            if not subscription.is_replaying:
+                fanout.slow.close(subscription)
+                return False
+            subscription.cursor = None  # the ring has moved on while it read: back to the log
+        else:
+            fanout.feed(subscription)
+        return subscription.is_behind
+
+    def beat(self, subscription: Subscription) -> None:
+        """Send a heartbeat: up to where everything was delivered, held back by the filter, or announced as a gap."""
+        if subscription.since is not None or subscription.state is State.WAITING or not self.sequencer.caught_up:
+            return  # it has not been welcomed yet, or it is not known whether everything has come
+        if self.fanout.slow.is_overtaken(subscription):
+            return  # it is about to be told, or closed
+        position = self.fanout.position_of(subscription)
+        if self._beat[0] != position or not self._beat[1]:
+            self._beat = (position, wire.beat_frame(self.name, position))
+        subscription.sink.write(self._beat[1])

@@ -1,0 +1,139 @@
+"""All channels of the hub: which may be subscribed to, which are open, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sized
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.catchup.event_log import EventLog
+from broadcaster.hub.catchup.page_cache import PageCache
+from broadcaster.hub.channels.channel import Channel
+from broadcaster.hub.fanout.scheduler import Scheduler
+from broadcaster.settings import Settings
+
+OWN: Final = "broadcaster.hub."
+"""Prefix of the channels that hubs use themselves; no client can subscribe to them."""
+
+log = logging.getLogger("broadcaster.hub")
+
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+"""Runs a named task until it is cancelled, or ends the hub with it."""
+
+
+class Channels:
+    """The open channels by name: the default one always, others while they have subscriptions, and a while longer.
+
+    Attributes:
+        open: The channels.
+        by_key: The same, by their names as Redis says them.
+        default: Name of the one that is always open.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        event_log: EventLog,
+        pages: PageCache,
+        scheduler: Scheduler,
+        spawn: Spawn,
+        *,
+        unsettled: Sized = (),
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Open the default channel.
+
+        Args:
+            settings: Of the hub.
+            broker: Where channels are subscribed to.
+            event_log: Where events are stored, if they are.
+            pages: Of the log.
+            scheduler: For work that may wait.
+            spawn: See `Spawn`.
+            unsettled: See `Fanout`.
+            runtime: Time, chance and limits.
+        """
+        self._settings = settings
+        self._broker = broker
+        self._log = event_log
+        self._pages = pages
+        self._scheduler = scheduler
+        self._spawn = spawn
+        self._unsettled = unsettled
+        self._runtime = runtime
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closed: Counter[str] = Counter()  # totals of channels that were closed
+        self.open: dict[str, Channel] = {}
+        self.by_key: dict[bytes, Channel] = {}
+        self.default = settings.event.channel
+        self._open(self.default)
+
+    def is_allowed(self, name: str) -> bool:
+        """Whether a client may subscribe to a channel."""
+        if name.startswith(OWN):
+            return False
+        return name == self.default or any(fnmatchcase(name, pattern) for pattern in self._settings.channels.allow)
+
+    def has_room_for(self, *names: str) -> bool:
+        """Whether all of these channels can be open at the same time."""
+        new = sum(name not in self.open for name in names)
+        return not new or len(self.open) + new <= self._settings.channels.max_open
+
+    def rank(self, name: str) -> int:
+        """Which channel goes first: the lowest."""
+        patterns = self._settings.channels.priority
+        return next((n for n, pattern in enumerate(patterns) if fnmatchcase(name, pattern)), len(patterns))
+
+    def rank_of(self, key: bytes) -> int:
+        """The same for a name as Redis says it; what is no open channel goes last."""
+        return self.by_key[key].rank if key in self.by_key else 1 + len(self._settings.channels.priority)
+
+    def get(self, name: str) -> Channel:
+        """A channel, opened if it is not open."""
+        return self.open.get(name) or self._open(name)
+
+    def _open(self, name: str) -> Channel:
+        channel = Channel(
+            name,
+            self._settings,
+            self._log,
+            self._pages,
+            self._scheduler,
+            rank=self.rank(name),
+            drops_oldest=any(fnmatchcase(name, pattern) for pattern in self._settings.channels.drop_oldest),
+            unsettled=self._unsettled,
+            runtime=self._runtime,
+        )
+        self.open[name] = self.by_key[name.encode()] = channel
+        self._tasks[name] = self._spawn(channel.run(), f"channel {name}")
+        self._broker.subscribe(name)
+        return channel
+
+    def close_idle(self) -> None:
+        """Close the channels that have had no subscription for long enough."""
+        before = self._runtime.clock.loop_s() - self._settings.channels.linger_s
+        for name, channel in list(self.open.items()):
+            if not channel.listeners and channel.idle_since < before and name != self.default:
+                self._broker.unsubscribe(name)
+                self._closed += channel.totals()
+                del self.open[name], self.by_key[name.encode()]
+                self._tasks.pop(name).cancel()
+
+    def totals(self) -> Counter[str]:
+        """What was counted since the hub began, also by channels that are closed now."""
+        return sum((channel.totals() for channel in self.open.values()), self._closed)
+
+    def on_confirmed(self, name: str) -> None:
+        if name in self.open:
+            log.info("redis: subscribed to %s", name)
+            self.open[name].sequencer.confirm()
+
+    def on_lost(self, name: str) -> None:
+        if name in self.open:
+            self.open[name].sequencer.interrupt()

@@ -1,0 +1,210 @@
+"""Admission control: limits, origin, token and channels are checked before the upgrade, the cheapest first."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+from broadcaster import wire
+from broadcaster.auth.access import ANYBODY, Access, Denied, Grant
+from broadcaster.auth.access import CAUSES as DENIALS
+from broadcaster.core.ratelimit import TokenBucket
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.channels.channels import Channels
+from broadcaster.hub.connections.registry import ConnectionRegistry
+from broadcaster.hub.connections.request import SubscribeRequest, read_query
+from broadcaster.settings import Settings, is_loopback
+
+REFUSALS: Final = (
+    *("half_open", "too_late", "handshakes", "requests"),
+    *("stopping", "full", "address_full", "malformed", "origin"),
+    *(f"token_{cause}" for cause in DENIALS),
+    *("query", "forbidden_channel", "unknown_channel", "no_room"),
+)
+"""Why a client may be refused, in the order in which it is checked; every one is a counter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A client that is admitted.
+
+    Attributes:
+        request: What it asks for.
+        address: Where it comes from, as the limit per address counts.
+        expires_at: When its token expires; seconds since 1970, None: never.
+    """
+
+    request: SubscribeRequest
+    address: str
+    expires_at: float | None
+
+
+class PendingHandshake(Protocol):
+    """A connection whose request is not complete, or not answered; all may take equally long."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """End it: it has taken too long, or there are too many."""
+
+
+class AdmissionControl:
+    """Admits clients.
+
+    Attributes:
+        stopping: Set when the hub stops: no client is admitted any more.
+        refused: How many were not admitted, by cause; every cause is present.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        channels: Channels,
+        access: Access,
+        registry: ConnectionRegistry[Any],
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            settings: Limits.
+            channels: Which exist.
+            access: Which tokens allow what.
+            registry: Who is connected already.
+            runtime: Time and limits.
+        """
+        self._settings = settings
+        self._channels = channels
+        self._access = access
+        self._registry = registry
+        self._limits = runtime.limits
+        self._clock = runtime.clock
+        self._handshakes = TokenBucket(settings.hub.handshakes_per_s, clock=runtime.clock)
+        self._requests = TokenBucket(settings.hub.requests_per_s, clock=runtime.clock)
+        self._pending: dict[PendingHandshake, None] = {}  # in the order of their deadlines
+        self.stopping = False
+        self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
+
+    # Before anything is known of a client
+
+    def watch(self, handshake: PendingHandshake) -> None:
+        """Hold a request to its deadline, beginning now; of too many the oldest is evicted."""
+        self._pending.pop(handshake, None)
+        handshake.deadline = self._clock.loop_s() + self._settings.hub.handshake_timeout_s
+        self._pending[handshake] = None
+        if len(self._pending) > self._settings.hub.max_handshakes:
+            # An honest client is through long before those that came after it.
+            self._evict_oldest("half_open")
+
+    def forget(self, handshake: PendingHandshake) -> None:
+        """Its request is complete, or it has gone; does nothing the second time."""
+        self._pending.pop(handshake, None)
+
+    def evict_overdue(self) -> None:
+        """End the handshakes whose deadline has passed."""
+        now = self._clock.loop_s()
+        while (oldest := next(iter(self._pending), None)) and oldest.deadline <= now:
+            self._evict_oldest("too_late")
+
+    def _evict_oldest(self, cause: str) -> None:
+        oldest = next(iter(self._pending))
+        del self._pending[oldest]
+        self.refused[cause] += 1
+        oldest.expire()
+
+    def allows_handshake(self) -> bool:
+        """Whether one more handshake may be answered now; parsing it costs more than all the rest."""
+        return self._allows(self._handshakes, "handshakes")
+
+    def allows_request(self) -> bool:
+        """Whether one more plain HTTP request may be answered now."""
+        return self._allows(self._requests, "requests")
+
+    def _allows(self, bucket: TokenBucket, cause: str) -> bool:
+        allowed = bucket.allows_one()
+        self.refused[cause] += not allowed
+        return allowed
+
+    # What it asks for
+
+    def admit(self, target: wire.Target, address: str) -> Admitted | wire.Refusal:
+        """Admit a well-formed request, or say why not."""
+        hub, registry = self._settings.hub, self._registry
+        if self.stopping:
+            return self._refuse("stopping", 503, "the hub is stopping", retry_after_s=1)
+        if registry.connected >= hub.max_connections:
+            return self._refuse("full", 503, "too many subscribers", retry_after_s=self._limits.retry_after_s)
+        address = _network_of(address)
+        if registry.by_address[address] >= hub.max_per_address:
+            return self._refuse(
+                "address_full", 503, "too many of this address", retry_after_s=self._limits.retry_after_s
+            )
+        if target.fault:
+            return self._refuse("malformed", 400, f"bad request: {target.fault}")
+        if not self._is_allowed_origin(target):
+            return self._refuse("origin", 403, "this origin is not allowed")
+        try:
+            grant = self._access.grant(target.token)
+        except Denied as denied:
+            return self._refuse(f"token_{denied.cause}", 401, str(denied))
+        try:
+            request = read_query(target.query, self._channels.default, self._limits)
+        except ValueError as error:
+            return self._refuse("query", 400, str(error))
+        if refusal := self._refuse_channels(request, grant):
+            return refusal
+        return Admitted(request, address, grant.expires_at)
+
+    def _refuse_channels(self, request: SubscribeRequest, grant: Grant) -> wire.Refusal | None:
+        names = [name for name, _ in request.channels]
+        most = self._settings.channels.max_per_connection
+        if len(names) > most:
+            return self._refuse("query", 400, f"more than {most} channels")
+        for name in names:
+            if grant is not ANYBODY and not grant.may_subscribe(name):
+                return self._refuse("forbidden_channel", 403, f"not for you: {name}")
+            if not self._channels.is_allowed(name):
+                return self._refuse("unknown_channel", 404, f"no such channel here: {name}")
+        if not self._channels.has_room_for(*names):
+            return self._refuse(
+                "no_room", 503, "too many channels are open", retry_after_s=self._limits.retry_after_s
+            )
+        return None
+
+    def _is_allowed_origin(self, target: wire.Target) -> bool:
+        """Only a browser sends an origin, on behalf of whatever page: it must be the hub's own, or a known one.
+
+        A page whose name was made to resolve to this machine (DNS rebinding) believes that it talks to its own
+        site, and `Host` says so. Where a token is asked for, it has none; else only this machine's names are ours.
+        """
+        origin, allowed = target.origin, self._settings.hub.allowed_origins
+        if origin is None or origin in allowed or "*" in allowed:
+            return True
+        scheme, _, host = origin.lower().partition("://")
+        if scheme not in ("http", "https") or not host or host != target.host.lower():
+            return False
+        auth = self._settings.auth
+        return auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(host))
+
+    def _refuse(self, cause: str, status: int, reason: str, *, retry_after_s: int | None = None) -> wire.Refusal:
+        self.refused[cause] += 1
+        return wire.Refusal(status, reason, retry_after_s)
+
+
+def _name_of(host: str) -> str:
+    """The name or address in `name:port`; empty if it is no such thing."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _network_of(address: str) -> str:
+    """What the limit per address counts together: an IPv6 client has a whole /64."""
+    if ":" not in address:
+        return address
+    host = ipaddress.IPv6Address(address.partition("%")[0])
+    return str(host.ipv4_mapped or ipaddress.IPv6Network((int(host) >> 64 << 64, 64)))

@@ -1,0 +1,193 @@
+"""The handshake of a connection: a WebSocket upgrade is answered here, everything else is handed to Sanic.
+
+Sanic's own WebSocket route keeps 5 tasks and 26 KB per connection and waits for each client's socket.
+Given to Sanic as its protocol, this one reads the request head; a WebSocket's transport goes to `Connection`, any
+other goes with the bytes read so far to Sanic's `HttpProtocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from contextlib import suppress
+from typing import Any, Final
+
+from httptools import parse_url
+from httptools.parser.errors import HttpParserInvalidURLError
+from sanic.server import HttpProtocol
+
+from broadcaster import wire
+from broadcaster.hub.channels.channels import Channels
+from broadcaster.hub.connections.admission import AdmissionControl, Admitted
+from broadcaster.hub.connections.connection import Connection, ConnectionContext
+
+_REQUEST_LINE: Final = re.compile(rb"[A-Z]{1,16} (\S+) HTTP/1\.[01]\r\n")
+_WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
+_RETRY: Final = "Retry-After: 1\r\n"
+
+
+class HandshakeProtocol(asyncio.Protocol):
+    """Reads one request head: at most `hub.header_max_bytes` of it, until the deadline of `AdmissionControl`.
+
+    Made by Sanic's server with the arguments of `HttpProtocol`, which are handed on when it is not for us.
+
+    Attributes:
+        admission: Decides who is admitted.
+        context: Of the connections.
+        channels: Where they subscribe.
+        deadline: Loop time at which the request must be complete and answered.
+    """
+
+    __slots__ = ("_head", "_sanic_arguments", "_transport", "_waiting", "deadline")
+
+    admission: AdmissionControl
+    context: ConnectionContext
+    channels: Channels
+
+    def __init__(self, **sanic_arguments: Any) -> None:
+        self._sanic_arguments = sanic_arguments
+        self._head = b""
+        self._transport: asyncio.Transport | None = None
+        self._waiting = False
+        self.deadline = 0.0
+
+    @classmethod
+    def bound(
+        cls, admission: AdmissionControl, context: ConnectionContext, channels: Channels
+    ) -> type[HandshakeProtocol]:
+        """A class of its own for one hub: Sanic takes a class, not a factory."""
+        members = {"admission": admission, "context": context, "channels": channels}
+        return type("BoundHandshakeProtocol", (cls,), {"__slots__": (), **members})
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        # With TLS it would be 512 KiB.
+        transport.set_write_buffer_limits(self.context.runtime.limits.unsent_bytes)  # type: ignore[attr-defined]
+        self.admission.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return  # it was refused, and continues to send
+        head = self._head = self._head + data if self._head else data
+        if self._waiting:
+            # A client may not send anything before the 101: it may be smuggling a second request.
+            self._refuse(400, "Bad Request: bytes after the request")
+            return
+        end = head.find(wire.HEAD_END)
+        length = len(head) if end < 0 else end + len(wire.HEAD_END)
+        if length > self.context.settings.header_max_bytes:
+            self._refuse(431, "Request Header Fields Too Large")
+        elif end >= 0:
+            self._on_head(head, length)
+
+    def _on_head(self, head: bytes, length: int) -> None:
+        """The head is complete; `head` may be longer than it is."""
+        request_line = _REQUEST_LINE.match(head)
+        if request_line is None or not _is_url(request_line[1]):
+            self._refuse(400, "Bad Request")
+        elif not _WEBSOCKET_PATH.match(request_line[1]):
+            if self.admission.allows_request():  # at once: health checks must be answered also in a storm
+                self._hand_to_sanic()
+            else:
+                self._refuse(503, "Service Unavailable: too many requests", _RETRY)
+        elif len(head) > length:
+            self._refuse(400, "Bad Request: bytes after the request")
+        elif self.admission.allows_handshake():
+            self.admission.forget(self)  # it has done its part in time
+            self._waiting = True
+            self.context.scheduler.add(self._upgrade)
+        else:
+            self._refuse(503, "Service Unavailable: too many handshakes", _RETRY)
+
+    def _upgrade(self) -> bool:
+        """For the scheduler: answer the request. However many arrive at once, events are delivered meanwhile."""
+        head, transport = self._head, self._transport
+        if transport is None or transport.is_closing():
+            return False
+        self._release()
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        try:
+            answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address))
+        except BaseException:
+            transport.abort()  # a bug, but the client is not left waiting for an answer
+            raise
+        transport.write(answer.response)
+        if answer.malformed:
+            self.admission.refused["malformed"] += 1
+        if answer.admitted is None:
+            transport.close()
+        else:
+            self._open(transport, answer.admitted, wants_control=answer.subprotocol == wire.V1)
+        return False
+
+    def _open(self, transport: asyncio.Transport, admitted: Admitted, *, wants_control: bool) -> None:
+        """From here on the transport is a `Connection`'s."""
+        connection = Connection(
+            transport,
+            self.context,
+            wants_control=wants_control,
+            address=sys.intern(admitted.address),
+            expires_at=admitted.expires_at,
+        )
+        transport.set_protocol(connection)
+        request = admitted.request
+        channels = [(self.channels.get(name), since) for name, since in request.channels]
+        connection.open(channels, request.filter)
+
+    def _hand_to_sanic(self) -> None:
+        """From here on the connection is Sanic's, which is held to the deadline as well."""
+        transport, head = self._transport, self._head
+        assert transport is not None
+        self._head = b""
+        self.admission.watch(self)
+        protocol = _SanicProtocol(self, self._sanic_arguments)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)  # type: ignore[no-untyped-call]
+        protocol.data_received(head)
+
+    def _refuse(self, status: int, phrase: str, header: str = "") -> None:
+        transport = self._transport
+        self._release()
+        if status == 400:
+            self.admission.refused["malformed"] += 1
+        assert transport is not None
+        transport.write(wire.plain_response(status, phrase, header))
+        transport.close()
+
+    def expire(self) -> None:
+        """The deadline has passed, and the request is not complete or not answered."""
+        self._refuse(408, "Request Timeout")
+
+    def _release(self) -> None:
+        """The transport belongs to another protocol now, or is gone."""
+        self.admission.forget(self)
+        self._transport = None
+        self._waiting = False
+        self._head = b""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._release()
+
+
+def _is_url(path: bytes) -> bool:
+    """Whether Sanic can read it: what it cannot read it answers with nothing but a traceback in the log."""
+    with suppress(HttpParserInvalidURLError):
+        parse_url(path)
+        return path.isascii()
+    return False
+
+
+class _SanicProtocol(HttpProtocol):
+    """A connection of Sanic's whose end is told to the handshake: it still counts as pending."""
+
+    __slots__ = ("_handshake",)
+
+    def __init__(self, handshake: HandshakeProtocol, arguments: dict[str, Any]) -> None:
+        super().__init__(**arguments)
+        self._handshake = handshake
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._handshake.connection_lost(error)
+        super().connection_lost(error)  # type: ignore[no-untyped-call]

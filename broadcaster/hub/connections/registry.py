@@ -1,0 +1,98 @@
+"""The connection registry: who is connected, being closed, or behind, and how connections ended."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from typing import Final, Generic, Protocol, TypeVar
+
+from broadcaster import wire
+
+TICK_S: Final = 0.1
+"""Seconds between two ticks of the hub's timer."""
+
+
+def ticks(interval_s: float) -> int:
+    """How many ticks an interval has; at least one."""
+    return max(1, round(interval_s / TICK_S))
+
+
+class Member(Protocol):
+    """What the registry knows of a connection."""
+
+    slot: int
+    address: str
+
+    def settle(self) -> None:
+        """Act on having become unwritable."""
+
+
+M = TypeVar("M", bound=Member)
+
+
+class ConnectionRegistry(Generic[M]):
+    """All connections of the hub.
+
+    Attributes:
+        slots: The connections, each in one of the slots; one slot is pinged per tick, so that a round of pings is
+            spread over the whole interval. So are heartbeats.
+        peak: Most connections at one time.
+        by_address: How many there are per address.
+        closing: Those whose closing handshake has begun.
+        behind: Those with a subscription that is behind.
+        unsettled: Those that stopped being writable in this turn of the event loop; see `Fanout`.
+        closed: How many the hub has closed, by close code.
+        aborted: How many were cut because they did not answer the close in time.
+    """
+
+    def __init__(self, slots: int) -> None:
+        """Prepare an empty registry with so many slots."""
+        self.slots: list[set[M]] = [set() for _ in range(slots)]
+        self._next_slot = itertools.cycle(range(slots))
+        self._loop = asyncio.get_running_loop()
+        self.connected = 0
+        self.peak = 0
+        self.by_address: Counter[str] = Counter()
+        self.closing: set[M] = set()
+        self.behind: set[M] = set()
+        self.unsettled: list[M] = []
+        self.closed: Counter[wire.CloseCode] = Counter()
+        self.aborted = 0
+
+    def add(self, connection: M) -> None:
+        connection.slot = next(self._next_slot)
+        self.slots[connection.slot].add(connection)
+        self.connected += 1
+        self.peak = max(self.peak, self.connected)
+        self.by_address[connection.address] += 1
+
+    def remove(self, connection: M) -> None:
+        """Forget a connection that has ended; called once."""
+        self.slots[connection.slot].discard(connection)
+        self.connected -= 1
+        self.by_address[connection.address] -= 1
+        if not self.by_address[connection.address]:
+            del self.by_address[connection.address]
+        self.closing.discard(connection)
+        self.behind.discard(connection)
+
+    def everyone(self) -> list[M]:
+        """All connections."""
+        return list(itertools.chain.from_iterable(self.slots))
+
+    def note_unwritable(self, connection: M) -> None:
+        """A connection is full or being closed: it is settled before this turn of the loop ends.
+
+        May be called inside a write, where nothing else may happen.
+        """
+        if not self.unsettled:
+            self._loop.call_soon(self.settle)
+        self.unsettled.append(connection)
+
+    def settle(self) -> None:
+        """Let every connection that stopped being writable act on it."""
+        unsettled = self.unsettled[:]
+        self.unsettled.clear()  # in place: the fan-outs hold this list
+        for connection in unsettled:
+            connection.settle()

@@ -1,0 +1,65 @@
+"""What a subscriber asks for: the query of its URL, read and checked before the upgrade."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from broadcaster.core.event import SEVERITIES, channel_name
+from broadcaster.core.position import Position
+from broadcaster.core.runtime import LIMITS, Limits
+from broadcaster.hub.fanout.filters import EVERYTHING, Filter
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequest:
+    """Channels, each with the position after which it is to begin (None: now), and one filter for all of them."""
+
+    channels: tuple[tuple[str, Position | None], ...]
+    filter: Filter
+
+
+def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits = LIMITS) -> SubscribeRequest:
+    """Read the parameters of a URL.
+
+    `channel` and `since` may be repeated, and a `since` belongs to the channel before it; without a channel
+    it is the default one. `type`, `source` and `severity` may be repeated: any of the values is wanted.
+
+    Args:
+        query: The parameters, in order.
+        default: The channel if none is named.
+        limits: How many values one filter may have.
+
+    Raises:
+        ValueError: A parameter is unknown, stands in the wrong place, or has a wrong value.
+    """
+    names = [value for key, value in query if key == "channel"]
+    since: dict[str, Position | None] = dict.fromkeys(names or [default])
+    if len(since) < len(names):
+        raise ValueError("a channel is asked for twice")
+    wanted: dict[str, set[str]] = {"type": set(), "source": set(), "severity": set()}
+    current = None if names else default
+    for key, value in query:
+        if key == "channel":
+            current = channel_name(value)
+        elif key == "since":
+            if current is None:
+                raise ValueError("since belongs to the channel before it")
+            if since[current] is not None:
+                raise ValueError("since is given twice for one channel")
+            since[current] = Position.parse(value)
+        elif key in wanted:
+            wanted[key].add(_label(key, value))
+        else:
+            raise ValueError(f"unknown query parameter {key[:40]!r}")
+    if any(len(values) > limits.filter_values for values in wanted.values()):
+        raise ValueError(f"a filter has more than {limits.filter_values} values")
+    filtered = Filter(*(frozenset(wanted[key]) for key in ("type", "source", "severity")))
+    return SubscribeRequest(tuple(since.items()), filtered or EVERYTHING)
+
+
+def _label(key: str, value: str) -> str:
+    if key == "severity" and value not in SEVERITIES:
+        raise ValueError(f"severity is one of {', '.join(SEVERITIES)}, got {value[:40]!r}")
+    if not 1 <= len(value) <= 256:
+        raise ValueError(f"{key} has 1 to 256 characters")
+    return value

@@ -1,0 +1,93 @@
+"""The hub's one timer: pings, heartbeats, token expiry, and every deadline of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+from broadcaster import wire
+from broadcaster.hub.channels.channels import Channels
+from broadcaster.hub.connections.admission import AdmissionControl
+from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.registry import TICK_S, ticks
+from broadcaster.settings import HubTable
+
+
+class Timer:
+    """Ticks ten times a second, and looks at a small part of all connections each time."""
+
+    def __init__(
+        self,
+        settings: HubTable,
+        context: ConnectionContext,
+        channels: Channels,
+        admission: AdmissionControl,
+    ) -> None:
+        """Prepare; nothing happens before `run`.
+
+        Args:
+            settings: Intervals.
+            context: Of the connections.
+            channels: Idle ones are closed.
+            admission: Handshakes that take too long are ended.
+        """
+        self._context = context
+        self._registry = context.registry
+        self._channels = channels
+        self._admission = admission
+        self._clock = context.runtime.clock
+        self._beat_ticks = ticks(settings.beat_interval_s)
+        self._expiry_ticks = context.runtime.limits.expiry_ticks
+        self._tick = itertools.count()
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        number, slots = next(self._tick), self._registry.slots
+        now = self._clock.loop_s()
+        self._admission.evict_overdue()
+        for connection in [each for each in self._registry.closing if _is_overdue(each, now)]:
+            self._registry.aborted += 1
+            self._registry.closing.discard(connection)
+            connection.abort()
+        for connection in list(self._registry.behind):
+            self._check_slow(connection)
+        for connection in list(slots[number % len(slots)]):
+            self._ping(connection)
+        self._close_expired(slots[number % self._expiry_ticks :: self._expiry_ticks])
+        if self._context.is_healthy():
+            for connection in itertools.chain.from_iterable(slots[number % self._beat_ticks :: self._beat_ticks]):
+                if connection.wants_control:
+                    self._context.scheduler.add(connection.beat)
+        self._channels.close_idle()
+
+    def _check_slow(self, connection: Connection) -> None:
+        # Of several channels one may wait for another: reading any of them is a sign of life.
+        read_at = max((each.behind_since for each in connection.memberships), default=0.0)
+        for membership in connection.memberships:
+            if connection.close_deadline is None:
+                membership.channel.fanout.slow.check(membership, read_at)
+
+    def _ping(self, connection: Connection) -> None:
+        if connection.close_deadline is not None or connection.blocked:
+            return  # each of them has a deadline of its own
+        if connection.alive:
+            connection.alive = False
+            connection.write(wire.PING)
+        else:
+            connection.close(wire.CloseCode.PING_TIMEOUT, "no sign of life")
+
+    def _close_expired(self, slots: list[set[Connection]]) -> None:
+        """A client whose token has expired has to reconnect with another one."""
+        now = self._clock.wall_s()
+        for slot in slots:
+            for connection in [each for each in slot if each.expires_at is not None and each.expires_at <= now]:
+                connection.close(wire.CloseCode.EXPIRED, "the token has expired")
+
+
+def _is_overdue(connection: Connection, now: float) -> bool:
+    return connection.close_deadline is not None and connection.close_deadline <= now

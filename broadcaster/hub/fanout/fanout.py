@@ -1,0 +1,289 @@
+"""The fan-out of a channel: `broadcast` writes events to every live subscription and waits for none.
+
+A subscription is *live* — it is up to date, and the next frame is written to it at once — or it is *behind*: its
+socket was full (backpressure), or it resumes from an earlier position; it holds a cursor into the shared ring
+buffer and is fed from there as fast as its client reads. No subscription has a queue of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence, Sized
+from typing import NamedTuple
+
+from broadcaster import wire
+from broadcaster.core.position import Gap, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.fanout.groups import FilterGroup, FilterGroups
+from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.ring import Entry, Ring
+from broadcaster.hub.fanout.slow import SlowConsumers
+from broadcaster.hub.fanout.subscription import State, Subscription
+from broadcaster.settings import HubTable
+
+
+class _Batch(NamedTuple):
+    """The events of one broadcast, the number of the first of them, and where the channel stood before it."""
+
+    messages: Sequence[Message]
+    base: int
+    before: Position | None
+
+    def position_after(self, count: int) -> Position | None:
+        """Where a reader stands that has been given so many of them; the ring may have dropped them already."""
+        stored = (message.position for message in reversed(self.messages[:count]) if message.position is not None)
+        return next(stored, self.before)
+
+
+class Fanout:
+    """One channel: its ring buffer and its subscriptions.
+
+    Attributes:
+        channel: Its name.
+        ring: The last frames; knows where the channel stands.
+        slow: The slow-consumer policy.
+        behind: Subscriptions that are fed from the ring or the log.
+        deliveries: Events written to subscriptions, each counted once per subscription.
+        filtered: Events held back by filters, each counted once per subscription.
+        sent_bytes: Bytes of the deliveries.
+        gaps: Gaps announced, by cause, each counted once per channel.
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        settings: HubTable,
+        *,
+        drops_oldest: bool = False,
+        unsettled: Sized = (),
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare a channel without subscriptions.
+
+        Args:
+            channel: Its name.
+            settings: Bytes of the ring, and how far behind a subscription may be.
+            drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
+            unsettled: Sinks that have stopped being writable and are not settled yet. Its length is looked at
+                after each piece: subscriptions leave the live set between two writes, never inside one.
+            runtime: Time and limits.
+        """
+        self.channel = channel
+        self.ring = Ring(settings.ring_bytes, runtime.limits)
+        self.slow = SlowConsumers(channel, self.ring, settings, drops_oldest=drops_oldest, runtime=runtime)
+        self.behind: set[Subscription] = set()
+        self.deliveries = 0
+        self.filtered = 0
+        self.sent_bytes = 0
+        self.gaps: Counter[str] = Counter()
+        self._groups = FilterGroups(runtime.limits)
+        self._unsettled = unsettled
+        self._write_bytes = runtime.limits.write_bytes
+        self._clock = runtime.clock
+
+    @property
+    def position(self) -> Position | None:
+        """Where live subscriptions stand; None before it is known, or when events are not stored."""
+        return self.ring.position
+
+    # Subscriptions come, change and go
+
+    def join(self, subscription: Subscription) -> None:
+        """Make a subscription live from the next frame on."""
+        subscription.cursor = subscription.position = None
+        self._enter(subscription, State.LIVE)
+        self._groups.join(subscription)
+
+    def join_replaying(self, subscription: Subscription, position: Position) -> None:
+        """Take in a subscription that begins after an earlier position; it is fed by calls of `feed`."""
+        subscription.position = position
+        subscription.cursor = self.ring.number_after(position)
+        subscription.behind_since = self._clock.loop_s()
+        self._enter(subscription, State.REPLAYING)
+
+    def fall_behind(self, subscription: Subscription) -> None:
+        """The socket of a subscription is full: if it is live, it is fed from the ring buffer from now on."""
+        if subscription.state is State.LIVE:
+            self._fall_behind(subscription, self.ring.head, self.ring.position)
+
+    def leave(self, subscription: Subscription) -> None:
+        """Deliver nothing more to a subscription; does nothing the second time."""
+        self._groups.leave(subscription)
+        self._enter(subscription, State.CLOSED)
+
+    def _fall_behind(self, subscription: Subscription, cursor: int, position: Position | None) -> None:
+        self._groups.leave(subscription)
+        subscription.cursor = cursor
+        subscription.position = position if self.slow.sheds_for(subscription) else None
+        subscription.behind_since = self._clock.loop_s()
+        self._enter(subscription, State.BEHIND)
+
+    def _enter(self, subscription: Subscription, state: State) -> None:
+        subscription.state = state
+        if subscription.is_behind:
+            self.behind.add(subscription)
+        else:
+            self.behind.discard(subscription)
+
+    # Live
+
+    def broadcast(self, messages: Sequence[Message]) -> None:
+        """Write events to every live subscription that wants them: one write per connection and piece."""
+        self._let_unwritable_fall_behind()
+        batch = _Batch(messages, self.ring.head, self.ring.position)
+        self.ring.extend(messages, self._clock.loop_s())  # first: a cursor may point into it already
+        if len(self._groups) == 1:
+            self._write_pieces(self._groups.unfiltered, [message.frame for message in messages], None, batch)
+            return
+        wanted: dict[FilterGroup, list[int]] = {}
+        for index, message in enumerate(messages):
+            for group in self._groups.matching(message.labels):
+                wanted.setdefault(group, []).append(index)
+        for group, indexes in wanted.items():
+            self._write_pieces(group, [messages[index].frame for index in indexes], indexes, batch)
+        for group in self._groups:
+            self.filtered += len(group.live) * (len(messages) - len(wanted.get(group, ())))
+
+    def _write_pieces(
+        self, group: FilterGroup, frames: list[bytes], indexes: list[int] | None, batch: _Batch
+    ) -> None:
+        """Write frames to a group; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
+        start = size = 0
+        for number, frame in enumerate(frames):
+            if number > start and size + len(frame) > self._write_bytes:
+                self._write(group, frames[start:number], number, _after(indexes, number), batch)
+                start, size = number, 0
+            size += len(frame)
+        self._write(group, frames[start:], len(frames), _after(indexes, len(frames)), batch)
+
+    def _write(self, group: FilterGroup, frames: list[bytes], given: int, end: int, batch: _Batch) -> None:
+        """Write one piece to all of a group: the only place where live frames leave.
+
+        Args:
+            group: To whom.
+            frames: What.
+            given: How many events of the batch the group has been given by then.
+            end: How many it has been given, or does not want: there those continue whose socket is full now.
+            batch: The events that are broadcast.
+        """
+        if not group.live:
+            return
+        transports = group.transports
+        if transports is None:
+            transports = group.transports = [subscription.sink.transport for subscription in group.live]
+        data = b"".join(frames) if len(frames) > 1 else frames[0]
+        unsettled = len(self._unsettled)
+        for transport in transports:
+            try:
+                transport.write(data)
+            except RuntimeError:  # uvloop's transport is closed, and connection_lost is on its way
+                continue
+        self.deliveries += len(frames) * len(transports)
+        self.sent_bytes += len(data) * len(transports)
+        if len(self._unsettled) != unsettled:
+            for subscription in [each for each in group.live if not each.sink.writable]:
+                self._fall_behind(subscription, batch.base + end, batch.position_after(end))
+                self.filtered += end - given
+
+    def announce(self, gap: Gap) -> None:
+        """Tell every live subscription what is missing here; a plain client, which cannot be told, is closed (4009)."""
+        self._let_unwritable_fall_behind()
+        frame = wire.gap_frame(gap)
+        self.ring.append_gap(gap, frame, self._clock.loop_s())
+        self.gaps[gap.cause] += 1
+        for group in self._groups:
+            for subscription in list(group.live):
+                if subscription.sink.wants_control:
+                    subscription.sink.write(frame)
+                else:
+                    close_for(gap, subscription)
+
+    def _let_unwritable_fall_behind(self) -> None:
+        """Whoever became unwritable in this turn of the loop, by another write than ours, is not written to."""
+        if self._unsettled:
+            for group in self._groups:
+                for subscription in [each for each in group.live if not each.sink.writable]:
+                    self._fall_behind(subscription, self.ring.head, self.ring.position)
+
+    # Behind
+
+    def feed(self, subscription: Subscription) -> None:
+        """Write the next piece of the ring to a subscription that is behind; at the head it is live again.
+
+        What it has to get next must not have left the ring, unless it sheds.
+        """
+        sheds = self.slow.sheds_for(subscription)
+        if sheds and self.slow.is_overtaken(subscription):
+            self.slow.skip_overtaken(subscription)
+        begun_at = subscription.cursor
+        assert begun_at is not None
+        entries = self.ring.read(begun_at, self._write_bytes)
+        subscription.cursor = cursor = begun_at + len(entries)
+        subscription.position = self.ring.position_at(cursor)
+        if sheds or subscription.is_replaying:
+            subscription.behind_since = self._clock.loop_s()
+        if sheds:
+            numbered = enumerate(entries, begun_at)
+            wanted = [(number, entry) for number, entry in numbered if _wants(subscription, entry)]
+            self.filtered += len(entries) - len(wanted)
+            entries = self.slow.select(wanted)
+        if cursor == self.ring.head:
+            self.join(subscription)
+        self.give(subscription, entries)
+
+    def give(self, subscription: Subscription, entries: Sequence[Entry]) -> None:
+        """Write those entries that a subscription wants, in one piece."""
+        frames: list[bytes] = []
+        untold: Gap | None = None
+        events = 0
+        for entry in entries:
+            if entry.labels is None:
+                if not subscription.sink.wants_control:
+                    untold = entry.gap
+                    break
+                frames.append(entry.frame)
+            elif subscription.filter.wants(entry.labels):
+                frames.append(entry.frame)
+                events += 1
+            else:
+                self.filtered += 1
+        self._send(subscription, frames, events)
+        if untold is not None:
+            close_for(untold, subscription)
+
+    def give_run(self, subscription: Subscription, messages: Sequence[Message]) -> None:
+        """Write those events of the log that a subscription wants, in one piece."""
+        wanted = subscription.filter
+        frames = [message.frame for message in messages if not wanted or wanted.wants(message.labels)]
+        self.filtered += len(messages) - len(frames)
+        self._send(subscription, frames, len(frames))
+
+    def _send(self, subscription: Subscription, frames: list[bytes], events: int) -> None:
+        """Write to one subscription; so many of the frames are events."""
+        if frames:
+            data = b"".join(frames)
+            self.deliveries += events
+            self.sent_bytes += len(data)
+            subscription.sink.write(data)
+
+    def position_of(self, subscription: Subscription) -> Position | None:
+        """Up to where everything was sent to it, held back by its filter, or announced as a gap."""
+        if not subscription.is_behind:
+            return self.position
+        cursor = subscription.cursor
+        return subscription.position if cursor is None else self.ring.position_at(cursor)
+
+
+def close_for(gap: Gap, subscription: Subscription) -> None:
+    """Close a plain client that cannot be told of a gap in a frame."""
+    known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
+    subscription.sink.close(wire.CloseCode.GAP, f"events of {gap.channel} may be missing: {gap.cause}{known}")
+
+
+def _after(indexes: list[int] | None, count: int) -> int:
+    """In the batch: the place after the `count`-th frame of a group."""
+    return count if indexes is None else indexes[count - 1] + 1
+
+
+def _wants(subscription: Subscription, entry: Entry) -> bool:
+    return entry.labels is None or subscription.filter.wants(entry.labels)

@@ -1,0 +1,59 @@
+"""The hub's HTTP side: `/health`, `/health/live`, `/health/ready`, `/stats`, `/publish`. `/ws` never reaches it.
+
+The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import ceil
+from types import SimpleNamespace
+
+from sanic import HTTPResponse, Request, Sanic, json
+from sanic.config import Config
+
+from broadcaster.hub.hub import Hub
+from broadcaster.hub.stats import HubStatistics
+
+App = Sanic[Config, SimpleNamespace]
+
+
+def create_app(hub: Hub) -> App:
+    """The routes of one hub."""
+    app = Sanic(f"broadcaster-{id(hub):x}", configure_logging=False)
+    app.config.KEEP_ALIVE = False  # an upgrade on a connection that Sanic has used would reach Sanic
+    app.config.ACCESS_LOG = False
+    # The deadline of admission control comes first.
+    app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s) + 1
+    app.config.REQUEST_MAX_SIZE = 65_536
+
+    @app.get("/health/live")
+    async def live(request: Request) -> HTTPResponse:
+        """The event loop turns."""
+        return json({"live": True})
+
+    @app.get("/health/ready")
+    @app.get("/health", name="health")
+    async def ready(request: Request) -> HTTPResponse:
+        """200 while it is proven that events get through, and the hub is not stopping."""
+        body = {
+            "ready": hub.ready,
+            "redis": hub.channels.default in hub.broker.confirmed,
+            "stopping": hub.admission.stopping,
+            "trouble": hub.probe.problem,
+        }
+        return json(body, status=200 if hub.ready else 503)
+
+    @app.get("/stats")
+    async def stats(request: Request) -> HTTPResponse:
+        return json(asdict(HubStatistics.of(hub)))
+
+    @app.post("/publish")
+    async def publish(request: Request) -> HTTPResponse:
+        """201 with what became of the event."""
+        if hub.admission.stopping:
+            return json({"error": "the hub is stopping"}, status=503, headers={"Retry-After": "1"})
+        reply = await hub.publisher.answer(request.headers.getall("Authorization", []), request.body)
+        return json(reply.body, status=reply.status, headers=reply.headers)
+
+    return app

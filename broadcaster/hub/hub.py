@@ -1,0 +1,72 @@
+"""The parts of one hub, put together."""
+
+from __future__ import annotations
+
+from broadcaster.auth.access import Access
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.catchup.event_log import EventLog
+from broadcaster.hub.catchup.page_cache import PageCache
+from broadcaster.hub.channels.channels import Channels, Spawn
+from broadcaster.hub.channels.delivery_probe import DeliveryProbe
+from broadcaster.hub.channels.dispatch import Dispatcher
+from broadcaster.hub.connections.admission import AdmissionControl
+from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
+from broadcaster.hub.connections.timer import Timer
+from broadcaster.hub.fanout.scheduler import Scheduler
+from broadcaster.hub.http_publisher import HttpPublisher
+from broadcaster.settings import Settings
+
+
+class Hub:
+    """The parts of one hub. Made inside a running event loop; nothing happens before `start`."""
+
+    def __init__(self, settings: Settings, broker: Broker, spawn: Spawn, runtime: Runtime = RUNTIME) -> None:
+        """Put the parts together.
+
+        Raises:
+            ConfigurationError: A key of access control cannot be read.
+        """
+        self.settings = settings
+        self.broker = broker
+        self._spawn = spawn
+        scheduler = Scheduler(runtime)
+        self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s))
+        event_log = EventLog(broker, settings.event.max_bytes, runtime.limits)
+        self.pages = PageCache(event_log, runtime)
+        self.channels = Channels(
+            *(settings, broker, event_log, self.pages, scheduler, spawn),
+            unsettled=self.registry.unsettled,
+            runtime=runtime,
+        )
+        self.probe = DeliveryProbe(settings, broker, self.channels, runtime)
+        self.dispatcher = Dispatcher(self.channels, self.probe, settings.event.max_bytes, runtime)
+        access = Access(settings.auth, runtime)
+        self.admission = AdmissionControl(settings, self.channels, access, self.registry, runtime)
+        self.publisher = HttpPublisher(settings.event.channel, broker, access)
+        self.context = ConnectionContext(
+            self.registry, scheduler, settings.hub, lambda: self.probe.healthy, runtime
+        )
+        self.timer = Timer(settings.hub, self.context, self.channels, self.admission)
+        self._clock = runtime.clock
+        self._started_at = runtime.clock.loop_s()
+
+    def start(self) -> None:
+        """Begin to work: subscriptions, probes, pages, timer."""
+        for work, name in (
+            (self.broker.run(self.dispatcher), "subscription"),
+            (self.probe.run(), "proofs"),
+            (self.pages.run(), "pages"),
+            (self.timer.run(), "timer"),
+        ):
+            self._spawn(work, name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether events arrive, and the hub is not stopping."""
+        return self.probe.healthy and not self.admission.stopping
+
+    @property
+    def uptime_s(self) -> float:
+        return self._clock.loop_s() - self._started_at

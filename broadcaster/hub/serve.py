@@ -1,0 +1,187 @@
+"""A hub's composition root: `serve` puts the parts together, runs them, and ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import ssl
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from broadcaster import wire
+from broadcaster.core.errors import ConfigurationError, PortTaken
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.broker.redis_broker import RedisBroker
+from broadcaster.hub.connections.drain import close_all, drain
+from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.hub.http import create_app
+from broadcaster.hub.hub import Hub
+from broadcaster.settings import Settings
+
+log = logging.getLogger("broadcaster.hub")
+
+
+class Stopped(Exception):
+    """Ends the task group of a hub that was told to stop."""
+
+
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    broker: Broker | None = None,
+    runtime: Runtime = RUNTIME,
+) -> int:
+    """Run one hub until `stop` is set; returns the exit code.
+
+    Args:
+        settings: Of the hub.
+        stop: Ends it.
+        broker: Its links to where events are stored and published; None: to the Redis of the settings.
+        runtime: Time, chance and limits.
+
+    Raises:
+        ConfigurationError: A second hub was asked for on the same port, or a file of the settings cannot be read.
+        PortTaken: Another process listens there.
+        RedisRefused: Redis refuses the hub, and a retry would not help.
+    """
+    _one_hub_per_port()
+    settings = _within_open_files(settings)
+    if broker is None:
+        broker = RedisBroker.of(settings, runtime)
+    try:
+        # A hub with a dead part must not look alive: whatever ends first ends the hub.
+        async with asyncio.TaskGroup() as group:
+
+            def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+                return group.create_task(_as_long_as_needed(work, name, stop), name=name)
+
+            await _run(Hub(settings, broker, spawn, runtime), stop)
+            raise Stopped
+    except BaseExceptionGroup as errors:
+        if not isinstance(errors.exceptions[0], Stopped):
+            raise errors.exceptions[0] from None  # the first one is the reason; what follows is its consequence
+        return 0
+    finally:
+        broker.close()
+
+
+async def _as_long_as_needed(work: Coroutine[Any, Any, None], name: str, stop: asyncio.Event) -> None:
+    """Work that must not end before the hub is told to stop; then its failure is of no interest."""
+    try:
+        await work
+        raise RuntimeError(f"the task {name!r} has ended")
+    except Exception:
+        if not stop.is_set():
+            raise
+
+
+async def _run(hub: Hub, stop: asyncio.Event) -> None:
+    """Listen, work until `stop` is set, and go: connections first, then the rest."""
+    server = await _listen(hub)
+    _quiet_garbage_collector()
+    hub.start()
+    try:
+        await stop.wait()
+    finally:  # or cancelled, because a part has failed
+        hub.admission.stopping = True
+        await drain(hub.context, hub.settings.hub.drain_s if stop.is_set() else 0.0)
+        server.close()  # only now: until here /health/ready says that this hub is going
+        reason = "the hub is restarting"
+        await close_all(hub.context, wire.CloseCode.RESTART, reason, hub.settings.hub.shutdown_s)
+        for connection in list(server.connections):
+            if not connection.close_if_idle():
+                connection.abort()
+        with contextlib.suppress(Exception):
+            await server.before_stop()
+            await server.after_stop()
+
+
+async def _listen(hub: Hub) -> Any:
+    """Sanic's server (untyped), which takes connections from now on.
+
+    Raises:
+        ConfigurationError: The certificate cannot be read.
+        PortTaken: Another process listens there.
+    """
+    settings = hub.settings.hub
+    app = create_app(hub)
+    try:
+        server: Any = await app.create_server(
+            settings.host,
+            settings.port,
+            protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels),
+            backlog=min(settings.backlog, settings.max_handshakes),
+            ssl=_tls(hub.settings),
+            asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(hub.settings)},
+        )
+        await server.startup()
+        await server.before_start()
+        await server.start_serving()
+        await server.after_start()
+    except OSError as error:
+        raise PortTaken(settings.host, settings.port, error.strerror or str(error)) from None
+    scheme = "wss" if settings.tls_cert else "ws"
+    log.info("listening on %s://%s:%d/ws", scheme, settings.host, settings.port)
+    return server
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """For wss:// and https://, if there is a certificate.
+
+    Raises:
+        ConfigurationError: It cannot be read, or is not the key's.
+    """
+    if not settings.hub.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # A password that is no password: else the library asks for one on the terminal, and waits.
+        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {error}") from None
+    return context
+
+
+def _tls_deadlines(settings: Settings) -> dict[str, float]:
+    """Seconds for the handshake of TLS, before which no request can come, and for its goodbye."""
+    hub = settings.hub
+    if not hub.tls_cert:
+        return {}
+    return {"ssl_handshake_timeout": hub.handshake_timeout_s, "ssl_shutdown_timeout": hub.close_timeout_s}
+
+
+def _one_hub_per_port() -> None:
+    name = os.environ.get("HONCHO_PROCESS_NAME", "")
+    if name.startswith("hub.") and name != "hub.1":
+        raise ConfigurationError(f"one hub per port: {name} would have to share hub.1's; start one hub only")
+
+
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings with no more connections than there can be open files."""
+    files = _open_files()
+    handshakes = min(settings.hub.max_handshakes, max(1, files // 4))
+    connections = min(settings.hub.max_connections, max(1, files - handshakes))
+    limits = {"max_handshakes": handshakes, "max_connections": connections}
+    return settings.model_copy(update={"hub": settings.hub.model_copy(update=limits)})
+
+
+def _open_files() -> int:
+    """How many connections may be open files: the soft limit, raised to the hard one, less a few for the rest."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(1, soft - 100) if soft != resource.RLIM_INFINITY else sys.maxsize
+
+
+def _quiet_garbage_collector() -> None:
+    """The hot path makes no reference cycles: look for them rarely, and never among what is here to stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -1,0 +1,167 @@
+"""The hub in numbers: one frozen value, as `GET /stats` shows it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from broadcaster.core.version import VERSION
+from broadcaster.hub.channels.channel import Channel
+from broadcaster.hub.hub import Hub
+from broadcaster.wire import CloseCode
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """One open channel.
+
+    Attributes:
+        position: Up to where events were handed on; None before Redis has answered, or without history.
+        listeners: Who listens now.
+        behind: Those of them that are fed from the ring or the log.
+        received: Valid events that the subscription brought.
+        recovered: Events read from the log because the subscription had not brought them.
+        twins: Events that came a second time, and were not delivered again.
+        forged: Events with a position that nobody had given them; not delivered.
+        gaps: Ranges that could not be given, by cause.
+        deliveries: Events written to listeners, once per listener.
+        filtered: Events held back by a listener's filter, once per listener.
+        sent_bytes: Bytes of the deliveries.
+        shed: Events that slow listeners were not given, by severity, once per listener.
+        resumed: Listeners that began at an earlier position.
+        resumed_whole: Those of them that had missed nothing.
+        ring_bytes: Bytes of recent frames held.
+    """
+
+    position: str | None
+    listeners: int
+    behind: int
+    received: int
+    recovered: int
+    twins: int
+    forged: int
+    gaps: dict[str, int]
+    deliveries: int
+    filtered: int
+    sent_bytes: int
+    shed: dict[str, int]
+    resumed: int
+    resumed_whole: int
+    ring_bytes: int
+
+    @classmethod
+    def of(cls, channel: Channel) -> ChannelStatistics:
+        fanout, sequencer, replay = channel.fanout, channel.sequencer, channel.replay
+        shed = {"shed": fanout.slow.gaps} if fanout.slow.gaps else {}
+        return cls(
+            position=None if sequencer.position is None else str(sequencer.position),
+            listeners=channel.listeners,
+            behind=len(fanout.behind),
+            received=channel.received,
+            recovered=sequencer.recovered,
+            twins=sequencer.duplicates,
+            forged=sequencer.unknown_position,
+            gaps={**fanout.gaps, **shed},
+            deliveries=fanout.deliveries,
+            filtered=fanout.filtered,
+            sent_bytes=fanout.sent_bytes,
+            shed=dict(fanout.slow.shed),
+            resumed=replay.resumed,
+            resumed_whole=replay.recovered,
+            ring_bytes=fanout.ring.bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HubStatistics:
+    """Counters since the start of the process, and gauges of this moment.
+
+    Attributes:
+        version: Of this package.
+        pid: Process id of the hub.
+        uptime_s: Seconds since it began to listen.
+        ready: Whether delivery is proven; see `/health/ready`.
+        channel: The default channel.
+        connected: Subscribers now.
+        peak: Most subscribers at one time.
+        behind: Subscribers now that are fed from a ring or a log.
+        events_received: Valid events from Redis.
+        invalid: Refused payloads by cause.
+        published: Events that came over HTTP, and that Redis has taken.
+        deliveries: Events written to subscribers, once per subscriber.
+        filtered: Events held back by filters, once per subscriber.
+        shed: Events that slow subscribers were not given, once per subscriber.
+        sent_bytes: Bytes of the deliveries.
+        slow_closed: Subscribers closed as too slow (4008).
+        talkers_closed: Subscribers closed because they said too much (1008).
+        ping_timeouts: Subscribers cut without a sign of life.
+        expired: Subscribers closed because their token had expired (4001).
+        refused: Subscribers that were not let in, by cause.
+        aborted: Subscribers cut because they did not answer a close.
+        redis_reconnects: How often the subscription was restored.
+        proofs: How often delivery was proven.
+        pages_read: PageCache of the log read for those who resume.
+        ring_bytes: Bytes of recent frames held for slow subscribers.
+        channels: Per open channel.
+    """
+
+    version: str
+    pid: int
+    uptime_s: float
+    ready: bool
+    channel: str
+    connected: int
+    peak: int
+    behind: int
+    events_received: int
+    invalid: dict[str, int]
+    published: int
+    deliveries: int
+    filtered: int
+    shed: int
+    sent_bytes: int
+    slow_closed: int
+    talkers_closed: int
+    ping_timeouts: int
+    expired: int
+    refused: dict[str, int]
+    aborted: int
+    redis_reconnects: int
+    proofs: int
+    pages_read: int
+    ring_bytes: int
+    channels: dict[str, ChannelStatistics]
+
+    @classmethod
+    def of(cls, hub: Hub) -> HubStatistics:
+        """Collect what the parts of a hub have counted."""
+        channels = {name: ChannelStatistics.of(channel) for name, channel in hub.channels.open.items()}
+        totals, registry = hub.channels.totals(), hub.registry
+        return cls(
+            version=VERSION,
+            pid=os.getpid(),
+            uptime_s=round(hub.uptime_s, 3),
+            ready=hub.ready,
+            channel=hub.channels.default,
+            connected=registry.connected,
+            peak=registry.peak,
+            behind=len(registry.behind),
+            events_received=totals["received"],
+            invalid=dict(hub.dispatcher.invalid),
+            deliveries=totals["deliveries"],
+            published=hub.publisher.published,
+            filtered=totals["filtered"],
+            shed=totals["shed"],
+            sent_bytes=totals["sent_bytes"],
+            slow_closed=registry.closed[CloseCode.SLOW],
+            talkers_closed=registry.closed[CloseCode.POLICY],
+            ping_timeouts=registry.closed[CloseCode.PING_TIMEOUT],
+            expired=registry.closed[CloseCode.EXPIRED],
+            refused=dict(hub.admission.refused),
+            aborted=registry.aborted,
+            redis_reconnects=hub.broker.reconnects,
+            proofs=hub.probe.rounds,
+            pages_read=hub.pages.read,
+            ring_bytes=sum(channel.ring_bytes for channel in channels.values()),
+            channels=channels,
+        )

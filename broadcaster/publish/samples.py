@@ -1,0 +1,35 @@
+"""The publisher of `honcho start`: sample events, so that a person sees something arrive."""
+
+from __future__ import annotations
+
+import logging
+
+from broadcaster.publish.publisher import Publisher
+from broadcaster.publish.schedule import on_schedule, padding
+from broadcaster.settings import Settings
+from broadcaster.subscribe import hub_status
+
+log = logging.getLogger("broadcaster.publisher")
+
+
+async def publish_samples(settings: Settings) -> None:
+    """Wait for hub and one subscriber, then publish at `publisher.rate_hz` until cancelled.
+
+    Raises:
+        HubUnavailable: They were not there in time.
+        RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are logged.
+    """
+    table = settings.publisher
+    await hub_status.wait_until_ready(
+        settings.hub_url, subscribers=1, within_s=table.start_timeout_s, tls_ca=settings.subscriber.tls_ca
+    )
+    log.info("publishing %g events a second to %s", table.rate_hz, settings.event.channel)
+    data = padding(settings)
+    async with Publisher(settings) as publisher:
+        async for due in on_schedule(0, table.rate_hz):
+            batch = [publisher.draft(table.event_type, table.source, data=data) for _ in due]
+            for result in await publisher.publish_all(batch):
+                if result.error is not None:
+                    log.warning("#%d may not have been published: %s", result.event.sequence, result.error)
+                elif result.heard == 0:
+                    log.warning("#%d was heard by nobody", result.event.sequence)

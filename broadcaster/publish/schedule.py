@@ -1,0 +1,71 @@
+"""The open-loop schedule: when events are due, and what they are padded with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+from broadcaster.core import event as events
+from broadcaster.core.runtime import CLOCK, Clock
+from broadcaster.settings import Settings
+
+_COARSE_S: Final = 0.002
+"""Timers of the event loop are 1 ms coarse: nearer to the time an event is due, the process itself sleeps ..."""
+
+_FINE_S: Final = 0.0002
+"""... as that wakes up some 0.1 ms late, it turns for the rest: not longer, Redis and hub need the core."""
+
+BATCH: Final = 512
+"""Most events in one write to Redis, by default."""
+
+
+def due_times(count: int, rate_hz: float) -> Iterator[float]:
+    """Seconds from the start at which events are due; all 0 when `rate_hz` is 0. Endless for 0 events."""
+    number = 0
+    while not count or number < count:
+        yield number / rate_hz if rate_hz else 0.0
+        number += 1
+
+
+async def on_schedule(
+    count: int, rate_hz: float, *, most: int = BATCH, clock: Clock = CLOCK
+) -> AsyncIterator[list[int]]:
+    """Open loop: yield the intended times of all events that are due, as soon as they are.
+
+    A late caller gets several at once, each with the time it was meant for, so that waiting is measured and not
+    forgotten (no coordinated omission).
+
+    Args:
+        count: How many events; 0: without end.
+        rate_hz: Events per second; 0: all at once.
+        most: How many are yielded together at most.
+        clock: The times are those of its `monotonic_ns`.
+    """
+    start_ns = clock.monotonic_ns()
+    batch: list[int] = []
+    for due_s in due_times(count, rate_hz):
+        due_ns = start_ns + round(due_s * 1e9)
+        if batch and (due_ns > clock.monotonic_ns() or len(batch) >= most):
+            yield batch
+            batch = []
+        await _sleep_until(due_ns, clock)
+        batch.append(due_ns)
+    if batch:
+        yield batch
+
+
+async def _sleep_until(due_ns: int, clock: Clock) -> None:
+    while (left_s := (due_ns - clock.monotonic_ns()) / 1e9) > 0:
+        if left_s > _COARSE_S:
+            await asyncio.sleep(left_s - _COARSE_S)
+        elif left_s > _FINE_S:
+            clock.block(left_s - _FINE_S)  # blocks the loop, for 2 ms at most
+
+
+def padding(settings: Settings) -> dict[str, str] | None:
+    """`data` that brings an event of the configured source and type to `publisher.payload_bytes`."""
+    table = settings.publisher
+    bare = len(events.draft(table.event_type, table.source, 10**6).unpublished.payload)
+    missing = table.payload_bytes - bare - len(',"data":{"pad":""}')
+    return {"pad": "x" * missing} if missing > 0 else None

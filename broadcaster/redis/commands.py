@@ -1,0 +1,129 @@
+"""Commands to Redis over one connection, and what Redis says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.redis.connection import RUN_ID, Command, RedisConnection
+from broadcaster.settings import RedisTable
+
+
+class CommandLink:
+    """Commands to Redis over one connection, made when it is needed and anew when it was lost."""
+
+    def __init__(self, redis: RedisTable, *greeting: Command, runtime: Runtime = RUNTIME) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            redis: Address and deadlines.
+            greeting: Commands that are sent first on every new connection, and must succeed. With a greeting
+                `RUN_ID` can be used: a connection leads to one Redis process, which is asked once who it is.
+            runtime: For the connection.
+        """
+        self._redis = redis
+        self._clock = runtime.clock
+        self._greeting = greeting
+        self._run_id = ""
+        self._link: RedisConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def link(self) -> RedisConnection | None:
+        """The connection, if there is one that has not ended."""
+        return None if self._link is None or self._link.lost.done() else self._link
+
+    async def connect(self) -> RedisConnection:
+        """The connection, made now if there is none.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `RedisConnection.open`; or this was closed.
+        """
+        async with self._connecting:
+            if self._closed:
+                raise RedisUnavailable("the connection to Redis was closed")
+            if (link := self.link) is None:
+                timeout_s = self._redis.connect_timeout_s
+                link = await RedisConnection.open(self._redis.url, timeout_s=timeout_s, clock=self._clock)
+                try:
+                    async with asyncio.timeout(timeout_s):
+                        await self._greet(link)
+                except TimeoutError:
+                    link.abort()
+                    raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+                except BaseException:
+                    link.abort()
+                    raise
+                self._link = link
+                if self._closed:
+                    link.abort()
+        return link
+
+    async def _greet(self, link: RedisConnection) -> None:
+        if self._greeting:
+            info, *_ = await asyncio.gather(*link.send(("INFO", "server"), *self._greeting))
+            self._run_id = server_info(info).get("run_id", "")
+
+    def send(self, *commands: Command) -> list[asyncio.Future[Any]]:
+        """Send commands in one write over the connection there is; see `RedisConnection.send`."""
+        assert self._link is not None
+        return self._link.send(*map(self._complete, commands))
+
+    def _complete(self, command: Command) -> Command:
+        if RUN_ID not in command:
+            return command
+        at = command.index(RUN_ID)
+        return (*command[:at], self._run_id, *command[at + 1 :])
+
+    async def execute(self, *commands: Command) -> list[Any]:
+        """Send commands in one write and wait for all replies.
+
+        Raises:
+            RedisUnavailable, RedisRefused: No connection, no answer in time, or an error reply.
+        """
+        link = await self.connect()
+        timeout_s = self._redis.silence_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.gather(*self.send(*commands))
+        except TimeoutError:
+            link.abort()
+            raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+        except RedisUnavailable:
+            link.abort()  # a script that was flushed, a master that is none any more: a new connection helps
+            raise
+
+    async def reset(self) -> None:
+        """End the connection, if there is one; the next command makes a new one."""
+        if (link := self.link) is not None:
+            link.abort()
+            await link.lost
+
+    def close(self) -> None:
+        """End the connection; there will be no other one."""
+        self._closed = True
+        if self._link is not None:
+            self._link.abort()
+
+
+async def server_version(redis: RedisTable) -> str:
+    """The version Redis reports, such as `7.0.15`.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`.
+    """
+    commands = CommandLink(redis)
+    try:
+        [info] = await commands.execute(("INFO", "server"))
+    finally:
+        commands.close()
+    return server_info(info).get("redis_version", "unknown")
+
+
+def server_info(info: bytes) -> dict[str, str]:
+    """The fields of Redis' `INFO server`, such as `redis_version` and `run_id`."""
+    lines = str(info, "utf-8", "replace").splitlines()
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}

@@ -1,0 +1,241 @@
+"""One connection to Redis: commands go in, replies come back in order, messages go to a callable.
+
+An `asyncio.Protocol` around hiredis' parser. redis-py's own listener reconnects silently (what was published
+meanwhile is lost without a sign), never notices a frozen Redis, and costs a task switch per message; here a
+link lives once, says when it ends, and hands over everything that one read brought as one batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import hiredis
+from redis.connection import SSLConnection, parse_url
+
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.runtime import CLOCK, Clock
+
+Command = tuple[Any, ...]
+"""Words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
+
+RUN_ID: Final = object()
+"""In a command: the run_id of the Redis process that it is sent to."""
+
+Reply = Any
+"""bytes, int, None, or a list of these, as RESP2 has them."""
+
+OnMessages = Callable[[dict[bytes, list[bytes]]], None]
+"""Takes what one read brought: per channel its payloads, in order."""
+
+OnSubscribed = Callable[[bytes, bool], None]
+"""Told at each (un)subscription that Redis confirms, in order with the messages: channel, whether it is subscribed."""
+
+_FOR_GOOD: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
+"""What Redis says when trying again will not help."""
+
+_FOR_GOOD_IN_A_SCRIPT: Final = (
+    "can't run this command",
+    "can't access at least one of the keys",
+    "ACL failure in script",
+)
+"""The same of a command in a script: Redis 6.2, and 7."""
+
+
+class RedisConnection(asyncio.Protocol):
+    """One connection, from `open` to its end. Not reused, not reconnected.
+
+    Attributes:
+        lost: Done when the link has ended, for whatever reason.
+        received_at: Loop time of the last bytes from Redis.
+    """
+
+    def __init__(
+        self,
+        on_messages: OnMessages | None = None,
+        on_subscribed: OnSubscribed | None = None,
+        clock: Clock = CLOCK,
+    ) -> None:
+        self._loop = loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._on_messages = on_messages
+        self._on_subscribed = on_subscribed
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        # What was asked, in order; of a (un)subscription also how its confirmation begins.
+        self._waiting: deque[tuple[asyncio.Future[Reply], list[bytes] | None]] = deque()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.received_at = clock.loop_s()
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        *,
+        timeout_s: float,
+        on_messages: OnMessages | None = None,
+        on_subscribed: OnSubscribed | None = None,
+        clock: Clock = CLOCK,
+    ) -> RedisConnection:
+        """Connect, log in and select the database.
+
+        Args:
+            url: redis://, rediss:// or unix://, as redis-py reads it.
+            timeout_s: For all of it.
+            on_messages: See `OnMessages`.
+            on_subscribed: See `OnSubscribed`.
+            clock: For `received_at`.
+
+        Raises:
+            RedisUnavailable: No answer in time, or one that may change.
+            RedisRefused: An answer that will not change: wrong password, missing right.
+        """
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await cls._connect(options, partial(cls, on_messages, on_subscribed, clock))
+                try:
+                    await link._log_in(options)
+                except BaseException:
+                    link.abort()
+                    raise
+        except TimeoutError:
+            raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+        except OSError as error:
+            raise RedisUnavailable(f"Redis cannot be reached: {error}") from None
+        return link
+
+    @classmethod
+    async def _connect(
+        cls,
+        options: dict[str, Any],
+        protocol: Callable[[], RedisConnection],
+    ) -> RedisConnection:
+        loop = asyncio.get_running_loop()
+        if "path" in options:
+            return (await loop.create_unix_connection(protocol, options["path"]))[1]
+        tls = None
+        if options.get("connection_class") is SSLConnection:
+            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
+        return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
+
+    async def _log_in(self, options: dict[str, Any]) -> None:
+        if password := options.get("password"):
+            user = [options["username"]] if options.get("username") else []
+            await self.execute("AUTH", *user, password)
+        if (database := options.get("db")) and self._on_messages is None:
+            await self.execute("SELECT", database)
+
+    def send(self, *commands: Command) -> list[asyncio.Future[Reply]]:
+        """Send commands in one write; return their replies as futures, in order.
+
+        A future raises RedisRefused or RedisUnavailable: for an error reply, or when the link ends first.
+        """
+        return self._send(commands, [None] * len(commands))
+
+    def subscribe(self, *channels: str) -> list[asyncio.Future[Reply]]:
+        """Subscribe to channels; one reply each, see `send`."""
+        return self._send_for_channels("SUBSCRIBE", channels)
+
+    def unsubscribe(self, *channels: str) -> list[asyncio.Future[Reply]]:
+        """Unsubscribe from channels; one reply each, see `send`."""
+        return self._send_for_channels("UNSUBSCRIBE", channels)
+
+    def _send_for_channels(self, word: str, channels: Sequence[str]) -> list[asyncio.Future[Reply]]:
+        confirmations = [[word.lower().encode(), channel.encode()] for channel in channels]
+        return self._send([(word, channel) for channel in channels], confirmations)
+
+    def _send(
+        self, commands: Sequence[Command], confirmations: Sequence[list[bytes] | None]
+    ) -> list[asyncio.Future[Reply]]:
+        replies: list[asyncio.Future[Reply]] = [self._loop.create_future() for _ in commands]
+        if self._transport is None or self.lost.done():
+            for reply in replies:
+                fail(reply, RedisUnavailable("the link to Redis is gone"))
+            return replies
+        self._waiting.extend(zip(replies, confirmations, strict=True))
+        self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
+        return replies
+
+    async def execute(self, *command: str | bytes | int) -> Reply:
+        """Send one command and wait for its reply.
+
+        Raises:
+            RedisRefused, RedisUnavailable: See `send`.
+        """
+        return await self.send(command)[0]
+
+    def abort(self) -> None:
+        """End the link at once; nothing is flushed."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.received_at = self._clock.loop_s()
+        messages: dict[bytes, list[bytes]] = {}
+        gets = self._reader.gets
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not _MORE:
+                if type(reply) is list and reply and reply[0] == b"message":
+                    if reply[1] in messages:
+                        messages[reply[1]].append(reply[2])
+                    else:
+                        messages[reply[1]] = [reply[2]]
+                else:
+                    messages = self._hand_over(messages)
+                    self._settle(reply)
+        except hiredis.ProtocolError:
+            self.abort()  # whatever this peer is, it is not Redis, or we lost our place in its stream
+        self._hand_over(messages)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for reply, _ in self._waiting:
+            if not reply.done():
+                fail(reply, RedisUnavailable("Redis closed the connection"))
+        self._waiting.clear()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def _hand_over(self, messages: dict[bytes, list[bytes]]) -> dict[bytes, list[bytes]]:
+        if messages and self._on_messages is not None:
+            self._on_messages(messages)
+        return {}
+
+    def _settle(self, reply: Reply) -> None:
+        if type(reply) is list and reply and reply[0] in (b"subscribe", b"unsubscribe"):
+            if self._on_subscribed is not None:
+                self._on_subscribed(reply[1], reply[0] == b"subscribe")
+            if not self._waiting or self._waiting[0][1] != reply[:2]:
+                return  # nobody here has asked for it: no answer to a command
+        if not self._waiting:
+            return
+        future, _ = self._waiting.popleft()
+        if future.done():
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            said = str(reply)
+            refused = said.startswith(_FOR_GOOD) or any(words in said for words in _FOR_GOOD_IN_A_SCRIPT)
+            fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
+        else:
+            future.set_result(reply)
+
+
+def fail(reply: asyncio.Future[Reply], error: Exception) -> None:
+    """Let a reply fail without asking that somebody looks."""
+    reply.set_exception(error)
+    reply.exception()  # counts as seen
+
+
+_MORE: Final = object()

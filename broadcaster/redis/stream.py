@@ -1,0 +1,157 @@
+"""How events are stored in Redis: keys, the one script, and what its replies mean. No connection, no clock.
+
+Per channel, under one hash tag so that a cluster keeps them together:
+
+    {ch}:meta           hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
+                        epochs: the last 16, each with its first offset ("a1:1 b2:451")
+    {ch}:log            stream: the events, id <offset>-0, about the last `history.max_events` of them
+    {ch}:id:<event_id>  the position an event was given, for `history.dedupe_s`: a retry is answered with it
+
+Storing and publishing is one step of Redis: there is no event that was published and cannot be found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.position import Head, Position, is_epoch
+from broadcaster.core.runtime import CHANCE, Chance
+from broadcaster.redis.connection import RUN_ID, Command
+from broadcaster.settings import HistoryTable
+
+SCRIPT: Final = Path(__file__).with_name("stream.lua").read_text(encoding="utf-8")
+"""Stores and publishes; its head names every KEY and ARGV."""
+
+SHA: Final = hashlib.sha1(SCRIPT.encode()).hexdigest()
+LOAD: Final[Command] = ("SCRIPT", "LOAD", SCRIPT)
+"""Must have been sent on a connection before `ensure_epoch` or `store`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What Redis says of one published event.
+
+    Attributes:
+        position: Where it is stored; None if events are not stored.
+        receivers: How many Redis subscriptions received it; None for one that had been stored before.
+    """
+
+    position: Position | None
+    receivers: int | None
+
+
+def store(
+    channel: str,
+    events: Sequence[tuple[str, bytes]],
+    table: HistoryTable,
+    *,
+    after: str | None = None,
+    chance: Chance = CHANCE,
+) -> Command:
+    """Store and publish events in order; the reply is for `read_stored`.
+
+    Args:
+        channel: The channel.
+        events: Id and payload of each.
+        table: How long they are kept.
+        after: Id of an event that must have been stored before; else this is an error (`ORDER`).
+        chance: Draws the name of the epoch that may begin.
+    """
+    prefix = f"{{{channel}}}:id:"
+    ids = [prefix + event_id for event_id, _ in events]
+    payloads = [payload for _, payload in events]
+    # A fresh epoch each time, also when the same events are sent again: Redis may have lived twice meanwhile.
+    return (
+        *("EVALSHA", SHA, 3 + len(ids), *_keys(channel), prefix + (after or ""), *ids),
+        *(channel, chance.hex(6), table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
+        *(int(after is not None), *payloads),
+    )
+
+
+def ensure_epoch(channel: str, table: HistoryTable, *, chance: Chance = CHANCE) -> Command:
+    """Ask where a channel stands, and begin its epoch if that is due; the reply is for `read_head`."""
+    return store(channel, (), table, chance=chance)
+
+
+def peek_head(channel: str) -> Command:
+    """Ask where a channel stands, cheaply and without consequence; the reply is for `read_peeked_head`."""
+    return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
+
+
+def touch(channel: str, table: HistoryTable) -> Command:
+    """Have Redis remember a silent channel's position while it has subscribers."""
+    return ("EXPIRE", _keys(channel)[0], 7 * table.idle_expire_s)
+
+
+def page(channel: str, first: int, count: int) -> Command:
+    """Ask for the first `count` stored events from an offset on; the reply is for `read_page`."""
+    return ("XRANGE", _keys(channel)[1], f"{first}-0", "+", "COUNT", count)
+
+
+def read_stored(reply: Any) -> list[Stored]:
+    """Per event, in order.
+
+    Raises:
+        RedisUnavailable: This is no reply of the script.
+    """
+    try:
+        if type(reply) is not list or len(reply) < 2:
+            raise ValueError
+        pairs = zip(reply[2::2], reply[3::2], strict=True)
+        return [Stored(Position.parse(where.decode()), count if count >= 0 else None) for where, count in pairs]
+    except (TypeError, ValueError, AttributeError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_head(reply: Any) -> Head:
+    """Where the channel stands.
+
+    Raises:
+        RedisUnavailable: This is no reply of the script.
+    """
+    try:
+        pairs = [text.partition(":") for text in reply[0].decode().split()]
+        if not all(is_epoch(epoch) and first.isdecimal() for epoch, _, first in pairs):
+            raise ValueError
+        head = Head(tuple(Position(epoch, int(first)) for epoch, _, first in pairs), int(reply[1]))
+        head.position  # noqa: B018 - there is at least one epoch
+        return head
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_peeked_head(reply: Any, run_id: str) -> Position | None:
+    """Where the channel stands; None if nobody knows, or the epoch is of another Redis process.
+
+    Raises:
+        RedisUnavailable: This is no such reply.
+    """
+    if type(reply) is not list or [type(value) in (bytes, type(None)) for value in reply] != [True] * 3:
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}")
+    epoch, offset, began_by = [(value or b"").decode("ascii", "replace") for value in reply]
+    try:
+        position = Position.parse(f"{epoch}-{offset}")
+    except ValueError:
+        return None
+    return position if run_id and began_by == run_id else None
+
+
+def read_page(reply: Any) -> list[tuple[int, bytes]]:
+    """Offset and payload of each event, in order.
+
+    Raises:
+        RedisUnavailable: This is no such reply.
+    """
+    try:
+        return [(int(id_.partition(b"-")[0]), fields[1]) for id_, fields in reply]
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def _keys(channel: str) -> tuple[str, str]:
+    return f"{{{channel}}}:meta", f"{{{channel}}}:log"

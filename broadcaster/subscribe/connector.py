@@ -1,0 +1,115 @@
+"""The connection of a subscriber to its hub: made again with backoff whenever it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from broadcaster.core.backoff import backoff_s
+from broadcaster.core.errors import HubRefused
+from broadcaster.core.runtime import CHANCE, Chance
+from broadcaster.settings import SubscriberTable
+from broadcaster.wire import client
+
+log = logging.getLogger("broadcaster.subscriber")
+
+_SHORTEST_WAIT_S: Final = 0.2
+_LONGEST_HINT_S: Final = 60.0
+
+
+class Connector:
+    """One connection at a time.
+
+    Attributes:
+        connection: The present one; None while there is none.
+        reconnects: Connections made after the first.
+    """
+
+    def __init__(
+        self,
+        settings: SubscriberTable,
+        url: Callable[[], str],
+        token: str | Callable[[], str],
+        tls: ssl.SSLContext | None,
+        chance: Chance = CHANCE,
+    ) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            settings: Deadlines, and how many messages may wait.
+            url: Asked before each attempt: where to connect, with the positions after which to resume.
+            token: Shown to the hub; a function is asked before each attempt.
+            tls: For wss://.
+            chance: For the backoff.
+        """
+        self._settings = settings
+        self._url = url
+        self._token = token
+        self._tls = tls
+        self._chance = chance
+        self._waits_s = backoff_s(_SHORTEST_WAIT_S, settings.reconnect_max_s, chance)
+        self._waits = False
+        self._hint_s = 0.0
+        self._failure_logged = False
+        self._ever_connected = False
+        self.connection: client.ClientConnection | None = None
+        self.reconnects = 0
+
+    def hint(self, delay_s: object) -> None:
+        """The hub asks to stay away for so many seconds after the connection has ended."""
+        self._hint_s = min(float(delay_s), _LONGEST_HINT_S) if isinstance(delay_s, int | float) else 0.0
+
+    def on_lost(self) -> None:
+        """The connection has ended. Already the first attempt to make a new one waits: all the others return, too."""
+        self.connection = None
+        self._failure_logged = True
+        self._wait_anew()
+
+    def _wait_anew(self) -> None:
+        self._waits = True
+        self._waits_s = backoff_s(_SHORTEST_WAIT_S, self._settings.reconnect_max_s, self._chance)
+
+    async def connect(self) -> client.ClientConnection:
+        """Connect, as often as it takes.
+
+        Raises:
+            HubRefused: The hub refuses, and a retry would not help.
+        """
+        while True:
+            if self._waits:
+                await asyncio.sleep(self._hint_s + next(self._waits_s))
+                self._hint_s = 0.0
+            url = self._url()
+            try:
+                connection = await client.open_connection(
+                    url,
+                    timeout_s=self._settings.connect_timeout_s,
+                    max_queue=self._settings.queue_events,
+                    token=self._token() if callable(self._token) else self._token,
+                    tls=self._tls,
+                )
+            except (OSError, TimeoutError, client.InvalidHandshake) as error:
+                if isinstance(error, client.InvalidHandshake):
+                    if answer := client.final_refusal(error):
+                        raise HubRefused(f"{url}: {answer}") from None
+                    self.hint(client.retry_after_s(error))
+                if not self._failure_logged:
+                    log.warning("%s: %s; trying again", url, error)
+                self._failure_logged = True
+                if not self._waits:
+                    self._wait_anew()
+            else:
+                log.info("connected to %s", url)
+                self.reconnects += self._ever_connected
+                self._ever_connected = True
+                self._waits = self._failure_logged = False
+                self.connection = connection
+                return connection
+
+    async def close(self) -> None:
+        """End the connection, if there is one, with a closing handshake."""
+        if self.connection is not None:
+            await self.connection.close()

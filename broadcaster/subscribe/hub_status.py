@@ -1,0 +1,77 @@
+"""Asking a hub over HTTP how it is: is it ready, and what do its counters say."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import ssl
+import urllib.error
+import urllib.request
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from broadcaster.core import tls
+from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.runtime import CLOCK
+
+_POLL_S: Final = 0.05
+
+
+def base_url(websocket_url: str) -> str:
+    """`http://host:port` of the hub behind a ws:// URL."""
+    parts = urlsplit(websocket_url)
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
+
+
+async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "") -> dict[str, Any]:
+    """The hub's `/stats`.
+
+    Raises:
+        ConfigurationError: `tls_ca` cannot be read.
+        HubUnavailable: It did not answer.
+    """
+    return await asyncio.to_thread(_get, f"{url}/stats", timeout_s, tls.client_context(url, tls_ca))
+
+
+async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float, tls_ca: str = "") -> None:
+    """Wait until the hub is ready and has at least `subscribers` connected.
+
+    Raises:
+        ConfigurationError: `tls_ca` cannot be read.
+        HubUnavailable: Not within `within_s` seconds; the message says what is missing.
+    """
+    deadline = CLOCK.loop_s() + within_s
+    while True:
+        try:
+            numbers = await statistics(url, min(2.0, within_s), tls_ca)
+            missing = _missing(numbers, subscribers)
+            if missing is None:
+                return
+        except HubUnavailable as error:
+            missing = str(error)
+        if CLOCK.loop_s() > deadline:
+            raise HubUnavailable(f"waited {within_s:g} s for the hub at {url}: {missing}")
+        await asyncio.sleep(_POLL_S)
+
+
+def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
+    if not numbers["ready"]:
+        return "it is not ready (see /health/ready)"
+    if numbers["connected"] < subscribers:
+        return f"{numbers['connected']} of {subscribers} subscribers are connected"
+    return None
+
+
+def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    # No proxy: the environment's would be asked even for localhost.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+    try:
+        with opener.open(url, timeout=timeout_s) as response:
+            body = json.load(response)
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise HubUnavailable(f"no answer ({reason})") from None
+    if not isinstance(body, dict) or not {"ready", "connected"} <= body.keys():
+        raise HubUnavailable("what answers there is no hub")
+    return body

@@ -1,0 +1,126 @@
+"""Where a subscriber stands in its channels: what it asks the hub for, and what it has not been told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from broadcaster.core.event import Event
+from broadcaster.core.position import Cause, Gap, Position, read_position
+
+
+class ResumeState:
+    """Positions per channel, moved by every frame. No input or output.
+
+    Attributes:
+        positions: Up to where everything has come, or was told as a gap.
+        sees_everything: Whether it has one channel and no filter, so that every hole is a loss.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        channels: Sequence[str],
+        since: Position | str | Mapping[str, Position] | None,
+        types: Sequence[str],
+        sources: Sequence[str],
+        severities: Sequence[str],
+    ) -> None:
+        """Read the address; see `Subscriber`.
+
+        Raises:
+            ValueError: `since` is no position, or one for several channels.
+        """
+        self._parts = urlsplit(url)
+        given = parse_qsl(self._parts.query, keep_blank_values=True)
+        self._channels = list(channels) or [value for key, value in given if key == "channel"]
+        self._filters = [pair for pair in given if pair[0] not in ("channel", "since")]
+        for key, values in (("type", types), ("source", sources), ("severity", severities)):
+            self._filters += [(key, value) for value in values]
+        since = since or next((value for key, value in given if key == "since"), None)
+        self.positions: dict[str, Position] = {}
+        if isinstance(since, Mapping):
+            self.positions.update(since)
+            self._channels = self._channels or list(since)
+        elif since is not None:
+            if len(self._channels) > 1:
+                raise ValueError("one position cannot be that of several channels")
+            self.positions["".join(self._channels)] = Position.parse(str(since))
+        self.sees_everything = len(self._channels) <= 1 and not self._filters
+
+    def named(self) -> dict[str, Position]:
+        """The positions of those channels whose names are known."""
+        return {channel: position for channel, position in self.positions.items() if channel}
+
+    def url(self) -> str:
+        """The address to connect to, so that nothing is missed."""
+        query: list[tuple[str, str]] = []
+        for channel in self._channels:
+            query.append(("channel", channel))
+            if channel in self.positions:
+                query.append(("since", str(self.positions[channel])))
+        if not self._channels and self.positions:
+            query.append(("since", str(next(iter(self.positions.values())))))
+        return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
+
+    def on_welcome(self, frame: Mapping[str, Any]) -> None:
+        """The hub begins to deliver a channel."""
+        position = read_position(frame.get("position"))
+        self._move(str(frame.get("channel")), position)
+
+    def on_event(self, event: Event) -> Gap | None:
+        """An event has come, or has come again; a gap that nobody has announced, if there is one before it."""
+        if event.position is None or event.channel is None:
+            return None
+        epoch, offset = event.position
+        known = self.positions.get(event.channel)
+        if known is not None and known.epoch == epoch and offset <= known.offset:
+            return None
+        gap = self._unexplained(event.channel, Position(epoch, offset - 1))
+        self._move(event.channel, event.position)
+        return gap
+
+    def on_beat(self, frame: Mapping[str, Any]) -> Gap | None:
+        """Everything up to here should have come; a gap that nobody has announced, if it has not."""
+        channel, position = str(frame.get("channel")), read_position(frame.get("position"))
+        gap = None if position is None else self._unexplained(channel, position)
+        self._move(channel, position)
+        return gap
+
+    def on_gap(self, gap: Gap) -> Gap | None:
+        """Something is missing, and was announced; without what had come before, perhaps from another hub."""
+        known = self.positions.get(gap.channel)
+        if known and gap.first is not None and gap.epoch == known.epoch:
+            if gap.last is not None and gap.last <= known.offset:
+                return None
+            gap = replace(gap, first=max(gap.first, known.offset + 1))
+        self._move(gap.channel, gap.position)
+        return gap
+
+    def forget(self) -> list[Gap]:
+        """The hub has closed because it cannot bring what follows: begin with what comes from now on."""
+        gaps = [
+            Gap(channel, Cause.CLOSED, position.epoch, position.offset + 1)
+            for channel, position in self.positions.items()
+        ]
+        self.positions.clear()
+        return gaps or [Gap(channel, Cause.CLOSED) for channel in self._channels or [""]]
+
+    def _unexplained(self, channel: str, position: Position) -> Gap | None:
+        """What is missing between where we stand and a position up to which everything should have come."""
+        known = self.positions.get(channel)
+        if known is None or not self.sees_everything:
+            return None
+        if known.epoch != position.epoch:
+            return Gap(channel, Cause.UNEXPLAINED, known.epoch, known.offset + 1, None, position)
+        if known.offset < position.offset:
+            return Gap(channel, Cause.UNEXPLAINED, known.epoch, known.offset + 1, position.offset, position)
+        return None
+
+    def _move(self, channel: str, position: Position | None) -> None:
+        if position is not None:
+            if "" in self.positions:  # given for a channel whose name we had not heard yet
+                del self.positions[""]
+            self.positions[channel] = position

@@ -1,0 +1,295 @@
+"""The client library: events as an `async for`; resuming by itself, and saying what it could not be given."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from broadcaster.core import event as events
+from broadcaster.core import tls
+from broadcaster.core.bounded import BoundedDict
+from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.event import Event
+from broadcaster.core.position import Gap, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.status_events import Fresh, Received, Stale
+from broadcaster.settings import Settings, load
+from broadcaster.subscribe.connector import Connector
+from broadcaster.subscribe.resume_state import ResumeState
+from broadcaster.wire import client, read_control
+
+log = logging.getLogger("broadcaster.subscriber")
+
+
+_MISSED_BEATS: Final = 3
+_PONG_S: Final = 2.0
+_GRACE_S: Final = 0.5
+
+
+class Subscriber:
+    """A subscriber: `async with Subscriber() as subscriber: async for event in subscriber: ...`.
+
+    The iteration does not end by itself. When the connection is lost, a new one is made, with full-jitter
+    back-off, and goes on where the old one ended: what was published meanwhile is delivered. What cannot be
+    is a `Gap`. `receive` returns gaps and blindness in their place among the events; the iteration returns
+    events only, and counts the rest.
+
+    Attributes:
+        positions: Per channel: up to where everything was handed out, or told as a gap.
+        stale: Whether beats are missing: no news is no good news.
+        received: Events received.
+        twins: Events that came again and were dropped.
+        gaps: Ranges that could not be given.
+        missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
+        reconnects: Connections made after the first.
+        invalid: Messages that were no events.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        channels: Sequence[str] = (),
+        since: Position | str | Mapping[str, Position] | None = None,
+        types: Sequence[str] = (),
+        sources: Sequence[str] = (),
+        severities: Sequence[str] = (),
+        token: str | Callable[[], str] | None = None,
+        runtime: Runtime = RUNTIME,
+    ) -> None:
+        """Prepare a subscriber; nothing is connected yet.
+
+        Args:
+            url: ws:// or wss:// address of a hub, such as `ws://127.0.0.1:8765/ws`; None takes the configured.
+            settings: None reads broadcaster.toml and the environment.
+            channels: Which to receive; none: those of the url, or the hub's default.
+            since: Begin after this position, as `positions` had it; None: now. With several channels: each.
+            types: Receive only events of these types; none: all.
+            sources: Receive only events of these sources; none: all.
+            severities: Receive only events of these severities; none: all.
+            token: What to show to the hub; a function is asked before every connection, so that it can bring a
+                fresh one. None takes the configured.
+            runtime: Time, chance and limits.
+
+        Raises:
+            ConfigurationError: `subscriber.tls_ca` cannot be read.
+            ValueError: `since` is no position, or one for several channels.
+        """
+        settings = settings or load().settings
+        self._max_bytes = settings.event.max_bytes
+        url = url or settings.subscriber_url
+        self._resume_state = ResumeState(url, channels, since, types, sources, severities)
+        self._connector = Connector(
+            settings.subscriber,
+            self._resume_state.url,
+            settings.subscriber.token.get_secret_value() if token is None else token,
+            tls.client_context(url, settings.subscriber.tls_ca),
+            runtime.chance,
+        )
+        self._clock = runtime.clock
+        self._recent = BoundedDict[str, None](runtime.limits.recent_ids)
+        self._last_sequence = BoundedDict[str, int](runtime.limits.recent_sources)
+        # What to hand out, each with the position that is reached by it; without a notice: only that.
+        self._notices: deque[tuple[Received | None, str, Position | None]] = deque()
+        self._handed: dict[str, Position] = self._resume_state.named()
+        self._left = False
+        self._beat_interval_s = settings.hub.beat_interval_s
+        self._beat_at = 0.0
+        self._stale_at = 0.0
+        self._pong: asyncio.Future[float] | None = None
+        self._pong_by = 0.0
+        self.stale = False
+        self.received = 0
+        self.twins = 0
+        self.gaps = 0
+        self.missing: Counter[str] = Counter()
+        self.invalid = 0
+
+    @property
+    def reconnects(self) -> int:
+        return self._connector.reconnects
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        return dict(self._handed)
+
+    @property
+    def position(self) -> Position | None:
+        """The position of the only channel; None before it is known, or when events are not stored."""
+        return next(iter(self._handed.values()), None)
+
+    async def __aenter__(self) -> Subscriber:
+        self._on_beat()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = True
+        await self._connector.close()
+
+    def __aiter__(self) -> Subscriber:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; a wait that is cancelled loses none.
+
+        Raises:
+            HubRefused: The hub will not have us, and trying again will not help.
+        """
+        while (notice := await self.receive()) is not None:
+            if isinstance(notice, Event):
+                return notice
+        raise StopAsyncIteration
+
+    async def receive(self) -> Received | None:
+        """The next event, gap or change of `stale`; None once the subscriber was left.
+
+        A wait that is cancelled loses nothing.
+
+        Raises:
+            HubRefused: The hub will not have us, and trying again will not help.
+        """
+        while not self._left:
+            if self._notices:
+                notice, channel, position = self._notices.popleft()
+                if position is not None:
+                    self._handed[channel] = position
+                if notice is not None:
+                    return notice
+                continue
+            try:
+                async with asyncio.timeout_at(self._deadline()):
+                    message = await self._next_message()
+            except TimeoutError:
+                await self._on_silence()
+            else:
+                if message is not None:
+                    self._read(message, received_us=self._clock.wall_ns() // 1000)
+        return None
+
+    # The connection
+
+    async def _next_message(self) -> bytes | None:
+        """The next message; None if losing the connection is news enough."""
+        while not self._notices:
+            connection = self._connector.connection or await self._connector.connect()
+            try:
+                return await connection.recv(decode=False)
+            except client.ConnectionClosed as error:
+                log.warning("connection closed: %s; connecting again", error)
+                self._pong = None
+                self._connector.on_lost()
+                if client.cannot_resume(error):
+                    for gap in self._resume_state.forget():
+                        self._announce(gap)
+                    self._handed.clear()
+        return None
+
+    # Blindness
+
+    def _deadline(self) -> float | None:
+        """Loop time at which silence means something."""
+        if self._pong is not None:
+            return self._pong_by
+        return None if self.stale else self._stale_at
+
+    async def _on_silence(self) -> None:
+        """Beats are missing: say so, and find out whether there is still somebody at the other end."""
+        now, connection = self._clock.loop_s(), self._connector.connection
+        if connection is not None and not client.can_beat(connection):
+            self._stale_at = now + _MISSED_BEATS * self._beat_interval_s  # this hub never beats
+        elif not self.stale and now > self._stale_at + _GRACE_S:
+            self._stale_at = now + _GRACE_S  # it was us who did not listen: the beats may be waiting
+        elif not self.stale:
+            self.stale = True
+            self._notices.append((Stale(now - self._beat_at), "", None))
+            log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
+            if connection is not None:
+                try:
+                    pong = await connection.ping()
+                    self._pong, self._pong_by = asyncio.ensure_future(pong), now + _PONG_S
+                except client.ConnectionClosed:
+                    self._pong = None  # which the next receive finds out, too
+        elif self._pong is not None:
+            pong, self._pong = self._pong, None
+            if not pong.done() and connection is not None:
+                connection.transport.abort()  # half-open: nobody is there any more
+
+    def _on_beat(self) -> None:
+        self._beat_at = self._clock.loop_s()
+        self._stale_at = self._beat_at + _MISSED_BEATS * self._beat_interval_s
+        self._pong = None
+        if self.stale:
+            self.stale = False
+            self._notices.append((Fresh(), "", None))
+
+    # What comes
+
+    def _read(self, message: bytes, received_us: int) -> None:
+        if (control := read_control(message)) is not None:
+            self._on_control(control)
+            return
+        try:
+            event = events.decode(message, max_bytes=self._max_bytes, received_at_us=received_us)
+        except InvalidEvent as error:
+            self.invalid += 1
+            log.warning("not an event: %s", error.detail)
+            return
+        if event.event_id in self._recent:
+            self.twins += 1
+            self._announce(self._resume_state.on_event(event))
+            self._pass(event.channel)
+            return
+        self._recent[event.event_id] = None
+        self._announce(self._resume_state.on_event(event))
+        self._count(event)
+        self._notices.append((event, event.channel or "", event.position))
+
+    def _on_control(self, control: dict[str, Any]) -> None:
+        kind = control["control"]
+        if kind == "welcome":
+            interval_s = control.get("beat_interval_s")
+            if isinstance(interval_s, int | float) and interval_s > 0:
+                self._beat_interval_s = float(interval_s)
+            self._resume_state.on_welcome(control)
+            self._pass(control.get("channel"))
+            self._on_beat()
+        elif kind == "beat":
+            self._announce(self._resume_state.on_beat(control))
+            self._pass(control.get("channel"))
+            self._on_beat()
+        elif kind == "gap":
+            self._announce(self._resume_state.on_gap(Gap.from_fields(control)))
+        elif kind == "lag":
+            log.warning(
+                "too slow: %s events, %s ms behind", control.get("behind_events"), control.get("behind_ms")
+            )
+        elif kind == "drain":
+            self._connector.hint(control.get("reconnect_after_s"))
+
+    def _pass(self, channel: object) -> None:
+        """Nothing to hand out, but everything before has come."""
+        if isinstance(channel, str) and (position := self._resume_state.positions.get(channel)) is not None:
+            self._notices.append((None, channel, position))
+
+    def _announce(self, gap: Gap | None) -> None:
+        if gap is not None:
+            self.gaps += 1
+            self._notices.append((gap, gap.channel, gap.position))
+            log.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
+
+    def _count(self, event: Event) -> None:
+        """Count holes in the numbers of a source; a smaller number is a source that began anew."""
+        self.received += 1
+        if not self._resume_state.sees_everything:
+            return
+        last = self._last_sequence.get(event.source)
+        if last is not None and event.sequence > last + 1:
+            self.missing[event.source] += event.sequence - last - 1
+        self._last_sequence[event.source] = event.sequence  # of too many, the one not heard of for longest goes

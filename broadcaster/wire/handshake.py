@@ -1,0 +1,144 @@
+"""The opening handshake as the hub sees it: a request head comes in, an answer goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Generic, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+from websockets.datastructures import MultipleValuesError
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from broadcaster.wire.bearer import token_of
+from broadcaster.wire.dispose import QUIET, dispose
+from broadcaster.wire.frames import PLAIN, V1
+
+HEAD_END: Final = b"\r\n\r\n"
+
+MAX_PARAMETERS: Final = 256
+"""Of a query: more than all channels, positions and filter values that the hub allows by default."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer other than 101."""
+
+    status: int
+    reason: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a client asks for, and what it shows.
+
+    Attributes:
+        path: Of its URL.
+        query: Of its URL, in order.
+        host: To whom it believes to be talking; empty if it does not say.
+        origin: From which site a browser's page comes; None without a browser.
+        token: What it shows to be let in; None if nothing. Never in a log.
+        fault: What is wrong with the request; empty if nothing.
+    """
+
+    path: str
+    query: tuple[tuple[str, str], ...]
+    host: str = ""
+    origin: str | None = None
+    token: str | None = field(default=None, repr=False)
+    fault: str = ""
+
+    @classmethod
+    def parse(cls, path: str) -> Target:
+        """Read the path and query of a request line.
+
+        Raises:
+            ValueError: They are no such thing.
+        """
+        parts = urlsplit(path)
+        query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+        return cls(parts.path, tuple(query))
+
+    @classmethod
+    def of(cls, request: Request) -> Target:
+        """Read a request; what cannot be read is its `fault`."""
+        headers = request.headers
+        try:
+            if not (host := headers.get("Host", "")):
+                raise ValueError("no Host")
+            origin, token = headers.get("Origin"), token_of(headers)
+            return replace(cls.parse(request.path), host=host, origin=origin, token=token)
+        except (ValueError, MultipleValuesError) as error:
+            return cls("", (), fault=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """The hub's answer to an upgrade request.
+
+    Attributes:
+        response: Bytes to write.
+        admitted: What `admit` returned: the connection is a WebSocket now; None: write and close.
+        subprotocol: The selected one, or None.
+        malformed: It is a 400, and `admit` was not asked.
+    """
+
+    response: bytes
+    admitted: T | None
+    subprotocol: str | None = None
+    malformed: bool = False
+
+
+def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answer[T]:
+    """Check a complete request head as RFC 6455 says, ask `admit`, and build the answer.
+
+    Args:
+        head: The request up to and including its empty line.
+        admit: Called with the target of a well-formed request: what is to be done, or why not. A refusal is
+            sent instead of the 101.
+    """
+    protocol = _Handshake(logger=QUIET)
+    protocol.receive_data(head)
+    admitted: T | None = None
+    malformed = True
+    for request in protocol.events_received():  # none if malformed
+        assert isinstance(request, Request)
+        response = protocol.accept(request)
+        if response.status_code == 101:
+            malformed = False
+            decision = admit(Target.of(request))
+            if not isinstance(decision, Refusal):
+                admitted = decision
+            else:
+                response = protocol.reject(decision.status, decision.reason + "\n")
+                if decision.retry_after_s is not None:
+                    response.headers["Retry-After"] = str(decision.retry_after_s)
+                if decision.status == 401:
+                    response.headers["WWW-Authenticate"] = "Bearer"
+        malformed = malformed and response.status_code == 400
+        if response.status_code == 400 and request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
+            response.headers["Sec-WebSocket-Version"] = "13"  # the one that would be right (RFC 6455 4.4)
+        protocol.send_response(response)
+    # Some malformed requests the protocol answers itself; to others it has nothing to say.
+    response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
+    dispose(protocol)
+    return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol, malformed)
+
+
+def plain_response(status: int, phrase: str, headers: str = "") -> bytes:
+    """A complete HTTP response that ends the connection, for requests that are not parsed."""
+    body = f"{phrase}\n".encode()
+    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\n{headers}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+class _Handshake(ServerProtocol):
+    """The library's handshake, but for the choice of a subprotocol: ours, or none, and nobody is refused."""
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
+        return next((Subprotocol(ours) for ours in (V1, PLAIN) if ours in subprotocols), None)
