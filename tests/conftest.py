@@ -18,7 +18,7 @@ def chosen_redis(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every Redis is the binary that TEST_REDIS_SERVER names, if it names one; not where the finding is tested."""
     binary = os.environ.get("TEST_REDIS_SERVER")
     with pytest.MonkeyPatch.context() as patch:
-        if binary and not request.module.__name__.endswith("test_redis_server"):
+        if binary and not request.module.__name__.endswith("redis.test_server"):
             patch.setattr(redis_server, "find_binary", lambda: binary)
         yield
 

@@ -41,11 +41,11 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
-    """Every module of broadcaster/ with its type marker, the metadata, and no tests, configuration or results."""
+    """Every module of broadcaster/ with its type marker and the script, the metadata, and no tests, configuration or results."""
     names = names_in(wheel)
     package = {name for name in names if name.startswith("broadcaster/")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}
-    assert package == sources | {"broadcaster/py.typed"}
+    assert package == sources | {"broadcaster/py.typed", "broadcaster/redis/stream.lua"}
     others = {name.partition("/")[0] for name in names - package}
     assert len(others) == 1
     assert others.pop().endswith(".dist-info")

@@ -1,4 +1,4 @@
-"""The hub: takes events from Redis and pushes them to every subscriber. It may not import `loadtest`.
+"""The hub: takes events from Redis and pushes them to every subscriber. It may not know the load test.
 
-Directly in this folder stands what puts the parts together; a part may not import it.
+Directly in this folder is what puts the parts together; the folders within may not import it.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from broadcaster.auth.access import Access
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
@@ -33,13 +35,9 @@ class Hub:
         self._spawn = spawn
         scheduler = Scheduler(runtime)
         self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s))
-        event_log = EventLog(broker, settings.event.max_bytes, runtime.limits)
-        self.pages = PageCache(event_log, runtime)
-        self.channels = Channels(
-            *(settings, broker, event_log, self.pages, scheduler, spawn),
-            unsettled=self.registry.unsettled,
-            runtime=runtime,
-        )
+        self.pages = PageCache(EventLog(broker, settings.event.max_bytes, runtime.limits), runtime)
+        unsettled = self.registry.unsettled
+        self.channels = Channels(settings, broker, self.pages, scheduler, spawn, unsettled, runtime)
         self.probe = DeliveryProbe(settings, broker, self.channels, runtime)
         self.dispatcher = Dispatcher(self.channels, self.probe, settings.event.max_bytes, runtime)
         access = Access(settings.auth, runtime)
@@ -55,10 +53,10 @@ class Hub:
     def start(self) -> None:
         """Begin to work: subscriptions, probes, pages, timer."""
         for work, name in (
-            (self.broker.run(self.dispatcher), "subscription"),
-            (self.probe.run(), "proofs"),
-            (self.pages.run(), "pages"),
-            (self.timer.run(), "timer"),
+            (partial(self.broker.run, self.dispatcher), "subscription"),
+            (self.probe.run, "proofs"),
+            (self.pages.run, "pages"),
+            (self.timer.run, "timer"),
         ):
             self._spawn(work, name)
 

@@ -10,7 +10,6 @@ import os
 import resource
 import ssl
 import sys
-from collections.abc import Coroutine
 from typing import Any
 
 from broadcaster import wire
@@ -18,6 +17,7 @@ from broadcaster.core.errors import ConfigurationError, PortTaken
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.broker.redis_broker import RedisBroker
+from broadcaster.hub.channels.channels import Work
 from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.hub.http import create_app
@@ -32,10 +32,7 @@ class Stopped(Exception):
 
 
 async def serve(
-    settings: Settings,
-    stop: asyncio.Event,
-    broker: Broker | None = None,
-    runtime: Runtime = RUNTIME,
+    settings: Settings, stop: asyncio.Event, broker: Broker | None = None, runtime: Runtime = RUNTIME
 ) -> int:
     """Run one hub until `stop` is set; returns the exit code.
 
@@ -58,7 +55,7 @@ async def serve(
         # A hub with a dead part must not look alive: whatever ends first ends the hub.
         async with asyncio.TaskGroup() as group:
 
-            def spawn(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+            def spawn(work: Work, name: str) -> asyncio.Task[None]:
                 return group.create_task(_as_long_as_needed(work, name, stop), name=name)
 
             await _run(Hub(settings, broker, spawn, runtime), stop)
@@ -71,10 +68,10 @@ async def serve(
         broker.close()
 
 
-async def _as_long_as_needed(work: Coroutine[Any, Any, None], name: str, stop: asyncio.Event) -> None:
+async def _as_long_as_needed(work: Work, name: str, stop: asyncio.Event) -> None:
     """Work that must not end before the hub is told to stop; then its failure is of no interest."""
     try:
-        await work
+        await work()
         raise RuntimeError(f"the task {name!r} has ended")
     except Exception:
         if not stop.is_set():

@@ -21,7 +21,7 @@ from broadcaster import wire
 from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.fanout.filters import EVERYTHING
 from tests.fuzz import CUTS, cut, fuzzed, mutated
-from tests.hub.parts import House, Socket
+from tests.hub.house import House, Socket
 from tests.support import client_frame
 
 LIMIT: Final = 4096

@@ -30,7 +30,7 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import ApiKey, AuthTable, JwtKey, Settings
 from broadcaster.wire.bearer import token_of
 from tests.fuzz import fuzzed, mutated
-from tests.hub.parts import House
+from tests.hub.house import House
 from tests.support import UNIT_S, HubProcess, assert_calm
 
 DEFAULT: Final = "events.critical"

@@ -27,6 +27,21 @@ from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import AuthTable, Settings, SubscriberTable
 from broadcaster.subscribe.hub_status import statistics
 from broadcaster.subscribe.subscriber import Subscriber
+from tests.auth.test_access import (
+    ATTACKER,
+    ED25519,
+    HOUR_S,
+    OTHER_SECRET,
+    SECRET,
+    by_hmac,
+    claims,
+    eddsa,
+    encoded,
+    headed,
+    hs256,
+    public_pem,
+    token,
+)
 from tests.certificates import Certificates, make, private_pem
 from tests.support import (
     UNIT_S,
@@ -48,21 +63,6 @@ from tests.support import (
     redis_client,
     until,
     upgrade_request,
-)
-from tests.test_access import (
-    ATTACKER,
-    ED25519,
-    HOUR_S,
-    OTHER_SECRET,
-    SECRET,
-    by_hmac,
-    claims,
-    eddsa,
-    encoded,
-    headed,
-    hs256,
-    public_pem,
-    token,
 )
 
 WALL = "wall-key_0123456789"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from broadcaster.core.position import Position
 from broadcaster.wire import CloseCode
-from tests.hub.parts import CHANNEL, House, Peer
+from tests.hub.house import CHANNEL, House, Peer
 from tests.support import in_loop
 
 OTHER = "events.other"

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from broadcaster.settings import ChannelsTable
-from tests.hub.parts import CHANNEL, House
+from tests.hub.house import CHANNEL, House
 from tests.support import in_loop
 
 ALLOWED: list[tuple[str, tuple[str, ...], str, bool]] = [

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from broadcaster.redis.server import RedisServer
 from broadcaster.wire import CloseCode
-from tests.hub.parts import House, turns
+from tests.hub.house import House, turns
 from tests.support import (
     UNIT_S,
     HubProcess,

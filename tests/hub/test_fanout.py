@@ -14,7 +14,7 @@ from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.settings import ChannelsTable
 from broadcaster.wire import CloseCode
-from tests.hub.parts import CHANNEL, HIGH_WATER, House, Peer, turns
+from tests.hub.house import CHANNEL, HIGH_WATER, House, Peer, turns
 from tests.support import in_loop, server_frames
 
 OTHER = "events.other"

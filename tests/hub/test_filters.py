@@ -8,7 +8,7 @@ import pytest
 
 from broadcaster.core.event import check
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter, Labels
-from tests.hub.parts import payload
+from tests.hub.house import payload
 
 A, B = frozenset("A"), frozenset("AB")
 NONE: frozenset[str] = frozenset()

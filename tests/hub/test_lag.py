@@ -15,7 +15,7 @@ from broadcaster.hub.fanout.ring import Ring
 from broadcaster.hub.fanout.slow import Lag
 from broadcaster.hub.fanout.subscription import Subscription
 from broadcaster.settings import ChannelsTable, HubTable
-from tests.hub.parts import CHANNEL, House, Peer, turns
+from tests.hub.house import CHANNEL, House, Peer, turns
 from tests.support import in_loop
 
 LABELS = Labels("SERVER_DOWN", "server-a", "critical")

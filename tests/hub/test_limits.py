@@ -23,7 +23,7 @@ import pytest
 from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.wire import read_control
 from tests import certificates
-from tests.hub.test_front import dialled, exchange, get, rest, status
+from tests.hub.test_handshake import dialled, exchange, get, rest, status
 from tests.support import (
     UNIT_S,
     HubProcess,

@@ -1,1 +1,1 @@
-"""The seam between the hub and where events are stored and published; only here does the hub know Redis."""
+"""The seam between the hub and where events are stored and published. Only here may the hub know Redis."""

@@ -1,1 +1,1 @@
-"""Catching up: what a channel or a subscriber missed is read from the log. Knows the fan-out, and no connection."""
+"""Catching up: what a channel or a subscription missed is read from the log. May not know connections."""

@@ -66,11 +66,12 @@ class PageCache:
     """Reads and keeps pages.
 
     Attributes:
-        read: How many pages were read.
+        log: Where they are read.
+        read: How many were read.
     """
 
     def __init__(self, log: EventLog, runtime: Runtime = RUNTIME) -> None:
-        self._log = log
+        self.log = log
         self._runtime = runtime
         self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()
         self._kept_bytes = 0
@@ -107,7 +108,7 @@ class PageCache:
 
     async def _read(self, channel: str, first: int) -> CachedPage:
         page = await keep_trying(
-            lambda: self._log.page(channel, first), f"{channel}: cannot read the log", self._runtime.chance
+            lambda: self.log.page(channel, first), f"{channel}: cannot read the log", self._runtime.chance
         )
         self.read += 1
         found = CachedPage.of(page)
@@ -128,4 +129,4 @@ class PageCache:
 
     def _key(self, channel: str, first: int) -> tuple[str, int]:
         """Pages begin at round offsets, so that readers that were cut at different events share them."""
-        return channel, first - first % self._log.page_events
+        return channel, first - first % self.log.page_events

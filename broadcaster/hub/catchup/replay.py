@@ -91,7 +91,7 @@ class Replay:
             close_for(gap, subscription)
 
     def step(self, subscription: Subscription) -> bool:
-        """Give a subscription without a cursor the next piece of the log; whether it can be fed further at once."""
+        """Feed the next piece of the log to a subscription without a cursor; whether there is more at once."""
         position = subscription.position
         assert position is not None
         if (number := self._fanout.ring.number_after(position)) is not None:
@@ -117,7 +117,7 @@ class Replay:
                 subscription.sink.catch_up()
 
     def _serve(self, subscription: Subscription, found: CachedPage) -> bool:
-        """Write what a page has for a subscription, up to `limits.write_bytes`; whether that brought it any further."""
+        """Write what a page has for a subscription, up to `limits.write_bytes`; whether that made progress."""
         position, page, head = subscription.position, found.page, self._fanout.position
         assert position is not None
         assert head is not None  # nothing after it is given: it comes live

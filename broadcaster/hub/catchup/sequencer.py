@@ -36,11 +36,7 @@ class Sequencer:
     """
 
     def __init__(
-        self,
-        fanout: Fanout,
-        event_log: EventLog,
-        on_caught_up: Callable[[], None],
-        runtime: Runtime = RUNTIME,
+        self, fanout: Fanout, event_log: EventLog, on_caught_up: Callable[[], None], runtime: Runtime = RUNTIME
     ) -> None:
         """Prepare; nothing is read before `run`.
 

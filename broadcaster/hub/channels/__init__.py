@@ -1,1 +1,1 @@
-"""From a broker's messages to the fan-outs: the channels, and the proof that events arrive. Knows no connection."""
+"""From a broker's messages to the fan-outs: channels, and the delivery probe. May not know connections."""

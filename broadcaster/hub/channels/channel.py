@@ -7,7 +7,6 @@ from collections.abc import Sized
 
 from broadcaster import wire
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.catchup.event_log import EventLog
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.catchup.replay import Replay
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
@@ -34,7 +33,6 @@ class Channel:
         self,
         name: str,
         settings: Settings,
-        log: EventLog,
         pages: PageCache,
         scheduler: Scheduler,
         *,
@@ -48,8 +46,7 @@ class Channel:
         Args:
             name: Its name.
             settings: Of the hub.
-            log: Where events are stored, if they are.
-            pages: Of the log.
+            pages: Of the log, if events are stored.
             scheduler: For work that may wait.
             rank: See above.
             drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
@@ -61,7 +58,7 @@ class Channel:
         self.fanout = Fanout(name, settings.hub, drops_oldest=drops_oldest, unsettled=unsettled, runtime=runtime)
         self.sequencer: Sequencer | LiveSequencer
         if settings.history.enabled:
-            self.sequencer = Sequencer(self.fanout, log, self._on_caught_up, runtime)
+            self.sequencer = Sequencer(self.fanout, pages.log, self._on_caught_up, runtime)
         else:
             self.sequencer = LiveSequencer(self.fanout, self._on_caught_up)
         self._beat_interval_s = settings.hub.beat_interval_s
@@ -109,7 +106,7 @@ class Channel:
     # Subscriptions begin and end
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Take a subscription in; it waits until this channel is caught up, and its position has been looked up."""
+        """Take a subscription in; it waits until the channel is caught up and its position has been looked up."""
         self.listeners += 1
         since = subscription.since
         if self.sequencer.caught_up and (since is None or self.sequencer.knows(since)):
@@ -170,7 +167,7 @@ class Channel:
     # Subscriptions that are behind, and heartbeats
 
     def feed(self, subscription: Subscription) -> bool:
-        """Write the next piece to a subscription that is behind; whether there is more that can be written at once."""
+        """Feed the next piece to a subscription that is behind; whether there is more that can be fed at once."""
         fanout = self.fanout
         fanout.slow.warn_before_shedding(subscription)
         if not subscription.is_behind or subscription.state is State.AWAITING_PAGE:
@@ -187,7 +184,7 @@ class Channel:
         return subscription.is_behind
 
     def beat(self, subscription: Subscription) -> None:
-        """Send a heartbeat: up to where everything was delivered, held back by the filter, or announced as a gap."""
+        """Send a heartbeat: up to where everything was delivered, filtered out, or announced as a gap."""
         if subscription.since is not None or subscription.state is State.WAITING or not self.sequencer.caught_up:
             return  # it has not been welcomed yet, or it is not known whether everything has come
         if self.fanout.slow.is_overtaken(subscription):

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
-from broadcaster.hub.catchup.event_log import EventLog
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.fanout.scheduler import Scheduler
@@ -22,7 +21,8 @@ OWN: Final = "broadcaster.hub."
 
 log = logging.getLogger("broadcaster.hub")
 
-Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+Work = Callable[[], Coroutine[Any, Any, None]]
+Spawn = Callable[[Work, str], "asyncio.Task[None]"]
 """Runs a named task until it is cancelled, or ends the hub with it."""
 
 
@@ -39,11 +39,9 @@ class Channels:
         self,
         settings: Settings,
         broker: Broker,
-        event_log: EventLog,
         pages: PageCache,
         scheduler: Scheduler,
         spawn: Spawn,
-        *,
         unsettled: Sized = (),
         runtime: Runtime = RUNTIME,
     ) -> None:
@@ -52,8 +50,7 @@ class Channels:
         Args:
             settings: Of the hub.
             broker: Where channels are subscribed to.
-            event_log: Where events are stored, if they are.
-            pages: Of the log.
+            pages: Of the log, if events are stored.
             scheduler: For work that may wait.
             spawn: See `Spawn`.
             unsettled: See `Fanout`.
@@ -61,7 +58,6 @@ class Channels:
         """
         self._settings = settings
         self._broker = broker
-        self._log = event_log
         self._pages = pages
         self._scheduler = scheduler
         self._spawn = spawn
@@ -102,7 +98,6 @@ class Channels:
         channel = Channel(
             name,
             self._settings,
-            self._log,
             self._pages,
             self._scheduler,
             rank=self.rank(name),
@@ -111,7 +106,7 @@ class Channels:
             runtime=self._runtime,
         )
         self.open[name] = self.by_key[name.encode()] = channel
-        self._tasks[name] = self._spawn(channel.run(), f"channel {name}")
+        self._tasks[name] = self._spawn(channel.run, f"channel {name}")
         self._broker.subscribe(name)
         return channel
 

@@ -1,1 +1,1 @@
-"""A connection's life: handshake, admission, subscribing, heartbeats, close. Knows the channels, and no Redis."""
+"""The life of a connection: handshake, admission, heartbeats, close. May not know Redis."""

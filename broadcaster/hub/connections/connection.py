@@ -30,20 +30,10 @@ class _ClosedTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return True
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def _ignore(self, data: bytes | bytearray | memoryview = b"") -> None:
         pass
 
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        pass
+    write = pause_reading = resume_reading = close = abort = _ignore
 
 
 _CLOSED: Final = _ClosedTransport()

@@ -17,11 +17,7 @@ class Timer:
     """Ticks ten times a second, and looks at a small part of all connections each time."""
 
     def __init__(
-        self,
-        settings: HubTable,
-        context: ConnectionContext,
-        channels: Channels,
-        admission: AdmissionControl,
+        self, settings: HubTable, context: ConnectionContext, channels: Channels, admission: AdmissionControl
     ) -> None:
         """Prepare; nothing happens before `run`.
 

@@ -1,1 +1,1 @@
-"""The fan-out of one channel: subscriptions, filters, ring buffer, slow-consumer policy. Knows no log and no socket."""
+"""The fan-out of a channel: subscriptions, filters, ring buffer, slow consumers. May not know logs and sockets."""

@@ -186,7 +186,7 @@ class Fanout:
                 self.filtered += end - given
 
     def announce(self, gap: Gap) -> None:
-        """Tell every live subscription what is missing here; a plain client, which cannot be told, is closed (4009)."""
+        """Announce a gap to every live subscription; a plain client, which cannot be told, is closed (4009)."""
         self._let_unwritable_fall_behind()
         frame = wire.gap_frame(gap)
         self.ring.append_gap(gap, frame, self._clock.loop_s())
@@ -199,7 +199,7 @@ class Fanout:
                     close_for(gap, subscription)
 
     def _let_unwritable_fall_behind(self) -> None:
-        """Whoever became unwritable in this turn of the loop, by another write than ours, is not written to."""
+        """Subscriptions that became unwritable earlier in this turn of the loop are not written to."""
         if self._unsettled:
             for group in self._groups:
                 for subscription in [each for each in group.live if not each.sink.writable]:

@@ -1,4 +1,4 @@
-"""A cooperative scheduler: work that may wait, such as feeding slow consumers, a little per turn of the event loop."""
+"""A cooperative scheduler: work that may wait, such as feeding slow consumers, a little per turn of the loop."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.redis.server import RedisServer
 from tests.fuzz import CUTS, cut, fuzzed, mutated
-from tests.hub.parts import House, Socket, turns
+from tests.hub.house import House, Socket, turns
 from tests.support import (
     UNIT_S,
     HubProcess,

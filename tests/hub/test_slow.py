@@ -23,7 +23,7 @@ from broadcaster.hub.stats import ChannelStatistics
 from broadcaster.settings import ChannelsTable
 from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import CloseCode
-from tests.hub.parts import CHANNEL, Clock, House, Peer, payload, splice, turns
+from tests.hub.house import CHANNEL, Clock, House, Peer, payload, splice, turns
 from tests.support import client_frame, in_loop, server_frames
 
 OTHER = "events.other"

@@ -11,7 +11,7 @@ from broadcaster.core.errors import RedisRefused
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
-from tests.hub.parts import CHANNEL, INVALID, Memory, payload, turns
+from tests.hub.house import CHANNEL, INVALID, Memory, payload, turns
 from tests.support import in_loop, until
 
 P = Position.parse

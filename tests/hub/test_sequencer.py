@@ -16,7 +16,7 @@ from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
-from tests.hub.parts import CHANNEL, INVALID, Memory, messages, payload, splice, turns
+from tests.hub.house import CHANNEL, INVALID, Memory, messages, payload, splice, turns
 from tests.support import in_loop, until
 
 P = Position.parse

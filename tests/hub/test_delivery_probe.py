@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broadcaster.redis.server import RedisServer
-from tests.hub.parts import CHANNEL, House, Proxy, payload, store_by_script
+from tests.hub.house import CHANNEL, House, Proxy, payload, store_by_script
 from tests.support import (
     UNIT_S,
     HubProcess,
@@ -92,7 +92,7 @@ async def test_the_default_channel_is_not_given_any_time() -> None:
     """It is always to be open: a hub that cannot hold it is not ready."""
     house = House(prove_interval_s=0.02)
     house.redis.on_publish = lambda probe: house.probe.take([probe])
-    house.tasks.spawn(house.probe.run(), "proofs")
+    house.tasks.spawn(house.probe.run, "proofs")
     await until(lambda: CHANNEL in house.probe.problem, house.probe.problem)
     assert not house.probe.healthy
     house.channels.on_confirmed(CHANNEL)

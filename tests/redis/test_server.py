@@ -338,7 +338,7 @@ def has_ipv6() -> bool:
 
 def test_the_role_without_any_server_says_how_to_get_one() -> None:
     """No redis-server anywhere: exit code 69, and one line on stderr per way to get one."""
-    hide_all = "import importlib.util, sys; from broadcaster import cli, redis_server; "
+    hide_all = "import importlib.util, sys; from broadcaster import cli; "
     hide_all += "importlib.util.find_spec = lambda name: None; sys.prefix = '/nowhere'; "
     ended = subprocess.run(
         [sys.executable, "-c", hide_all + "sys.argv = ['broadcaster', 'redis']; cli.main()"],

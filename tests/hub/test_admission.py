@@ -22,7 +22,7 @@ from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.connections.request import read_query
 from broadcaster.settings import ApiKey, AuthTable, ChannelsTable
 from broadcaster.wire import CloseCode, Refusal, Target
-from tests.hub.parts import CHANNEL, House, Socket
+from tests.hub.house import CHANNEL, House, Socket
 from tests.support import in_loop
 
 ADDRESS = "192.0.2.1"

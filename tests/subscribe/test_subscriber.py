@@ -949,7 +949,7 @@ def test_events_are_no_beats() -> None:
 
 def test_a_hub_that_does_not_beat_but_lives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hub answers pings, so the connection is good: it stays, blind, until the hub has found its Redis."""
-    monkeypatch.setattr("broadcaster.subscriber._PONG_S", 0.2)
+    monkeypatch.setattr("broadcaster.subscribe.subscriber._PONG_S", 0.2)
 
     async def story() -> None:
         async with fake_hub(beating(1.5), v1=True) as url, noticing(url) as notices:
@@ -973,7 +973,7 @@ async def swallowing(url: str) -> AsyncIterator[Proxy]:
 
 def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link swallows everything: `Stale`, no answer to a ping, a new connection, and what it missed."""
-    monkeypatch.setattr("broadcaster.subscriber._PONG_S", 0.2)
+    monkeypatch.setattr("broadcaster.subscribe.subscriber._PONG_S", 0.2)
     paths: list[str] = []
 
     async def talk(connection: ServerConnection) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, cast
@@ -26,7 +26,7 @@ from broadcaster.hub.catchup.event_log import EventLog
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.catchup.sequencer import Sequencer
 from broadcaster.hub.channels.channel import Channel
-from broadcaster.hub.channels.channels import Channels
+from broadcaster.hub.channels.channels import Channels, Work
 from broadcaster.hub.channels.delivery_probe import DeliveryProbe
 from broadcaster.hub.channels.dispatch import Dispatcher
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
@@ -373,8 +373,8 @@ class Tasks:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
+    def spawn(self, work: Work, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
         return task
@@ -417,7 +417,11 @@ class Clock(SystemClock):
 
 
 class House:
-    """A hub: its channels, its connections, its pages, and peers. Redis is a `Memory`."""
+    """A hub: its channels, its connections, its pages, and peers. Redis is a `Memory`.
+
+    Attributes:
+        socket: What the next peers connect with.
+    """
 
     def __init__(
         self,
@@ -433,25 +437,24 @@ class House:
             channels=channels or ChannelsTable(),
             hub=HubTable(ring_bytes=ring_bytes, **hub),
         )
+        self.socket: type[Socket] = Socket
         self.clock = Clock()
         runtime = Runtime(self.clock)
         self.redis = Memory()
         self.tasks = Tasks()
         self.link = Link()
         broker = self.redis.broker(self.settings, self.link)
-        log = EventLog(broker, self.settings.event.max_bytes)
-        self.pages = PageCache(log)
+        self.pages = PageCache(EventLog(broker, self.settings.event.max_bytes))
         self.scheduler = Scheduler()
         self.registry = ConnectionRegistry[Connection](ticks(self.settings.hub.ping_interval_s))
         self.channels = Channels(
             self.settings,
             broker,
-            log,
             self.pages,
             self.scheduler,
             self.tasks.spawn,
-            unsettled=self.registry.unsettled,
-            runtime=runtime,
+            self.registry.unsettled,
+            runtime,
         )
         self.probe = DeliveryProbe(self.settings, broker, self.channels)
         self.link.unsubscribe(self.probe.channel)  # tests look at what clients have asked for
@@ -464,7 +467,7 @@ class House:
         )
         self.timer = Timer(self.settings.hub, self.context, self.channels, self.admission)
         self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
-        self.tasks.spawn(self.pages.run(), "pages")
+        self.tasks.spawn(self.pages.run, "pages")
         self.count = 0
 
     @classmethod
@@ -493,7 +496,7 @@ class House:
 
     def connect(self, query: str = "", *, v1: bool = False, reads_along: bool = True) -> Peer:
         """Somebody who has asked for `/ws?query`."""
-        socket = Socket()
+        socket = self.socket()
         socket.reads_along = reads_along
         admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), "192.0.2.1")
         assert isinstance(admitted, Admitted), admitted
@@ -522,7 +525,7 @@ class House:
     async def prove(self) -> None:
         """Begin with the proofs, and wait until one has succeeded."""
         self.redis.on_publish = lambda probe: self.probe.take([probe])
-        self.tasks.spawn(self.probe.run(), "proofs")
+        self.tasks.spawn(self.probe.run, "proofs")
         await until(lambda: self.probe.healthy, self.probe.problem)
 
     def hear(self, payloads: Iterable[bytes], channel: str = CHANNEL) -> None:

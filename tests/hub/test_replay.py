@@ -15,7 +15,7 @@ from broadcaster.core.position import Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.fanout.ring import Ring
 from broadcaster.wire import CloseCode
-from tests.hub.parts import CHANNEL, INVALID, House, Peer, turns
+from tests.hub.house import CHANNEL, INVALID, House, Peer, turns
 from tests.support import in_loop, server_frames, until
 
 P = Position.parse

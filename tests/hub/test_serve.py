@@ -20,7 +20,7 @@ from broadcaster.core.version import VERSION
 from broadcaster.hub.connections.admission import REFUSALS
 from broadcaster.hub.stats import ChannelStatistics, HubStatistics
 from broadcaster.redis.server import RedisServer, free_port
-from tests.hub.parts import store_by_script
+from tests.hub.house import store_by_script
 from tests.support import (
     UNIT_S,
     HubProcess,

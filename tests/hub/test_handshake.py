@@ -18,7 +18,7 @@ from sanic.config import Config
 
 from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.redis.server import RedisServer, free_port
-from tests.hub.parts import House
+from tests.hub.house import House
 from tests.support import (
     ROOT,
     UNIT_S,
@@ -415,7 +415,7 @@ async def serve_echo(port: int) -> None:
 def echo() -> Iterator[int]:
     """The port of `serve_echo`, in a process of its own: Sanic can start one application per process."""
     port = free_port()
-    with Running(sys.executable, "-W", "error", "-m", "tests.hub.test_front", str(port), cwd=ROOT) as process:
+    with Running(sys.executable, "-W", "error", "-m", "tests.hub.test_handshake", str(port), cwd=ROOT) as process:
         process.said("serving")
         yield port
         assert process.output == "serving"
