@@ -194,7 +194,7 @@ def test_a_room_is_small_and_says_what_lives_there(name: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_data_flows_one_way(module: str) -> None:
-    """A module imports from its own folder and from those that the table allows to it, wherever the import stands."""
+    """A module imports from its own folder and from those that the table allows, wherever the import stands."""
     room = room_of(module)
     allowed = {room, *ROOMS[room].imports.split()}
     imported = {room_of(name) for name, _ in imports_of(module) if name in MODULES}
@@ -269,7 +269,7 @@ def test_the_wire_does_no_input_or_output() -> None:
 
 
 def test_there_is_no_import_cycle() -> None:
-    """The modules can be put in an order in which each imports only those before it, imports for types included."""
+    """The modules can be put in an order in which each imports only those before it, also for types only."""
     try:
         order = list(TopologicalSorter(OURS).static_order())
     except CycleError as error:

@@ -1,7 +1,7 @@
-"""Who may subscribe to what: API keys and signed tokens (JWT, RFC 7519), checked without telling secrets.
+"""Access control: API keys and signed tokens (JWT, RFC 7519), checked without disclosing secrets.
 
-Every key is pinned to one algorithm, and a token's header only chooses among keys, never an algorithm: a token
-signed with a public key as if it were a secret, or not signed at all, finds no key that fits.
+Every key is pinned to one algorithm, and a token's header only selects among keys, never an algorithm: a token
+signed with a public key as if it were a secret, or not signed at all, matches no key.
 """
 
 from __future__ import annotations
@@ -33,20 +33,19 @@ CAUSES: Final = (
     "issuer",
     "claims",
 )
-"""Every `Denied.cause` there is."""
-
+"""Every value of `Denied.cause`."""
 
 _NO_TOKEN: Final = (ValueError, TypeError, OverflowError, RecursionError)
-"""What the library lets through of tokens that are none: too deep, or with numbers that are none."""
+"""Errors that the library passes on for malformed tokens: nested too deeply, or with invalid numbers."""
 
 _KNOWN_HEADS: Final = 64
 
 _NEVER: Final = 2**40
-"""Seconds since 1970; what expires later (some 30,000 years) expires then."""
+"""Seconds since 1970 (some 30,000 years); a later expiry counts as this one."""
 
 
 class Denied(Exception):
-    """A token that lets nobody in; `cause` is one of a small fixed set, and nothing of the token is told."""
+    """A token that grants no access; `cause` is one of `CAUSES`, and nothing of the token is disclosed."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(f"access denied: {cause.replace('_', ' ')}")
@@ -55,12 +54,12 @@ class Denied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What somebody may do.
+    """What the bearer of a token may do.
 
     Attributes:
         subscribe: Channels that may be subscribed to: names, or patterns with * ? [...].
         publish: Channels that may be published on.
-        expires_at: Until when; seconds since 1970, None: for good.
+        expires_at: Time of expiry in seconds since 1970; None: never.
     """
 
     subscribe: tuple[str, ...]
@@ -74,8 +73,8 @@ class Grant:
         return any(fnmatchcase(channel, pattern) for pattern in self.publish)
 
 
-ANYBODY: Final = Grant(("*",), ("*",))
-"""What everybody may do when there is no access control."""
+UNRESTRICTED: Final = Grant(("*",), ("*",))
+"""What every client may do when there is no access control."""
 
 
 class Access:
@@ -88,14 +87,14 @@ class Access:
             ConfigurationError: There is access control but no key, or a key cannot be read.
         """
         self._table = table
-        # Digests are compared, all of them and in constant time: how long it takes tells nothing of a key.
+        # Digests are compared, all of them and in constant time: the time it takes discloses nothing of a key.
         self._api_keys = [
             (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish)) for key in table.api_keys
         ]
         self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
         # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
         self._candidates = lru_cache(_KNOWN_HEADS)(self._find_candidates)
-        # By a keyed digest: the token itself is not kept, and nobody can look for another one with the same.
+        # By a keyed digest: the token itself is not kept, and a token of equal digest cannot be searched for.
         self._verified = BoundedDict[bytes, Grant](runtime.limits.known_tokens)
         self._secret = runtime.chance.bytes(32)
         self._clock = runtime.clock
@@ -106,10 +105,10 @@ class Access:
         """What the bearer of a token may do.
 
         Raises:
-            Denied: It lets nobody in; the cause says why.
+            Denied: It grants no access; the cause says why.
         """
         if self._table.mode == "none":
-            return ANYBODY
+            return UNRESTRICTED
         if not token:
             raise Denied("missing")
         if not token.isascii():
@@ -126,7 +125,7 @@ class Access:
         return found
 
     def _verified_before(self, mark: bytes) -> Grant | None:
-        """What a token was good for that comes again, as after a lost network, and has not expired yet."""
+        """The grant of a token verified before (clients return after a lost network) that has not expired yet."""
         grant = self._verified.get(mark)
         return (
             grant if grant and grant.expires_at is not None and self._clock.wall_s() < grant.expires_at else None
@@ -153,15 +152,15 @@ class Access:
                     options={"require": ["exp"], "verify_aud": bool(self._table.audience)},
                 )
             except jwt.InvalidSignatureError:
-                continue  # two keys of one algorithm: one is being replaced by the other
+                continue  # two keys of one algorithm: one is being rotated out
             except (jwt.PyJWTError, *_NO_TOKEN) as error:
                 raise Denied(_cause_of(error)) from None
             return _grant_of(claims, self._table.leeway_s)
         raise Denied("signature")
 
     def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
-        """The keys that a token may be signed with, by the algorithm and key id in its first segment."""
-        header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head is of interest
+        """The keys that a token may be signed with, by algorithm and key id in its first segment."""
+        header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head matters
         kid = header.get("kid")
         fitting = [(key, verifying) for key, verifying in self._jwt_keys if key.algorithm == header.get("alg")]
         known = [(key, verifying) for key, verifying in fitting if not (kid and key.kid) or kid == key.kid]
@@ -193,7 +192,7 @@ def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
 
 @lru_cache(1024)
 def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float) -> Grant:
-    """Tokens that are good for the same, until the same second, share it: there may be many."""
+    """One `Grant` for all tokens with the same rights and second of expiry: there may be many."""
     return Grant(subscribe, publish, expires_at)
 
 

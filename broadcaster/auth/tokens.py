@@ -1,4 +1,4 @@
-"""Making the tokens that access control asks for."""
+"""Creation of signed tokens (JWT) for access control."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def create_token(
     """Sign a token with the first key that can sign.
 
     Args:
-        table: The keys.
-        name: Who it is for.
+        table: The keys, audience and issuer.
+        name: Its bearer (claim `sub`).
         subscribe: Channels that may be subscribed to.
         publish: Channels that may be published on.
-        lasts_s: For how long, in seconds from now.
+        lasts_s: Lifetime in seconds from now.
         clock: For the present time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per word of the Procfiles, and a few for people.
+"""The command line: one subcommand per role of the Procfiles, and a few for interactive use.
 
 Nothing heavy is imported before a subcommand needs it: `honcho start` waits for all of them to start.
 """

@@ -1,4 +1,4 @@
-"""What all subcommands share: the options of every command, and how settings and errors are told."""
+"""What all subcommands share: the global options, loading of the settings, output of errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
 
 
 class Number(click.FloatRange):
-    """A number in a range; click's own range lets NaN in."""
+    """An option type: a number in a range; click's own range accepts NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
@@ -37,7 +37,7 @@ def cli(context: click.Context, config: Path | None, preset: str | None, assignm
 
 
 def load_settings(context: click.Context, **options: Any) -> Loaded:
-    """All layers; `options` are `table__key=value`, None where the option was not given."""
+    """Load all layers; `options` are `table__key=value`, None where the option was not given."""
     overrides: dict[str, dict[str, Any]] = {}
     for text in context.obj["assignments"]:
         for table, keys in assignment(text).items():

@@ -1,4 +1,4 @@
-"""What `broadcaster subscribe` prints: one line per event with its latency, and what is missing, in its place."""
+"""The output of `broadcaster subscribe`: one line per event with its latency, and gaps, in their order."""
 
 from __future__ import annotations
 
@@ -56,22 +56,22 @@ async def _print_all(
     subscriber: Subscriber, as_json: bool, file: IO[str] | None, resume_file: ResumeFile | None
 ) -> None:
     missing = 0
-    async for notice in _notices(subscriber, SAVE_EVERY_S if resume_file else None):
-        if notice is not None:
-            line = notice.payload.decode() if as_json and isinstance(notice, Event) else describe(notice)
+    async for item in _received(subscriber, SAVE_EVERY_S if resume_file else None):
+        if item is not None:
+            line = item.payload.decode() if as_json and isinstance(item, Event) else describe(item)
             if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
                 line += f"  ({now_missing - missing} before it missing)"
                 missing = now_missing
-            click.echo(line, err=as_json and not isinstance(notice, Event))
-            if file is not None and (isinstance(notice, Event) or not as_json):
+            click.echo(line, err=as_json and not isinstance(item, Event))
+            if file is not None and (isinstance(item, Event) or not as_json):
                 file.write(line + "\n")
         if resume_file is not None:
-            resume_file.printed = subscriber.positions  # and not later: what is not printed must come again
+            resume_file.printed = subscriber.positions  # not later: what is not printed must be delivered again
             resume_file.save()
 
 
-async def _notices(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Received | None]:
-    """What the subscriber receives, and None when nothing has come for `every_s` seconds."""
+async def _received(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Received | None]:
+    """What the subscriber receives, and None when nothing has arrived for `every_s` seconds."""
     while True:
         receiving = asyncio.ensure_future(subscriber.receive())
         try:
@@ -82,21 +82,21 @@ async def _notices(subscriber: Subscriber, every_s: float | None) -> AsyncIterat
             receiving.cancel()
 
 
-def describe(notice: Received) -> str:
-    """One line for a person."""
-    if isinstance(notice, Gap):
-        first = "?" if notice.first is None else notice.first
-        last = "?" if notice.last is None else notice.last
-        which = "unknown events" if notice.epoch is None else f"{notice.epoch}-{first} to {last}"
+def describe(item: Received) -> str:
+    """One line of text for a received item."""
+    if isinstance(item, Gap):
+        first = "?" if item.first is None else item.first
+        last = "?" if item.last is None else item.last
+        which = "unknown events" if item.epoch is None else f"{item.epoch}-{first} to {last}"
         # What a hub says may reach a terminal: no control characters.
-        return f"GAP on {printable(notice.channel)}: {which} ({printable(notice.cause)})"
-    if isinstance(notice, Stale):
-        return f"STALE: no beat of the hub for {notice.silent_s:.1f} s; what happens now is not seen here"
-    if not isinstance(notice, Event):
+        return f"GAP on {printable(item.channel)}: {which} ({printable(item.cause)})"
+    if isinstance(item, Stale):
+        return f"STALE: no beat of the hub for {item.silent_s:.1f} s; what happens now is not seen here"
+    if not isinstance(item, Event):
         return "FRESH: the hub beats again"
-    seconds, milliseconds = divmod(notice.published_at_ms, 1000)
+    seconds, milliseconds = divmod(item.published_at_ms, 1000)
     at = time.strftime("%H:%M:%S", time.localtime(seconds))
     return (
-        f"{at}.{milliseconds:03d} {notice.severity:<8} {notice.event_type} {notice.source} "
-        f"#{notice.sequence} {notice.latency_ms:.2f} ms"
+        f"{at}.{milliseconds:03d} {item.severity:<8} {item.event_type} {item.source} "
+        f"#{item.sequence} {item.latency_ms:.2f} ms"
     )

@@ -1,4 +1,4 @@
-"""The commands for people."""
+"""The subcommands for interactive use: publish, subscribe, config and token."""
 
 from __future__ import annotations
 
@@ -185,13 +185,13 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
 
 
 def _what_became_of(result: Published) -> str:
-    event, heard = result.event, result.heard
+    event, receivers = result.event, result.heard
     name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
     if result.error is not None:
         return f"{name}: may not have been published: {result.error}"
     stored = "" if result.position is None else f"stored as {result.position}; "
-    if heard is None:
+    if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
-    if heard == 0:
+    if receivers == 0:
         return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
-    return f"{name}: {stored}heard by {heard} Redis subscription{'s' if heard != 1 else ''}"
+    return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"

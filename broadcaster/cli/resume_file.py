@@ -1,4 +1,4 @@
-"""The positions of `broadcaster subscribe`, kept in a file from one run to the next."""
+"""The resume file of `broadcaster subscribe`: its positions, kept from one run to the next."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ResumeFile:
         self.printed: dict[str, Position] = {}
 
     def load(self) -> dict[str, Position]:
-        """What was saved; nothing if there is no file yet.
+        """The saved positions; none if there is no file yet.
 
         Raises:
-            ConfigurationError: The file cannot be read, or is not one of these.
+            ConfigurationError: The file cannot be read, or is no resume file.
         """
         try:
             fields = json.loads(self._path.read_text())
@@ -45,7 +45,7 @@ class ResumeFile:
         return dict(self._saved)
 
     def save(self, *, now: bool = False) -> None:
-        """Save if something has changed, and not too often; the file is whole at any time.
+        """Save if a position has changed, and not too often; the file is complete at any time.
 
         Raises:
             ConfigurationError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""The words of the Procfiles."""
+"""The subcommands of the Procfiles, one per role: redis, hub, publisher, fleet and report."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def report(context: click.Context, loadtest: bool, folder: Path | None) -> None:
 
 
 async def _linger(stop: asyncio.Event) -> int:
-    """Work is done, but an early end would end all other processes."""
+    """Wait to be stopped: if a process ended when its work is done, honcho would stop all others."""
     await stop.wait()
     return 0
 

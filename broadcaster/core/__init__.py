@@ -1,1 +1,1 @@
-"""The nouns and helpers that every other folder shares; it may import no other folder of the package."""
+"""Types and helpers that all other folders share; imports no other folder of the package."""

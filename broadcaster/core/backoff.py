@@ -1,4 +1,4 @@
-"""Exponential backoff with full jitter, and the one retry loop built on it."""
+"""Exponential backoff with full jitter, and the retry loop built on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def backoff_s(shortest_s: float, longest_s: float, chance: Chance = CHANCE) -> I
 
     Args:
         shortest_s: The first bound.
-        longest_s: The bound stops here.
+        longest_s: The largest bound.
         chance: Draws each wait between 0 and the bound.
     """
     bound_s = shortest_s

@@ -1,4 +1,4 @@
-"""A mapping that forgets its oldest keys."""
+"""A dict of bounded size that drops its oldest keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class BoundedDict(dict[K, V]):
-    """At most `most` keys. Setting one makes it the newest; of too many the oldest is dropped."""
+    """A dict of at most `most` keys. Setting a key makes it the newest; beyond `most` the oldest is dropped."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

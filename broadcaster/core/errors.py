@@ -1,16 +1,16 @@
-"""What can go wrong, as a tree; every error builds its own sentence and knows its exit code.
+"""The exception hierarchy; the number is the exit code of a process that ends with the error.
 
-BroadcasterError                 70  a bug, or something nobody foresaw
+BroadcasterError                 70  a bug, or an unforeseen error
 ├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
-├── InvalidEvent                  2  an event that is not of the schema
-└── Unavailable                  69  something this process depends on is not there
-    ├── RedisUnavailable             Redis does not answer (for now)
-    ├── RedisRefused                 Redis answers, and will not have us (for good)
+├── InvalidEvent                  2  an event that violates the schema
+└── Unavailable                  69  something this process depends on is not available
+    ├── RedisUnavailable             Redis does not answer (temporary)
+    ├── RedisRefused                 Redis answers, and refuses this client (permanent)
     ├── RedisNotInstalled            there is no redis-server to start
     ├── HubUnavailable               the hub is not ready within the deadline
-    ├── HubRefused                   the hub answers, and will not have us (for good)
+    ├── HubRefused                   the hub answers, and refuses this client (permanent)
     ├── PortTaken                    the address of the hub is in use
-    └── RunIncomplete                a part of the load test did not hand in its result
+    └── RunIncomplete                a part of the load test did not deliver its result
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ConfigurationError(BroadcasterError):
 
 
 class InvalidEvent(BroadcasterError, ValueError):
-    """An event that is not of the schema.
+    """An event that violates the schema.
 
     `cause` is one of a small fixed set (it is a counter's label), `detail` names field and reason.
     """
@@ -43,17 +43,17 @@ class InvalidEvent(BroadcasterError, ValueError):
 
 
 class Unavailable(BroadcasterError):
-    """Something this process depends on is not there."""
+    """Something this process depends on is not available."""
 
     exit_code = 69
 
 
 class RedisUnavailable(Unavailable):
-    """Redis does not answer, or stopped answering: trying again may help."""
+    """Redis does not answer, or stopped answering: a retry may help."""
 
 
 class RedisRefused(Unavailable):
-    """Redis answers and will not have us (wrong password, missing right): trying again will not help."""
+    """Redis answers and refuses this client (wrong password, missing right): a retry will not help."""
 
 
 class RedisNotInstalled(Unavailable):
@@ -65,7 +65,7 @@ class HubUnavailable(Unavailable):
 
 
 class HubRefused(Unavailable):
-    """The hub answers and will not have us (no such channel, bad request): trying again will not help."""
+    """The hub answers and refuses this client (no such channel, bad request): a retry will not help."""
 
 
 class PortTaken(Unavailable):
@@ -78,4 +78,4 @@ class PortTaken(Unavailable):
 
 
 class RunIncomplete(Unavailable):
-    """A part of the load test did not hand in its result before the deadline."""
+    """A part of the load test did not deliver its result before the deadline."""

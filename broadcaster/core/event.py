@@ -1,4 +1,4 @@
-"""The event: one schema, shared by publisher, hub and subscriber.
+"""The event schema, shared by publisher, hub and subscriber.
 
 An event is refused unless its whole payload is valid UTF-8 and one JSON object of this schema, at most
 `max_bytes` long. Every way in which a decoder can fail is such a refusal, never another exception: the hub
@@ -25,14 +25,12 @@ MAX_BYTES: Final = 65_536
 """Default size limit of one encoded event in bytes."""
 
 MAX_LEVELS: Final = 256
-"""Objects and arrays within each other; deeper events are refused, at the publisher as at the hub."""
+"""Nesting limit of objects and arrays; deeper events are refused, by the publisher as by the hub."""
 
 SEVERITIES: Final = ("critical", "warning", "info")
-RESERVED: Final = ("channel", "epoch", "offset")
-"""Fields that are given to an event when it is stored, all three; a publisher cannot set them."""
 
 CAUSES: Final = ("too_large", "not_utf8", "not_json", "too_deep", "duplicate_key", "not_object", "field")
-"""Every `InvalidEvent.cause` there is."""
+"""Every value of `InvalidEvent.cause`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +40,17 @@ class Event:
     Attributes:
         event_id: UUID; the same event published again carries the same id.
         event_type: What happened, such as `SERVER_DOWN`.
-        source: To whom it happened, such as `server-a`.
-        sequence: Number of this event at its source; one more each time.
-        published_at_ms: When publish ran: milliseconds since 1970 (UTC).
-        published_at_us: The same instant in microseconds; None from a foreign publisher that has only
+        source: What it happened to, such as `server-a`.
+        sequence: Number of this event at its source; rises by one with each event.
+        published_at_ms: Time of publication in milliseconds since 1970 (UTC).
+        published_at_us: The same time in microseconds; None from a foreign publisher that has only
             milliseconds.
         severity: `critical`, `warning` or `info`.
         data: The producer's own JSON object.
         channel: The channel it was stored in; None if it is not stored.
-        position: Its place in that channel; None if it is not stored.
+        position: Its position in that channel; None if it is not stored.
         payload: The encoded event, byte for byte as it travels.
-        received_at_us: When a subscriber received it: microseconds since 1970; None before that.
+        received_at_us: Time of receipt by a subscriber in microseconds since 1970; None before that.
     """
 
     event_id: str
@@ -82,10 +80,10 @@ class Event:
 
 
 def check_channel(name: str) -> str:
-    """Return `name` if it may be a channel.
+    """Return `name` if it is a valid channel name.
 
     Raises:
-        InvalidEvent: If it has other characters than A-Z a-z 0-9 . _ : - or not 1 to 128 of them.
+        InvalidEvent: It is not 1 to 128 characters of A-Z a-z 0-9 . _ : -
     """
     if type(name) is not str or not _CHANNEL(name):
         raise InvalidEvent("field", f"channel must be 1 to 128 of A-Z a-z 0-9 . _ : -, got {_shown(name, 140)}")
@@ -93,10 +91,10 @@ def check_channel(name: str) -> str:
 
 
 def channel_name(name: str) -> str:
-    """As `check_channel`, for what is no part of an event.
+    """As `check_channel`, for a name that is no field of an event.
 
     Raises:
-        ValueError: It may not be a channel; the message says why and nothing else.
+        ValueError: It is no valid channel name; the message is the reason alone.
     """
     try:
         return check_channel(name)
@@ -106,7 +104,7 @@ def channel_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An event but for its instant: everything that takes time is done before it has to be published."""
+    """An event without its time of publication: encoded and checked before it is due, as that takes time."""
 
     unpublished: Event
     head: bytes
@@ -116,7 +114,7 @@ class Draft:
         return b'%b,"published_at_ms":%d,"published_at_us":%d}' % (self.head, now_us // 1000, now_us)
 
     def published(self, now_us: int, payload: bytes) -> Event:
-        """The event that `stamp` has encoded."""
+        """The event that `stamp` encoded as `payload`."""
         return replace(self.unpublished, published_at_ms=now_us // 1000, published_at_us=now_us, payload=payload)
 
 
@@ -130,10 +128,10 @@ def draft(
     max_bytes: int = MAX_BYTES,
     chance: Chance = CHANCE,
 ) -> Draft:
-    """Prepare an event: a new id, encoded and checked.
+    """Prepare an event with a new id: encode and check it.
 
     Raises:
-        InvalidEvent: If a field is wrong or the encoded event would be larger than `max_bytes`.
+        InvalidEvent: A field is wrong, or the encoded event would be larger than `max_bytes`.
     """
     fields: dict[str, Any] = {
         "event_id": chance.uuid(),
@@ -158,10 +156,10 @@ def draft(
 
 
 def decode(payload: bytes, *, max_bytes: int = MAX_BYTES, received_at_us: int | None = None) -> Event:
-    """Read an event from its bytes. Unknown fields stay in `payload` only.
+    """Decode an event. Unknown fields are kept in `payload` only.
 
     Raises:
-        InvalidEvent: If `check` refuses it.
+        InvalidEvent: `check` refuses it.
     """
     fields = check(payload, max_bytes=max_bytes)
     return Event(
@@ -181,15 +179,17 @@ def decode(payload: bytes, *, max_bytes: int = MAX_BYTES, received_at_us: int | 
 
 
 def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the fields of an event, all of them, if its bytes are of the schema.
+    """Return all fields of an event if its bytes conform to the schema.
 
     Raises:
         InvalidEvent: In every other case, whatever the bytes are.
     """
-    if len(payload) > max_bytes and not (payload.startswith(_PLACE) and len(payload) <= max_bytes + _PLACE_BYTES):
+    if len(payload) > max_bytes and not (
+        payload.startswith(_POSITION_PREFIX) and len(payload) <= max_bytes + _POSITION_BYTES
+    ):
         raise _too_large(len(payload), max_bytes)
     try:
-        payload.decode()  # the decoder below looks only at strings it has to read
+        payload.decode()  # the decoder below validates only the strings it reads
     except UnicodeDecodeError as error:
         raise InvalidEvent("not_utf8", f"not UTF-8 at byte {error.start}") from None
     try:
@@ -201,8 +201,8 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         raise InvalidEvent("not_json", f"not JSON: {error}") from None
     if type(fields) is not dict:
         raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
-    # As many keys as colons, or a key came twice (the last one won). Most events have no colon in a string;
-    # only for the others the strings have to be taken out first.
+    # As many keys as colons, else a key is duplicate (the decoder kept the last). Most events have no colon in a
+    # string; only for the others the strings are removed first.
     if keys != payload.count(b":") and keys != _STRING.sub(b"", payload).count(b":"):
         raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     _check_fields(fields)
@@ -212,7 +212,7 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def _check_size(size: int, max_bytes: int, fields: dict[str, Any]) -> None:
-    """What was put in front of an event when it was stored does not count."""
+    """Check the size without the fields that were added when the event was stored."""
     if "offset" in fields:
         channel, epoch, offset = fields["channel"], fields["epoch"], fields["offset"]
         size -= len(f'"channel":"{channel}","epoch":"{epoch}","offset":{offset},')
@@ -225,7 +225,7 @@ def _too_large(size: int, max_bytes: int) -> InvalidEvent:
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
-    # In a row and not in a loop: this runs for every event before its first subscriber gets it.
+    # Unrolled, not a loop: this runs for every event before its first subscriber gets it.
     get = fields.get
     event_id, event_type, source = get("event_id"), get("event_type"), get("source")
     sequence, published_ms, published_us = get("sequence"), get("published_at_ms"), get("published_at_us", 0)
@@ -246,15 +246,15 @@ def _check_fields(fields: dict[str, Any]) -> None:
     if type(get("data", fields)) is not dict:
         raise _wrong("data", "a JSON object", fields)
     if "offset" in fields or "epoch" in fields or "channel" in fields:
-        _check_place(fields)
+        _check_position(fields)
 
 
-def _check_place(fields: dict[str, Any]) -> None:
-    """The fields of a stored event: all three, or none."""
+def _check_position(fields: dict[str, Any]) -> None:
+    """Check the fields of a stored event: it has all three, or none."""
     channel, epoch, offset = fields.get("channel"), fields.get("epoch"), fields.get("offset")
     if type(offset) is not int or not 1 <= offset <= MAX_OFFSET:
         raise _wrong("offset", "an integer from 1 to 2^53 - 1", fields)
-    if type(channel) is str and type(epoch) is str and _may_be_place(channel, epoch):
+    if type(channel) is str and type(epoch) is str and _may_be_position(channel, epoch):
         return
     if not is_epoch(epoch):
         raise _wrong("epoch", "1 to 64 letters and digits", fields)
@@ -262,8 +262,8 @@ def _check_place(fields: dict[str, Any]) -> None:
 
 
 @functools.lru_cache(1024)
-def _may_be_place(channel: str, epoch: str) -> bool:
-    """Asked for every event, and there are only a few channels and epochs."""
+def _may_be_position(channel: str, epoch: str) -> bool:
+    """Whether channel and epoch are valid; cached, as every event asks and there are few of them."""
     return is_epoch(epoch) and _CHANNEL(channel) is not None
 
 
@@ -280,10 +280,10 @@ def _shown(value: object, most: int) -> str:
 
 
 def _count_keys(value: dict[str, Any] | list[Any], levels: int = MAX_LEVELS) -> int:
-    """Keys of all objects in a JSON value.
+    """The number of keys of all objects in a JSON value.
 
     Raises:
-        RecursionError: It has more levels than that.
+        RecursionError: It has more than `levels` levels.
     """
     if not levels:
         raise RecursionError
@@ -294,11 +294,11 @@ def _count_keys(value: dict[str, Any] | list[Any], levels: int = MAX_LEVELS) -> 
     return count
 
 
-_PLACE: Final = b'{"channel":"'  # how a stored event begins
-_PLACE_BYTES: Final = 256  # more than channel, epoch and offset can have, with their names
+_POSITION_PREFIX: Final = b'{"channel":"'  # how a stored event begins
+_POSITION_BYTES: Final = 256  # more than channel, epoch and offset can have, with their names
 _A_NAME: Final = "1 to 256 characters without control characters"
 _A_NUMBER: Final = "an integer from 0 to 2^53 - 1"
-_MAX_NUMBER: Final = 2**53  # the last integer that JavaScript reads exactly
+_MAX_NUMBER: Final = MAX_OFFSET + 1  # one more than the last integer that JavaScript reads exactly
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}").fullmatch
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
 _CHANNEL: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch

@@ -1,4 +1,4 @@
-"""Atomic writes: a file appears under its name only when it is whole."""
+"""Atomic file writes: a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 

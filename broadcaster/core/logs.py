@@ -1,4 +1,4 @@
-"""The log output of one process: a line per message, flushed at once."""
+"""Logging setup of a process: one line per message, flushed at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from broadcaster.core.text import escaped
 
 
 class _EscapingFormatter(logging.Formatter):
-    """A message may quote a peer: its control characters must not reach a terminal."""
+    """Escapes control characters: a message may quote a peer, and must not control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escaped(super().format(record))
 
 
 def configure_logging(stream: TextIO | None = None) -> None:
-    """Log to stdout, or to `stream`, the message and nothing else; flush every line: under honcho stdout is a pipe."""
+    """Log bare messages to stdout, or to `stream`; flush every line, as stdout is a pipe under honcho."""
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -1,7 +1,7 @@
-"""Where somebody stands in a channel, and what he was told is missing.
+"""Positions in a channel, and gaps: ranges of events that cannot be delivered.
 
 A *position* is `<epoch>-<offset>`. Within an epoch the offsets of stored events rise by one. A Redis that
-was restarted begins a new epoch, because nobody can know what it has forgotten.
+was restarted begins a new epoch, because what it has lost cannot be known.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_OFFSET: Final = 2**53 - 1
 
 
 class Position(NamedTuple):
-    """After which stored event somebody stands; offset 0 is before the first one ever."""
+    """A point in a channel, after the stored event with this offset; offset 0 is before the first one ever."""
 
     epoch: str
     offset: int
@@ -29,7 +29,7 @@ class Position(NamedTuple):
         """Read `<epoch>-<offset>`.
 
         Raises:
-            ValueError: If `text` has another form.
+            ValueError: `text` has another form.
         """
         match = _POSITION(text)
         if not match or int(match[2]) > MAX_OFFSET:
@@ -43,7 +43,7 @@ def is_epoch(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a channel stands in Redis: its epochs with their first offsets, oldest first, and the last offset."""
+    """The head of a channel in Redis: its epochs with their first offsets, oldest first, and the last offset."""
 
     epochs: tuple[Position, ...]
     offset: int
@@ -57,36 +57,36 @@ class Cause(enum.StrEnum):
     """Why events are missing."""
 
     REDIS_LINK_LOST = "redis_link_lost"
-    """The hub was without Redis, and events are not stored: nobody knows whether there were any."""
+    """The hub had no connection to Redis, and events are not stored: it is unknown whether there were any."""
     REDIS_RESTARTED = "redis_restarted"
-    """Redis was restarted (or its memory of the channel was lost): what it had not kept is gone."""
+    """Redis was restarted (or its data of the channel was lost): what it had not kept is lost."""
     EXPIRED = "expired"
     """The events have left the retention window (`history.max_events`, `history.idle_expire_s`)."""
     SHED = "shed"
-    """You were too slow, and the channel drops the oldest events of the slow instead of closing them."""
+    """The client was too slow, and the channel drops the oldest events of slow clients instead of closing them."""
     REFUSED = "refused"
     """What is stored there is no valid event, or too large for the hub."""
     POSITION_UNKNOWN = "position_unknown"
-    """Nobody has ever issued the position that was given."""
+    """The requested position was never issued."""
     UNEXPLAINED = "unexplained"
-    """A subscriber has found a hole that its hub did not announce. There is none as long as hubs are right."""
+    """A subscriber found a hole that its hub did not announce. A correct hub causes none."""
     CLOSED = "closed"
-    """A subscriber was closed (4009) because its hub could not give what follows."""
+    """A subscriber was closed (4009) because its hub could not deliver what follows."""
     NO_HISTORY = "no_history"
-    """Events are not stored here, so nobody can resume."""
+    """Events are not stored here, so no client can resume."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A range of a channel that could not be given.
+    """A range of events of a channel that cannot be delivered.
 
     Attributes:
-        channel: Of which channel.
-        cause: Why; one of `Cause`.
-        epoch: In which epoch; None when events are not stored.
+        channel: Name of the channel.
+        cause: Why they are missing; one of `Cause`.
+        epoch: Epoch of the range; None when events are not stored.
         first: The first missing offset; None when it is not known.
         last: The last missing offset; None when it is not known whether and how many there were.
-        position: Where the channel goes on; None when events are not stored.
+        position: The position after which delivery continues; None when events are not stored.
     """
 
     channel: str
@@ -98,7 +98,7 @@ class Gap:
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> Gap:
-        """Read the fields of a `gap` frame; what is not as expected counts as not known."""
+        """Read the fields of a `gap` frame; a value of another type counts as unknown."""
 
         def number(name: str) -> int | None:
             return value if type(value := fields.get(name)) is int else None
@@ -115,7 +115,7 @@ class Gap:
 
 
 def read_position(value: object) -> Position | None:
-    """A position out of a frame; None if it is null, or none."""
+    """The position in a field of a frame; None if the value is null, or no position."""
     try:
         return Position.parse(value) if isinstance(value, str) else None
     except ValueError:

@@ -1,7 +1,7 @@
-"""One process of a Procfile: its signals, its output, its exit code.
+"""The lifecycle of a Procfile process: its event loop, its signals, its exit code.
 
-honcho sends everybody SIGTERM when the first process ends or Ctrl-C is pressed, and kills what is left five
-seconds later. So a role stops when told, in time, and whoever has done its work before *lingers*.
+honcho sends SIGTERM to all processes when the first one ends or Ctrl-C is pressed, and kills the remaining ones
+five seconds later. So a role stops in time when told, and one that has done its work before *lingers*.
 """
 
 from __future__ import annotations

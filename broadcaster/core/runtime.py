@@ -1,7 +1,7 @@
-"""What the parts are run with: time, chance, and the limits that are no settings.
+"""Time, randomness and internal limits: what every part is run with.
 
-The only module that reads a clock or draws a random number. Every other part takes a `Runtime`, or what it needs of
-one, as an argument, so a test or a simulation can hand in its own.
+The only module that reads a clock or draws a random number. Every other part takes a `Runtime`, or the parts of
+one that it needs, as an argument, so a test or a simulation can pass its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Clock:
     """The clocks of this host."""
 
     def loop_s(self) -> float:
-        """Seconds on the clock of the running event loop, which stands still within one turn of it (uvloop)."""
+        """Seconds on the clock of the running event loop, which is constant within one iteration (uvloop)."""
         return asyncio.get_running_loop().time()
 
     def monotonic_s(self) -> float:
@@ -48,19 +48,19 @@ class Clock:
         return time.strftime(pattern)
 
     def block(self, seconds: float) -> None:
-        """Sleep with the whole thread, event loop included."""
+        """Block the whole thread, event loop included."""
         time.sleep(seconds)
 
 
 class Chance:
-    """Random numbers: `uniform` and `shuffle` for spreading load, the others for names nobody can guess."""
+    """Random numbers: `uniform` and `shuffle` to spread load, the others for names that cannot be guessed."""
 
     def uniform(self, low: float, high: float) -> float:
         """A number between `low` and `high`."""
         return random.uniform(low, high)
 
     def shuffle(self, items: MutableSequence[Any]) -> None:
-        """Bring `items` into a random order, in place."""
+        """Shuffle `items` in place."""
         random.shuffle(items)
 
     def hex(self, size: int) -> str:
@@ -82,39 +82,39 @@ CHANCE: Final = Chance()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits that no user has to change; those that a user may want to change are settings.
+    """Internal limits; those that a user may want to change are settings.
 
     Attributes:
         write_bytes: Largest write to one connection (one larger frame excepted).
         unsent_bytes: Bytes that wait for one socket; beyond them (the write high-water mark) its subscriptions are
             behind.
-        read_bytes: Bytes of one client that are parsed in one piece, before others have their turn. A frame may be
-            as short as 6 bytes and costs some 15 µs: a flood of pings must not hold the events up.
-        slice_s: Work that may wait, per turn of the event loop: by so much it may delay an event just arrived ...
-        slice_share: ... or by this share of what the rest of the turn took: with too much to send, handshakes must
-            still be answered.
+        read_bytes: Bytes of one client that are parsed in one piece, before those of others. A frame may be as
+            short as 6 bytes and costs some 15 µs: a flood of pings must not delay events.
+        slice_s: Seconds of deferrable work per iteration of the event loop: the delay it may cause an event ...
+        slice_share: ... or this share of the CPU time of the rest of the iteration if that is more: with too much
+            to send, handshakes must still be answered.
         page_events: Events of one page of the log: some 2 ms of the hub's time, and much less of Redis'.
-        kept_pages: Pages that are kept for others that may want them.
+        kept_pages: Pages that are cached for other readers.
         kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
-        page_retry_s: Until a page that was of no help is read again.
+        page_retry_s: Seconds until a page is read again that did not hold what was missing.
         known_epochs: Epochs of a channel that a hub remembers; Redis remembers 16.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
         known_labels: Distinct labels per channel for which the matching filters are remembered.
-        ring_slack: Dropped entries that may stand at the front of a ring buffer's list before it is moved.
-        warn_at: Share of what is allowed (`hub.behind_max_*`) at which a slow consumer is warned.
-        warn_every_s: Between two such warnings.
-        opening_s: How long a channel that a client asks for may take to open before the hub is not ready.
-        probe_pause_s: Between two delivery probes at least.
-        touch_rounds: In one of so many probes the channels are kept from being forgotten.
-        log_every_s: Between two log lines about refused events: a flood of these must not become a flood of lines.
-        expiry_ticks: Every connection's token is checked for expiry once in so many ticks of the timer.
-        retry_after_s: How long a client is asked to stay away when the hub is full.
-        filter_values: Values of one filter of a subscription; more is refused.
-        known_tokens: Verified tokens that need not be verified again; some 100 bytes each.
-        store_events: Events stored in one step of Redis, which does nothing else meanwhile: some 0.5 ms.
-        store_bytes: Bytes of such a step, one larger event excepted.
+        ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.
+        warn_at: Share of the allowed lag (`hub.behind_max_*`) at which a slow consumer is warned.
+        warn_every_s: Seconds between two such warnings.
+        opening_s: Seconds that a channel requested by a client may take to open before the hub is not ready.
+        probe_pause_s: Least seconds between two delivery probes.
+        touch_rounds: In one of so many probes the expiry of the channels in Redis is renewed.
+        log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
+        expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
+        retry_after_s: Seconds that a client is asked to stay away when the hub is full.
+        filter_values: Values of one filter of a subscription; more are refused.
+        known_tokens: Verified tokens that are cached; some 100 bytes each.
+        store_events: Events stored in one script call of Redis, which is blocked meanwhile: some 0.5 ms.
+        store_bytes: Bytes of such a call, one larger event excepted.
         publish_sources: Sources whose last sequence number a publisher remembers.
-        recent_ids: Events whose id a subscriber remembers, to drop them when they arrive again.
+        recent_ids: Events whose id a subscriber remembers, to drop duplicates.
         recent_sources: Sources whose last sequence number a subscriber remembers.
     """
 
@@ -153,7 +153,7 @@ LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Time, chance and limits."""
+    """The clock, the randomness and the limits of a part."""
 
     clock: Clock = CLOCK
     chance: Chance = CHANCE

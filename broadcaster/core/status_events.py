@@ -1,4 +1,4 @@
-"""What a subscriber is told, in the place where it belongs among the events."""
+"""Status changes of a subscriber, delivered in order among the events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from broadcaster.core.position import Gap
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The hub has not beaten: whatever happens now, this subscriber does not see it.
+    """Heartbeats of the hub are missing: this subscriber does not see what happens now.
 
     Attributes:
-        silent_s: Seconds since the last beat.
+        silent_s: Seconds since the last heartbeat.
     """
 
     silent_s: float
@@ -21,7 +21,7 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """The hub beats again; what was missed meanwhile has come, or was told as a gap."""
+    """Heartbeats have resumed; what was missed meanwhile was delivered, or announced as a gap."""
 
 
 Received = Event | Gap | Stale | Fresh

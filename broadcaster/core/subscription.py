@@ -1,4 +1,4 @@
-"""What is told of a subscription to channels, whatever stands behind it."""
+"""The callbacks of a subscription to channels, independent of the broker."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Protocol
 
 
 class SubscriptionHandlers(Protocol):
-    """Called in the order in which it happened."""
+    """Callbacks for messages and changes of the subscription, called in the order of these."""
 
     def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
-        """Per channel the payloads that one read brought."""
+        """One read brought these payloads per channel."""
 
     def on_confirmed(self, channel: str) -> None:
-        """The subscription to a channel holds: from here on nothing is missed."""
+        """The subscription to a channel is established: from here on nothing is missed."""
 
     def on_lost(self, channel: str) -> None:
         """From here on, until confirmed again, messages of a channel may be missed."""

@@ -1,4 +1,4 @@
-"""Text of a peer on its way to a terminal: control characters must not reach it."""
+"""Escaping of text from peers: control characters must not reach a terminal."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def escaped(text: str) -> str:
 def printable(text: str) -> str:
     """`text` with a question mark for each character that cannot be printed."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def printable_or_repr(text: str) -> str:
+    """`text`, or its `repr` if it holds a character that cannot be printed."""
+    return text if text.isprintable() else repr(text)

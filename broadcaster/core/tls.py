@@ -1,4 +1,4 @@
-"""Whom to believe that he is who he says: certificates for wss:// and https://."""
+"""TLS verification: the context of a client for wss:// and https://."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from broadcaster.core.errors import ConfigurationError
 
 
 def client_context(url: str, authorities: str) -> ssl.SSLContext | None:
-    """What a connection to a URL needs; None where it is not encrypted.
+    """The TLS context for a connection to `url`; None where it is not encrypted.
 
     Args:
         url: ws://, wss://, http:// or https://.
-        authorities: A file of certificates to trust, in PEM; empty: those of the system.
+        authorities: A PEM file of certificates for TLS verification; empty: those of the system.
 
     Raises:
         ConfigurationError: The file cannot be read.

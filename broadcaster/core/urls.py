@@ -1,4 +1,4 @@
-"""URLs that may hold a password."""
+"""Redaction of passwords in URLs."""
 
 from __future__ import annotations
 

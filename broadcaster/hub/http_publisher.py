@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from broadcaster import wire
-from broadcaster.auth.access import ANYBODY, Access, Denied
+from broadcaster.auth.access import UNRESTRICTED, Access, Denied
 from broadcaster.core.errors import InvalidEvent, RedisRefused, RedisUnavailable
 from broadcaster.core.event import check_channel
 from broadcaster.hub.broker.broker import Broker
@@ -89,7 +89,7 @@ class HttpPublisher:
             RedisRefused: The hub itself may not publish there.
         """
         grant = self._access.grant(token)
-        if grant is ANYBODY:
+        if grant is UNRESTRICTED:
             raise Forbidden('publishing over HTTP needs auth.mode = "token"')
         fields = _read(body)
         channel = check_channel(fields.get("channel", self._channel))

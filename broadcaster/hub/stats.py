@@ -100,7 +100,7 @@ class HubStatistics:
         aborted: Subscribers cut because they did not answer a close.
         redis_reconnects: How often the subscription was restored.
         proofs: How often delivery was proven.
-        pages_read: PageCache of the log read for those who resume.
+        pages_read: Pages of the log read for subscriptions that resume.
         ring_bytes: Bytes of recent frames held for slow subscribers.
         channels: Per open channel.
     """

@@ -1,4 +1,4 @@
-"""The CSV archive: one row per run, the same columns for good, safe against two runs at once."""
+"""The CSV archive: one row per run, permanent columns, safe against two runs at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One subscriber of the fleet: connections that only stamp what arrives, and what it may have missed."""
+"""One subscriber of the fleet: its connections, which only stamp what arrives, and its possible losses."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from broadcaster.wire import PING, V1, CloseCode, Outbound
 
 
 class Inbox:
-    """What has arrived and is not parsed yet.
+    """The data of all clients that has arrived and is not parsed yet.
 
     Attributes:
         arrivals: Time in ns (CLOCK_MONOTONIC), connection, bytes; no bytes mean that the connection was lost.
-        bytes: Of all arrivals.
-        lost: How many of the arrivals are the loss of a connection, or may be a close that waits for its answer.
+        bytes: Size of all arrivals.
+        lost: How many of the arrivals are a lost connection, or may be a close frame that waits for its answer.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Client:
 
     Attributes:
         number: Its number in the whole fleet.
-        connection: The present one; None while there is none.
-        gone: Whether it will not come back: the hub has refused it for good.
-        received: Events received, but for those that came again or late.
-        in_vain: How many connections it has lost since the last event.
-        losses: Gaps that were announced to it and times it was away, in order.
+        connection: The open one; None while there is none.
+        gone: Whether it will not reconnect: the hub has refused it permanently.
+        received: Events received, without duplicates and late ones.
+        in_vain: Connections lost since the last event.
+        losses: Gaps that were announced to it and times without a connection, in order.
     """
 
     def __init__(self, number: int, url: str, *, only_count: bool = False) -> None:
@@ -67,17 +67,17 @@ class Client:
         self.losses: list[LossRecord] = []
         self._url = url
         self._only_count = only_count
-        self._places = ResumeState(url, (), None, (), (), ())
+        self._resume_state = ResumeState(url, (), None, (), (), ())
         self._since = ""
         self._away = False
         self._highest: int | None = None
-        self._unclosed: list[int] = []  # losses after which nothing has come yet
+        self._unclosed: list[int] = []  # losses after which no event has arrived yet
 
     def url(self) -> str:
-        """Where to connect, so that it goes on where it was if it knows."""
-        positions = self._places.positions
+        """The URL to connect to, so that it resumes at its position if that is known."""
+        positions = self._resume_state.positions
         self._since = " ".join(map(str, positions.values()))
-        return self._places.url() if positions else self._url
+        return self._resume_state.url() if positions else self._url
 
     def on_connected(self, connection: Connection, stamp_ns: int) -> None:
         """The hub has accepted, for the first time or again."""
@@ -88,12 +88,12 @@ class Client:
             self.losses[-1] = replace(self.losses[-1], to_mono_ns=stamp_ns, resumed_after=since)
 
     def on_lost(self, close_code: int, stamp_ns: int, *, may_resume: bool) -> None:
-        """The connection was lost, and everything it had brought is parsed."""
+        """The connection was lost, and everything received on it is parsed."""
         self._away = True
         self.in_vain += 1
         self._note(Gap("", f"{DISCONNECTED} {close_code}"), stamp_ns, None)
         if not may_resume or close_code == CloseCode.GAP:
-            self._places.forget()
+            self._resume_state.forget()
 
     def on_never_connected(self, stamp_ns: int) -> None:
         self._note(Gap("", NEVER_CONNECTED), stamp_ns, None)
@@ -106,19 +106,19 @@ class Client:
             for at in self._unclosed:
                 self.losses[at] = replace(self.losses[at], before_sequence=event.sequence)
             self._unclosed.clear()
-        self._places.on_event(event)  # a hole that nobody has announced is for the ledger to find
+        self._resume_state.on_event(event)  # a hole that was not announced is found by the ledger
 
     def on_control(self, frame: dict[str, Any], stamp_ns: int) -> None:
-        """Take in a control frame; of those that are neither gap nor position there is nothing to know."""
+        """Handle a control frame; those with neither gap nor position are ignored."""
         kind = frame["control"]
         if kind == "welcome":
-            self._places.on_welcome(frame)
+            self._resume_state.on_welcome(frame)
         elif kind == "beat":
-            self._places.on_beat(frame)
+            self._resume_state.on_beat(frame)
         elif kind == "gap":
             gap = Gap.from_fields(frame)
             self._note(gap, stamp_ns, stamp_ns)
-            self._places.on_gap(gap)
+            self._resume_state.on_gap(gap)
 
     def _note(self, gap: Gap, from_ns: int, to_ns: int | None) -> None:
         if self._only_count:
@@ -150,10 +150,10 @@ class Connection(asyncio.Protocol):
         """Prepare a connection.
 
         Args:
-            client: Whose it is.
-            inbox: Where to put what arrives.
-            record: Called with what comes together with the answer to the handshake.
-            token: What to show to the hub.
+            client: Its client.
+            inbox: Takes what arrives.
+            record: Called with the messages that arrive together with the response to the handshake.
+            token: Sent to the hub.
         """
         self.client = client
         self.outbound = Outbound(client.url(), V1, token)

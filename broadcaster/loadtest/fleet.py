@@ -1,8 +1,8 @@
-"""Many subscribers in one process, built so that the rig is not in the picture.
+"""Many subscribers in one process, built to influence the measurement as little as possible.
 
-When bytes arrive, the clock is read and both are put on a list; that is all. Frames are parsed and events are
-read later, in short slices, when nothing is arriving. Who loses his connection comes back by himself, and goes
-on where he was.
+When bytes arrive, the clock is read and both are appended to a list, nothing else. Frames are parsed and events
+decoded later, in short slices, when nothing is arriving. A client that loses its connection reconnects by itself
+and resumes at its position.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ log = logging.getLogger("broadcaster.fleet")
 _SLICE_S: Final = 0.001
 """Longest stretch of parsing while an event may arrive."""
 _QUIET_NS: Final = 5_000_000
-"""Nothing has arrived for so long: a good moment to parse."""
+"""Nothing has arrived for so many ns: parsing may begin."""
 _BACKLOG_BYTES: Final = 64 * 2**20
 """Unparsed bytes beyond which parsing does not wait for a quiet moment."""
 _LAG_EVERY_S: Final = 0.02
 _KNOWN_EVENTS: Final = 1024
-"""Decoded events that are remembered by their bytes."""
+"""Decoded events that are cached by their bytes."""
 _CONNECTING_AT_ONCE: Final = 200
 _CONNECT_S: Final = 10.0
 _COME_BACK_S: Final = 0.1
-"""Bound of the first random wait before somebody comes back; it doubles with each attempt in vain."""
+"""Bound of the first random wait before a client reconnects; it doubles with each failed attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class FleetResult:
-    """What a fleet process says of itself.
+    """The result of a fleet process.
 
     Attributes:
         process: Its number, from 1.
@@ -55,7 +55,7 @@ class FleetResult:
         failures: Clients that could not connect, or not again, by reason.
         foreign: Messages that were neither events nor control frames.
         lag_p50_ms, lag_p99_ms, lag_max_ms: How late its event loop ran a timer: the error bar of its stamps.
-        reconnects: Connections that were made after a client had lost one.
+        reconnects: Connections that were opened after a client had lost one.
     """
 
     process: int
@@ -77,7 +77,7 @@ class Fleet:
         url: The hub's ws:// address.
         deliveries: What has been parsed so far; empty if it is only counted.
         received: How many deliveries have been parsed.
-        reconnects: How often a client that had lost its connection has come back.
+        reconnects: How often a client that had lost its connection has reconnected.
         inbox: What has arrived and is not parsed.
     """
 
@@ -91,14 +91,14 @@ class Fleet:
         subscriber: SubscriberTable | None = None,
         only_count: bool = False,
     ) -> None:
-        """Prepare a fleet; nobody is connected yet.
+        """Prepare a fleet; nothing is connected yet.
 
         Args:
             url: The hub's ws:// address.
             first: Number of the first client.
             clients: How many.
             ramp_per_s: Connections opened per second.
-            subscriber: What each shows to the hub, and how long it waits before it tries again; None: defaults.
+            subscriber: Token, TLS verification and longest wait of each before it reconnects; None: defaults.
             only_count: Keep no deliveries and no losses.
 
         Raises:
@@ -136,11 +136,11 @@ class Fleet:
     # Connecting
 
     async def connect(self) -> None:
-        """Connect all clients at the ramp's pace; who cannot is counted, not retried."""
+        """Connect all clients at the ramp's pace; one that cannot connect is counted, not retried."""
         start = CLOCK.loop_s()
 
-        async def one(place: int, client: Client) -> None:
-            await asyncio.sleep(start + place / self._ramp_per_s - CLOCK.loop_s())
+        async def one(index: int, client: Client) -> None:
+            await asyncio.sleep(start + index / self._ramp_per_s - CLOCK.loop_s())
             connection, failure = await self._open(client)
             if connection.outbound.connected:
                 self._clients.append(client)
@@ -150,10 +150,10 @@ class Fleet:
 
         gc.collect()
         gc.disable()  # a collection over thousands of stamps would be a pause in the measurement
-        await asyncio.gather(*(one(place, client) for place, client in enumerate(self._all)))
+        await asyncio.gather(*(one(index, client) for index, client in enumerate(self._all)))
 
     async def _open(self, client: Client) -> tuple[Connection, str]:
-        """Try to connect a client; why not, if it could not."""
+        """Try to connect a client; return its connection, and why it failed if it did."""
         loop = asyncio.get_running_loop()
         async with self._gate:
             connection = Connection(client, self.inbox, self.record, self._token)
@@ -173,13 +173,13 @@ class Fleet:
         return connection, failure or connection.outbound.failure or "closed during the handshake"
 
     async def keep_coming_back(self) -> None:
-        """Connect those again who have lost their connection; runs until cancelled."""
+        """Reconnect clients that have lost their connection; runs until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
                 group.create_task(self._come_back(await self._away.get()))
 
     async def _come_back(self, client: Client) -> None:
-        # A hub that lets in and closes at once must not be stormed: that is an attempt in vain, too.
+        # A hub that accepts and closes at once must not be flooded: that is a failed attempt, too.
         shortest_s = _COME_BACK_S * 2 ** min(client.in_vain - 1, 10)
         for wait_s in backoff_s(shortest_s, self._reconnect_max_s):
             await asyncio.sleep(wait_s)
@@ -197,7 +197,7 @@ class Fleet:
         return sum(client.connection is not None for client in self._clients)
 
     def awaiting(self, events: int) -> int:
-        """How many deliveries may still come, now or once a client is back, if each is to have so many events."""
+        """How many deliveries may still arrive, now or after a reconnect, if each client is to have `events`."""
         return sum(max(0, events - client.received) for client in self._clients if not client.gone)
 
     # Parsing, later
@@ -210,7 +210,7 @@ class Fleet:
                 self.parse(_SLICE_S)
 
     def _is_time_to_parse(self) -> bool:
-        # Who has lost his connection cannot come back before it is known up to where everything had come.
+        # A client can reconnect only once it is known up to where everything had arrived on its lost connection.
         if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
             return True
         arrivals = self.inbox.arrivals
@@ -246,7 +246,7 @@ class Fleet:
         self._away.put_nowait(connection.client)
 
     def record(self, stamp_ns: int, client: Client, messages: list[bytes]) -> None:
-        """Note what a client received; the bytes of an event are decoded once for all clients."""
+        """Record what a client received; the bytes of an event are decoded once for all clients."""
         for message in messages:
             event = self._known.get(message)
             if event is None:
@@ -267,7 +267,7 @@ class Fleet:
             row = DeliveryRecord(client.number, event.event_id, event.sequence, stamp_ns, wall_us)
             self.deliveries.append(row)
 
-    # Knowing oneself
+    # Measuring the fleet itself
 
     async def keep_measuring_lag(self) -> None:
         """Record how late this loop runs a timer; runs until cancelled."""
@@ -277,7 +277,7 @@ class Fleet:
             self._lags_ms.append((CLOCK.loop_s() - due) * 1000)
 
     def losses(self) -> list[LossRecord]:
-        """What the clients may have missed, by client and in order."""
+        """The possible losses of all clients, by client and in order."""
         return [row for client in self._all for row in client.losses]
 
     def result(self, process: int) -> FleetResult:
@@ -296,7 +296,7 @@ class Fleet:
         )
 
     async def close(self) -> None:
-        """Say goodbye (1000) and go; who is not answered at once does not wait."""
+        """Close all connections (1000), and abort them after 0.1 s, answered or not."""
         connections = [client.connection for client in self._all if client.connection is not None]
         for connection in connections:
             connection.write(connection.outbound.close())

@@ -1,4 +1,4 @@
-"""From what was published and what was delivered to the figures: pure functions of two lists."""
+"""The figures of a run, as pure functions of what was published and what was delivered."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Figures:
         clients: Subscribers that were to receive.
         events: Events that were published.
         expected: `clients` × `events`.
-        received: Of these, the deliveries that came, each counted once.
-        dropped: Of these, the deliveries that did not come.
-        duplicates: Deliveries that came again.
+        received: Of these, the deliveries that arrived, each counted once.
+        dropped: Of these, the deliveries that did not arrive.
+        duplicates: Deliveries that arrived again.
         out_of_order: Deliveries with a smaller sequence than one before it at the same client.
         negative: Latencies below zero; on one host there can be none. They are in the percentiles as they are.
         p50_ms, p95_ms, p99_ms, max_ms: Latency in ms: from the time the schedule meant the event to be
@@ -43,7 +43,7 @@ class Figures:
 def figures(published: Sequence[PublishedRecord], deliveries: Iterable[DeliveryRecord], clients: int) -> Figures:
     """Join by event_id on CLOCK_MONOTONIC and count.
 
-    Events whose publish failed are not expected; should one come all the same, it is not counted either.
+    Events whose publish failed are not expected; should one arrive all the same, it is not counted either.
     """
     intended = {row.event_id: row.intended_mono_ns for row in published if not row.error}
     seen: set[tuple[int, str]] = set()

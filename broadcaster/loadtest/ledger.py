@@ -1,7 +1,7 @@
-"""The ledger of a run: each event, for each client, was delivered, filtered, or lost for a reason that was told.
+"""The ledger of a run: each event, for each client, was delivered, filtered, or lost for a named cause.
 
-A pure function of what was published, delivered and lost. What is left over has been lost silently, and that is
-the one thing that must not happen.
+A pure function of what was published, delivered and lost. What remains was lost silently, which must not
+happen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from broadcaster.core.text import printable_or_repr
 from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, DeliveryRecord, LossRecord, PublishedRecord
 
 PUBLISH_FAILED: Final = "publish failed"
@@ -19,7 +20,7 @@ PUBLISH_FAILED: Final = "publish failed"
 
 
 class Missing(NamedTuple):
-    """A delivery that did not come, and nobody has said why.
+    """A delivery that did not arrive, without a named cause.
 
     Attributes:
         client: Number of the client.
@@ -38,10 +39,10 @@ class Ledger:
 
     Attributes:
         expected: Clients × events that were meant to be published.
-        delivered: Deliveries that came, each counted once.
+        delivered: Deliveries that arrived, each counted once.
         filtered: Deliveries that a client did not want; load tests set no filter yet.
-        lost: Deliveries that did not come, by the cause that was told; the most frequent first.
-        unexplained: Deliveries that did not come though nobody has said so, by client and sequence.
+        lost: Deliveries that did not arrive, by the named cause; the most frequent first.
+        unexplained: Deliveries that did not arrive without a named cause, by client and sequence.
         unconfirmed: Of the delivered, those of events whose publish seemed to have failed.
     """
 
@@ -71,16 +72,16 @@ def balance(
 
     Args:
         published: Events that were meant to be published, of one source.
-        deliveries: What came.
-        losses: Gaps that were announced to clients, and times they were away.
+        deliveries: What arrived.
+        losses: Gaps that were announced to clients, and times without a connection.
         clients: The numbers of the clients that count; rows of others are ignored.
     """
     events = _Events(published)
     accounts = {client: bytearray(len(published)) for client in clients}  # per event 1 once it is accounted for
     for delivery in deliveries:
-        account, place = accounts.get(delivery.client), events.places.get(delivery.event_id)
-        if account is not None and place is not None:
-            account[place] = 1
+        account, index = accounts.get(delivery.client), events.indexes.get(delivery.event_id)
+        if account is not None and index is not None:
+            account[index] = 1
     delivered = sum(account.count(1) for account in accounts.values())
     lost: Counter[str] = Counter()
     lost[PUBLISH_FAILED] = sum(_settle(account, events.failed) for account in accounts.values())
@@ -93,43 +94,43 @@ def balance(
         filtered=0,
         lost={cause: count for cause, count in lost.most_common() if count},
         unexplained=[
-            Missing(client, events.rows[place].sequence, events.rows[place].position)
+            Missing(client, events.rows[index].sequence, events.rows[index].position)
             for client, account in accounts.items()
-            for place in _unsettled(account)
+            for index in _unsettled(account)
         ],
         unconfirmed=len(events.failed) * len(clients) - lost[PUBLISH_FAILED],
     )
 
 
 class _Events:
-    """The events of a run in the order of their sequence; a place is an index into it.
+    """The events of a run in the order of their sequence; an index is that into `rows`.
 
     Attributes:
         rows: The events.
-        places: By event_id.
-        failed: ResumeState of those whose publish failed.
+        indexes: By event_id.
+        failed: Indexes of those whose publish failed.
     """
 
     def __init__(self, published: Sequence[PublishedRecord]) -> None:
         self.rows = sorted(published, key=lambda row: row.sequence)
-        self.places = {row.event_id: place for place, row in enumerate(self.rows)}
-        self.failed = [place for place, row in enumerate(self.rows) if row.error]
+        self.indexes = {row.event_id: index for index, row in enumerate(self.rows)}
+        self.failed = [index for index, row in enumerate(self.rows) if row.error]
         self._sequences = [row.sequence for row in self.rows]
-        self._stored: dict[str, list[tuple[int, int]]] = {}  # by epoch: offset and place, in order of the offsets
-        for place, row in enumerate(self.rows):
+        self._stored: dict[str, list[tuple[int, int]]] = {}  # by epoch: offset and index, in order of the offsets
+        for index, row in enumerate(self.rows):
             if row.offset is not None:
-                self._stored.setdefault(row.epoch, []).append((row.offset, place))
+                self._stored.setdefault(row.epoch, []).append((row.offset, index))
         for stored in self._stored.values():
             stored.sort()
 
     def covered_by(self, loss: LossRecord) -> Iterable[int]:
-        """ResumeState of the events whose absence a loss explains."""
+        """Indexes of the events whose absence a loss explains."""
         if loss.first is not None:
             stored = self._stored.get(loss.epoch, [])
             start = bisect_left(stored, (loss.first, 0))
             end = len(stored) if loss.last is None else bisect_left(stored, (loss.last + 1, 0))
-            return [place for _, place in stored[start:end]]
-        if loss.resumed_after:  # whoever goes on where he was has nothing to miss but announced gaps
+            return [index for _, index in stored[start:end]]
+        if loss.resumed_after:  # a client that resumed misses nothing but announced gaps
             return ()
         after, before = loss.after_sequence, loss.before_sequence
         start = 0 if after is None else bisect_right(self._sequences, after)
@@ -137,21 +138,21 @@ class _Events:
         return range(start, end)
 
 
-def _settle(account: bytearray, places: Iterable[int]) -> int:
-    """Account for some events; for how many of them nobody had before."""
+def _settle(account: bytearray, indexes: Iterable[int]) -> int:
+    """Account for some events; return how many of them were not accounted for before."""
     count = 0
-    for place in places:
-        if not account[place]:
-            account[place] = 1
+    for index in indexes:
+        if not account[index]:
+            account[index] = 1
             count += 1
     return count
 
 
 def _unsettled(account: bytearray) -> Iterable[int]:
-    place = account.find(0)
-    while place >= 0:
-        yield place
-        place = account.find(0, place + 1)
+    index = account.find(0)
+    while index >= 0:
+        yield index
+        index = account.find(0, index + 1)
 
 
 # In words
@@ -166,13 +167,13 @@ _REASONS: Final = {
     f"{DISCONNECTED} 4008": "too slow",
     f"{DISCONNECTED} 4009": "a gap that a plain client cannot be told",
 }
-"""In words: what a client knows by itself. All other causes are those of gaps."""
+"""What the causes mean that a client knows by itself. All other causes are those of gaps."""
 
 _MISSING_SHOWN: Final = 10
 
 
 def in_words(ledger: Ledger) -> list[str]:
-    """The equation, and a line per cause, for people."""
+    """The equation, and a line per cause, as text for a report."""
     parts = f"{ledger.delivered:,} delivered + {ledger.filtered:,} filtered"
     lost = ledger.named + len(ledger.unexplained)
     if not lost:
@@ -181,7 +182,8 @@ def in_words(ledger: Ledger) -> list[str]:
         named = f"{lost:,} lost, all named:"
     else:
         named = f"{lost:,} lost, {len(ledger.unexplained):,} of them without a word:"
-    counts = {f"{_printable(cause)} ({_reason(cause)})": count for cause, count in ledger.lost.items()}
+    # A foreign hub may have named any cause, and this goes to a terminal.
+    counts = {f"{printable_or_repr(cause)} ({_reason(cause)})": count for cause, count in ledger.lost.items()}
     if ledger.unexplained:
         counts["unexplained (nobody said so: this must not happen)"] = len(ledger.unexplained)
     width = max((len(f"{count:,}") for count in counts.values()), default=0)
@@ -192,11 +194,6 @@ def in_words(ledger: Ledger) -> list[str]:
     return lines
 
 
-def _printable(cause: str) -> str:
-    """A foreign hub may have said anything, and this goes to a terminal."""
-    return cause if cause.isprintable() else repr(cause)
-
-
 def _reason(cause: str) -> str:
     if cause.startswith(DISCONNECTED):
         return _REASONS.get(cause, "closed by the hub")
@@ -204,7 +201,7 @@ def _reason(cause: str) -> str:
 
 
 def complaint(ledger: Ledger) -> str:
-    """One sentence about a ledger that does not close, with the first deliveries that are missing."""
+    """One sentence on a ledger that does not balance, with the first deliveries that are missing."""
     count = len(ledger.unexplained)
     shown: dict[int, list[str]] = {}
     for client, sequence, position in ledger.unexplained[:_MISSING_SHOWN]:

@@ -1,4 +1,4 @@
-"""On what a run was made: the machine and the versions, so that figures can be compared honestly."""
+"""The machine and the versions of a run, so that figures can be compared honestly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broadcaster.core.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Attributes: `cpu` is the model, `cores` those this process may use, `load_1m` the load average."""
+    """The machine of a run: `cpu` is the model, `cores` those usable here, `load_1m` the load average."""
 
     broadcaster: str
     system: str
@@ -30,7 +30,7 @@ class Machine:
 
 
 def describe(redis_server: str) -> Machine:
-    """Describe this machine; the version of the Redis server has to be asked for elsewhere."""
+    """Describe this machine; the version of the Redis server is not known here."""
     return Machine(
         broadcaster=VERSION,
         system=f"{platform.system()} {platform.release()}",

@@ -1,4 +1,4 @@
-"""The fleet's part in a load test, and the fleet alone against any hub."""
+"""The fleet process of a load test, and a fleet alone against any hub."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
     """Connect a fleet to any hub and print totals once a second until `stop`.
 
     Raises:
-        HubUnavailable: Nobody could be connected.
+        HubUnavailable: No client could connect.
     """
     fleet = Fleet(
         settings.fleet_url,
@@ -120,8 +120,8 @@ def _check_number(process: int, settings: Settings) -> None:
 
 
 async def _check_the_others(run: Run, settings: Settings) -> None:
-    """All fleet processes must be there: a missing one would be a load that nobody put on."""
-    within_s = settings.loadtest.start_timeout_s / 3  # before the publisher gives up: it cannot say who is missing
+    """Check that all fleet processes have started: the load of a missing one would be missing, too."""
+    within_s = settings.loadtest.start_timeout_s / 3  # before the publisher ends, which cannot name the missing
     deadline = CLOCK.loop_s() + within_s
     wanted = range(1, settings.fleet.processes + 1)
     while missing := [number for number in wanted if not run.present(number).exists()]:
@@ -135,10 +135,10 @@ async def _check_the_others(run: Run, settings: Settings) -> None:
 
 
 async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> None:
-    """Until everything meant to be published has come, or nothing that is missing has come for `drain_s`.
+    """Wait until all events meant to be published have arrived, or no missing one has arrived for `drain_s`.
 
-    Also an event whose publish failed may come; and what was announced as lost will not. Beats, twins and
-    clients that come back are not what is waited for, or this might never end.
+    Also an event whose publish failed may arrive; and what was announced as lost will not. Heartbeats, duplicates
+    and clients that reconnect do not count as arrivals, or this might never end.
     """
     while not published.exists():
         await asyncio.sleep(0.05)
@@ -146,7 +146,7 @@ async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> No
     fewest, changed_at = fleet.awaiting(events), CLOCK.loop_s()
     while missing := fleet.awaiting(events):
         if CLOCK.loop_s() - changed_at > drain_s:
-            await fleet.parse_all()  # what has come is looked at before it is missed
+            await fleet.parse_all()  # what has arrived is parsed before it counts as missing
             missing = fleet.awaiting(events)
         if missing < fewest:
             fewest, changed_at = missing, CLOCK.loop_s()

@@ -1,4 +1,4 @@
-"""The publisher's part in a load test: wait for everybody, publish on schedule, record what was published."""
+"""The publisher of a load test: awaits all subscribers, publishes on schedule, records what was published."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SETTLE_S: Final = 0.3
 
 
 async def publish_run(settings: Settings) -> None:
-    """Publish the events of this run and write `published.csv`, which also says: done.
+    """Publish the events of this run and write `published.csv`, which also marks the end.
 
     Raises:
-        HubUnavailable: The hub, or some subscribers, were not there in time.
-        RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are recorded.
+        HubUnavailable: The hub was not ready, or some subscribers not connected, in time.
+        RedisUnavailable, RedisRefused: Redis was not available at the start. Later failures are recorded.
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.published)
@@ -48,8 +48,8 @@ async def publish_run(settings: Settings) -> None:
         rows = await _publish_all(publisher, settings)
     records.write(run.published, PublishedRecord, rows)
     failed = sum(bool(row.error) for row in rows)
-    unheard = sum(row.heard == 0 for row in rows)
-    log.info("published %d events; %d failed, %d heard by nobody", len(rows), failed, unheard)
+    unreceived = sum(row.heard == 0 for row in rows)
+    log.info("published %d events; %d failed, %d heard by nobody", len(rows), failed, unreceived)
 
 
 async def _publish_all(publisher: Publisher, settings: Settings) -> list[PublishedRecord]:
@@ -57,7 +57,7 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> list[Publish
     drafts = _drafts_ahead(publisher, settings)
     ready = deque(islice(drafts, BATCH))
     # The publisher shares the machine with what is measured. Once an event is written, this process must not
-    # take a core from Redis and the hub, not even to read the reply: it sleeps, event loop and all.
+    # take a core from Redis and the hub, not even to read the reply: it sleeps, event loop included.
     aside_s = min(0.01, 0.25 / settings.loadtest.rate_hz) if settings.loadtest.rate_hz else 0.01
     wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
     async for intended in on_schedule(settings.loadtest.events, settings.loadtest.rate_hz):

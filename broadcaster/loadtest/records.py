@@ -25,11 +25,11 @@ class PublishedRecord(Record):
     Attributes:
         sequence: Its number at its source.
         event_id: Its id.
-        intended_mono_ns: When the schedule wanted it; CLOCK_MONOTONIC, nanoseconds.
-        published_mono_ns: When it was given to Redis' socket; same clock.
+        intended_mono_ns: When it was due by the schedule; CLOCK_MONOTONIC, nanoseconds.
+        published_mono_ns: When it was written to the socket of Redis; same clock.
         intended_wall_us: As `intended_mono_ns`, in microseconds since 1970.
         published_wall_us: As `published_mono_ns`, in microseconds since 1970.
-        heard: Redis subscriptions that heard it; empty if not known.
+        heard: Redis subscriptions that received it; empty if not known.
         error: Why it is not known whether it was published; empty if it was.
         epoch: In which epoch it is stored; empty if events are not stored, or with an error.
         offset: Its offset in that epoch; empty as `epoch`.
@@ -72,7 +72,7 @@ class DeliveryRecord(Record):
 
 
 DISCONNECTED: Final = "disconnected"
-"""The cause of a client that was away; behind it stands the close code, 1006 if the connection just ended."""
+"""The cause of a lost connection; followed by the close code, 1006 if there was no close frame."""
 
 NEVER_CONNECTED: Final = "never connected"
 """The cause of a client that could not connect at all."""
@@ -88,10 +88,10 @@ class LossRecord(Record):
         epoch: Of a gap: in which epoch; empty if it is not known.
         first: Of a gap: the first missing offset; empty if it is not known.
         last: Of a gap: the last missing offset; empty if it reaches to the end of its epoch.
-        after_sequence: Highest sequence that had come before; empty if none.
-        before_sequence: First higher sequence that came afterwards; empty if none.
-        resumed_after: Of a disconnected client: the position after which it asked its hub to go on, so that
-            nothing need be missing; empty if it could not, or did not come back.
+        after_sequence: Highest sequence that had arrived before; empty if none.
+        before_sequence: First higher sequence that arrived afterwards; empty if none.
+        resumed_after: Of a disconnected client: the position after which it asked its hub to resume, so that
+            nothing need be missing; empty if it could not, or did not reconnect.
         from_mono_ns: When the gap was announced, or the connection lost; CLOCK_MONOTONIC, nanoseconds.
         to_mono_ns: When the client was connected again; empty if never. Of a gap: as `from_mono_ns`.
     """
@@ -109,12 +109,12 @@ class LossRecord(Record):
 
     @property
     def was_announced(self) -> bool:
-        """Whether the hub has told of it; else the client was not connected, and knows it by itself."""
+        """Whether the hub has announced it; else the client was not connected, and knows it by itself."""
         return self.cause != NEVER_CONNECTED and not self.cause.startswith(DISCONNECTED)
 
 
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Write a CSV with a header made from the record's fields; the file appears only when it is whole."""
+    """Write a CSV with a header made from the record's fields; the file appears only when it is complete."""
     with whole_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(kind))

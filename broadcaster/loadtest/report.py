@@ -1,4 +1,4 @@
-"""The report: waits for the files of a run, makes the table of them, writes the summary and the archive.
+"""The report of a run: waits for its files, makes the table of them, writes the summary and the archive.
 
 Everything but the waiting is a function of the files: `broadcaster report results/<run>` prints it again.
 """
@@ -38,7 +38,7 @@ Ledger: every event that was to be published, for every client. What was lost wa
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything a report says, read from a run's files."""
+    """The contents of a report, read from the files of a run."""
 
     name: str
     rate_hz: float
@@ -67,7 +67,7 @@ async def report_run(settings: Settings) -> Path:
     """Wait for this run, complete its folder, add it to the archive; return the folder.
 
     Raises:
-        RunIncomplete: A part did not hand in its result in time.
+        RunIncomplete: A part did not deliver its result in time.
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.config)
@@ -145,7 +145,7 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
 
 
 def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable) -> list[str]:
-    """One sentence per limit that does not hold."""
+    """One sentence per limit that is exceeded."""
     whole = outcome.whole
     counted = {
         "dropped deliveries": (whole.dropped, limits.max_dropped),
@@ -157,7 +157,7 @@ def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable
     broken = [f"{count} {what}, {limit} allowed" for what, (count, limit) in counted.items() if count > limit]
     if limits.max_p99_ms and (whole.p99_ms is None or whole.p99_ms > limits.max_p99_ms):
         broken.append(f"p99 is {whole.p99_ms} ms, {limits.max_p99_ms:g} ms allowed")
-    if outcome.ledger.unexplained:  # whatever the limits say
+    if outcome.ledger.unexplained:  # regardless of the limits
         broken.append(complaint(outcome.ledger))
     return broken
 
@@ -275,7 +275,7 @@ async def _wait_for_files(run: Run, settings: Settings) -> None:
 async def _redis_version(settings: Settings) -> str:
     try:
         return await commands.server_version(settings.redis)
-    except Unavailable:  # what was measured is no less true
+    except Unavailable:  # the measurement is no less valid
         return "unknown"
 
 

@@ -1,4 +1,4 @@
-"""One run of the load test: its folder, found by all its processes without being told.
+"""The folder of one run of the load test, found by all its processes without configuration.
 
 honcho starts each process from a helper of its own, so (with `exec` at the beginning of every Procfile line) all
 processes of a run have the same grandparent: its process id and start time name the run.
@@ -27,7 +27,7 @@ class Run:
 
     @classmethod
     def current(cls, loadtest: LoadtestTable) -> Run:
-        """The run this process is part of; its folder is made by whoever comes first.
+        """The run this process is part of; its folder is made by the first process that asks.
 
         Raises:
             ConfigurationError: The folder cannot be made.
@@ -45,7 +45,7 @@ class Run:
             raise ConfigurationError(f"loadtest.results: {error}") from None
 
     def refuse_if_there(self, result: Path) -> None:
-        """A part that would write `result` begins: what is there already is of another run.
+        """Refuse to begin a part that writes `result` if that exists already: it is of another run.
 
         Raises:
             ConfigurationError: `result` exists.
@@ -84,11 +84,11 @@ class Run:
         return self.folder / f"losses.{process}.csv"
 
     def fleet(self, process: int) -> Path:
-        """What a fleet process says of itself; written last, so that it means: done."""
+        """The result of a fleet process; written last, so that it marks the end."""
         return self.folder / f"fleet.{process}.json"
 
     def present(self, process: int) -> Path:
-        """A fleet process has started."""
+        """The file that marks that a fleet process has started."""
         return self.folder / f".fleet.{process}"
 
 
@@ -109,7 +109,7 @@ def _find_or_make(results: Path, starter: str) -> Path:
 
 
 def _starter() -> str:
-    """Names whoever started the run, uniquely: its process id, and when it was started."""
+    """A unique name of the process that started the run: its process id, and when it was started."""
     starter, started = _parent_and_start(os.getppid())
     if "HONCHO_PROCESS_NAME" in os.environ:
         return f"{starter}-{_parent_and_start(starter)[1]}"

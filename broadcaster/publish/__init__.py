@@ -1,1 +1,1 @@
-"""The publisher's half: from an event that is due to Redis' answer. Knows no hub from the inside."""
+"""Publishing: from an event that is due to the reply of Redis. Knows a hub only by its status over HTTP."""

@@ -1,4 +1,4 @@
-"""One ordered pipeline of events to Redis: what was not answered is sent again, until it is or time is up."""
+"""The ordered pipeline of events to Redis: what is unanswered is sent again until answered or out of time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Outcome = Stored | RedisUnavailable | RedisRefused
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """Some events on their way, in one command.
+    """Events in flight, in one command.
 
     Attributes:
-        channel: Where to.
-        events: Id and payload of each: what is sent, and sent again, in the same bytes.
-        deadline: Loop time at which it is given up.
-        reply: What the present connection has said.
+        channel: Their channel.
+        events: Id and payload of each; sent, and sent again, in the same bytes.
+        deadline: Loop time at which they are given up.
+        reply: The reply on the present connection; None if not sent yet.
         outcomes: One per event, once it is known.
     """
 
@@ -50,10 +50,10 @@ class Pending:
 
 
 class PublishPipeline:
-    """Publishes payloads in order. With history they are stored in the same step, and a retry makes no twin.
+    """Publishes payloads in order. With history they are stored in the same step, and a retry makes no duplicate.
 
-    Nothing runs in the background: whoever waits for a reply makes a new connection when one is needed, and
-    sends again, in order, everything that was not answered, whoever it is from.
+    Nothing runs in the background: a caller that waits for a reply opens a new connection when one is needed,
+    and sends again, in order, everything that was not answered, also that of other callers.
     """
 
     def __init__(self, settings: Settings, runtime: Runtime = RUNTIME) -> None:
@@ -83,15 +83,15 @@ class PublishPipeline:
         await self._commands.connect()
 
     def close(self) -> None:
-        """End the connection; what is not answered stays unknown."""
+        """End the connection; the outcome of what is not answered stays unknown."""
         self._commands.close()
 
     def send(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[Pending]:
-        """Publish events (id, payload) in one write, now; what becomes of them, `settle` says."""
+        """Publish events (id, payload) in one write, now; `settle` returns their outcomes."""
         deadline = self._clock.loop_s() + self._deadline_s
         sent = [Pending(channel, batch, deadline) for batch in self._batches(events)]
         self._forget_answered()
-        # Behind something that has to be sent again nothing may be sent: it would overtake.
+        # Behind something that has to be sent again nothing may be sent: it would be stored first.
         in_order = not any(pending.has_failed for pending in self._unanswered)
         room = self._max_unanswered - sum(len(pending.events) for pending in self._unanswered)
         for pending in sent:
@@ -105,7 +105,7 @@ class PublishPipeline:
         return sent
 
     def _batches(self, events: Sequence[tuple[str, bytes]]) -> list[Sequence[tuple[str, bytes]]]:
-        """What goes into one command each."""
+        """The events of one command each."""
         if not self._history.enabled:
             return [[event] for event in events]
         batches, size = list[list[tuple[str, bytes]]](), 0
@@ -132,18 +132,18 @@ class PublishPipeline:
     def _command(self, pending: Pending, before: Pending | None) -> Command:
         if not self._history.enabled:
             return ("PUBLISH", pending.channel, pending.events[0][1])
-        # What is not answered yet may fail: then this must not be stored before it.
+        # An unanswered one may fail: then this must not be stored before it.
         after = before.events[-1][0] if before is not None else None
         return stream.store(pending.channel, pending.events, self._history, after=after, chance=self._chance)
 
     async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
-        """Per event: where it is stored and who heard it, or what failed.
+        """Per event: its position and the number of receivers, or the error.
 
         An error does not say that the event was not published: Redis may have done it and died before it
         could answer.
 
         Raises:
-            RedisRefused: Redis will not let us publish.
+            RedisRefused: Redis does not permit publishing.
         """
         clock = self._clock.loop_s
         while waiting := [pending for pending in sent if not pending.outcomes]:
@@ -168,7 +168,7 @@ class PublishPipeline:
         return outcomes
 
     def _read_replies(self) -> None:
-        """Take every answer that has come, in order."""
+        """Take every reply that has arrived, in order."""
         for pending in self._unanswered:
             if pending.outcomes or pending.reply is None or not pending.reply.done():
                 continue
@@ -178,7 +178,7 @@ class PublishPipeline:
                 self._be_confident()
             elif isinstance(error, RedisRefused):
                 pending.fail(error)
-            elif not self._history.enabled:  # nobody could tell a second one from the first
+            elif not self._history.enabled:  # a second one could not be told from the first
                 pending.fail(RedisUnavailable(str(error)))
             else:
                 self._why = str(error)
@@ -221,7 +221,7 @@ class PublishPipeline:
                 for pending in again:
                     pending.fail(error)
                 return
-        # Those that were sent meanwhile are among them, each in its place.
+        # Those that were sent meanwhile are among them, each in its order.
         self._write([pending for pending in self._unanswered if pending.has_failed])
 
     def _give_up(self, now: float) -> None:
@@ -229,11 +229,11 @@ class PublishPipeline:
             if not pending.outcomes and pending.deadline <= now:
                 pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {self._why}"))
         self._forget_answered()
-        if not self._unanswered:  # whoever comes next is not to wait because others have
+        if not self._unanswered:  # later callers do not wait because earlier ones had to
             self._be_confident()
 
     def _be_confident(self) -> None:
-        """The next attempt is made at once; those after it wait, each time longer."""
+        """Reset the backoff: the next attempt is made at once; those after it wait, each time longer."""
         if self._tried:
             self._tried = False
             self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)

@@ -1,4 +1,4 @@
-"""Publishing events from Python."""
+"""The publisher library: publishes events from Python."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from broadcaster.settings import Settings, load
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of one event.
+    """The outcome of publishing one event.
 
     Attributes:
         event: The event.
-        heard: How many Redis subscriptions heard it; 0 means nobody, None that it is not known (after a retry).
+        heard: How many Redis subscriptions received it; 0: none, None: not known (after a retry).
         error: Why it is not known whether it was published; None if it was.
-        position: Where it is stored; None if events are not stored, or with an error.
+        position: Its position; None if events are not stored, or with an error.
     """
 
     event: Event
@@ -37,7 +37,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Events on their way: written, not yet answered."""
+    """Events in flight: written, not yet answered."""
 
     channel: str
     drafts: Sequence[Draft]
@@ -49,9 +49,9 @@ class Sent:
 class Publisher:
     """Publishes events: `async with Publisher() as publisher: await publisher.publish(...)`.
 
-    One connection to Redis, made on entering. When it breaks, a new one is made, and everything that was not
+    One connection to Redis, opened on entering. When it breaks, a new one is opened, and everything that was not
     answered is sent again in its order with its `event_id`, for `publisher.publish_deadline_s`: an event that
-    was stored already is not stored twice. (Without history nothing is sent twice: nobody could tell.)
+    was stored already is not stored twice. (Without history nothing is sent twice: duplicates would go unnoticed.)
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Publisher:
 
         Args:
             settings: Where Redis is; None reads broadcaster.toml and the environment.
-            channel: Where to publish what is not said to go elsewhere; None takes the configured one.
+            channel: For events that are given no other; None takes the configured one.
             runtime: Time, chance and limits.
         """
         self._settings = settings or load().settings
@@ -79,7 +79,7 @@ class Publisher:
         """Connect.
 
         Raises:
-            RedisUnavailable, RedisRefused: Redis does not answer, or will not have us.
+            RedisUnavailable, RedisRefused: Redis does not answer, or refuses this client.
         """
         await self._link.connect()
         return self
@@ -106,7 +106,7 @@ class Publisher:
 
         Args:
             event_type: Of the event.
-            source: Who says so.
+            source: Of the event.
             severity: `critical`, `warning` or `info`.
             data: Any JSON object of the publisher's own.
             to: The channel; None takes the publisher's.
@@ -148,21 +148,21 @@ class Publisher:
             max_bytes=self._settings.event.max_bytes,
             chance=self._chance,
         )
-        self._sequences[key] = sequence  # of too many sources the one that published longest ago begins again
+        self._sequences[key] = sequence  # of too many sources the one that published longest ago restarts at 1
         return draft
 
     async def publish_all(self, drafts: Sequence[Draft], to: str | None = None) -> list[Published]:
         """Publish events now and in order, in one write. Failures are in the result.
 
         Raises:
-            RedisRefused: Redis will not let us publish.
+            RedisRefused: Redis does not permit publishing.
         """
         if not drafts:
             return []
         return await self.settle(self.send(drafts, to))
 
     def send(self, drafts: Sequence[Draft], to: str | None = None) -> Sent:
-        """Stamp events with this instant and write them, in order; `settle` says what became of them."""
+        """Stamp events with the current time and write them, in order; `settle` returns their outcomes."""
         now_us = self._clock.wall_ns() // 1000
         payloads = [draft.stamp(now_us) for draft in drafts]
         ids = [draft.unpublished.event_id for draft in drafts]
@@ -171,10 +171,10 @@ class Publisher:
         return Sent(channel, drafts, payloads, now_us, pending)
 
     async def settle(self, sent: Sent) -> list[Published]:
-        """Wait for Redis' replies, sending again what was not answered. Failures are in the result.
+        """Wait for the replies of Redis, sending again what was not answered. Failures are in the result.
 
         Raises:
-            RedisRefused: Redis will not let us publish.
+            RedisRefused: Redis does not permit publishing.
         """
         outcomes = await self._link.settle(sent.pending)
         return [

@@ -1,4 +1,4 @@
-"""The publisher of `honcho start`: sample events, so that a person sees something arrive."""
+"""The publisher of `honcho start`: sample events, so that a user sees something arrive."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ async def publish_samples(settings: Settings) -> None:
     """Wait for hub and one subscriber, then publish at `publisher.rate_hz` until cancelled.
 
     Raises:
-        HubUnavailable: They were not there in time.
-        RedisUnavailable, RedisRefused: Redis was not there to begin with. Later failures are logged.
+        HubUnavailable: They were not ready in time.
+        RedisUnavailable, RedisRefused: Redis was not available at the start. Later failures are logged.
     """
     table = settings.publisher
     await hub_status.wait_until_ready(

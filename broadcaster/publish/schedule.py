@@ -11,13 +11,13 @@ from broadcaster.core.runtime import CLOCK, Clock
 from broadcaster.settings import Settings
 
 _COARSE_S: Final = 0.002
-"""Timers of the event loop are 1 ms coarse: nearer to the time an event is due, the process itself sleeps ..."""
+"""Timers of the event loop are 1 ms coarse: this close to the time an event is due, the whole process sleeps."""
 
 _FINE_S: Final = 0.0002
-"""... as that wakes up some 0.1 ms late, it turns for the rest: not longer, Redis and hub need the core."""
+"""That sleep ends some 0.1 ms late: the rest is a busy-wait, and no longer, as Redis and hub need the core."""
 
 BATCH: Final = 512
-"""Most events in one write to Redis, by default."""
+"""Limit of events in one write to Redis, by default."""
 
 
 def due_times(count: int, rate_hz: float) -> Iterator[float]:
@@ -31,15 +31,15 @@ def due_times(count: int, rate_hz: float) -> Iterator[float]:
 async def on_schedule(
     count: int, rate_hz: float, *, most: int = BATCH, clock: Clock = CLOCK
 ) -> AsyncIterator[list[int]]:
-    """Open loop: yield the intended times of all events that are due, as soon as they are.
+    """Yield the intended times of all events that are due, as soon as they are (open loop).
 
-    A late caller gets several at once, each with the time it was meant for, so that waiting is measured and not
-    forgotten (no coordinated omission).
+    A late caller gets several at once, each with its intended time, so that waiting is measured and not omitted
+    (no coordinated omission).
 
     Args:
         count: How many events; 0: without end.
         rate_hz: Events per second; 0: all at once.
-        most: How many are yielded together at most.
+        most: Limit of times that are yielded together.
         clock: The times are those of its `monotonic_ns`.
     """
     start_ns = clock.monotonic_ns()

@@ -1,1 +1,1 @@
-"""Everything that speaks to Redis or starts it; the only home of redis-py and hiredis. Knows no hub."""
+"""Connections to Redis, and starting a redis-server; the only importer of redis-py and hiredis. Knows no hub."""

@@ -1,4 +1,4 @@
-"""Commands to Redis over one connection, and what Redis says of itself."""
+"""Commands to Redis over one connection, and the fields of `INFO server`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from broadcaster.settings import RedisTable
 
 
 class CommandLink:
-    """Commands to Redis over one connection, made when it is needed and anew when it was lost."""
+    """Sends commands to Redis over one connection, opened when it is needed and again when it was lost."""
 
     def __init__(self, redis: RedisTable, *greeting: Command, runtime: Runtime = RUNTIME) -> None:
         """Prepare; nothing is connected yet.
@@ -20,7 +20,7 @@ class CommandLink:
         Args:
             redis: Address and deadlines.
             greeting: Commands that are sent first on every new connection, and must succeed. With a greeting
-                `RUN_ID` can be used: a connection leads to one Redis process, which is asked once who it is.
+                `RUN_ID` can be used: a connection leads to one Redis process, whose run_id is read once.
             runtime: For the connection.
         """
         self._redis = redis
@@ -33,11 +33,11 @@ class CommandLink:
 
     @property
     def link(self) -> RedisConnection | None:
-        """The connection, if there is one that has not ended."""
+        """The open connection; None if there is none."""
         return None if self._link is None or self._link.lost.done() else self._link
 
     async def connect(self) -> RedisConnection:
-        """The connection, made now if there is none.
+        """The connection, opened now if there is none.
 
         Raises:
             RedisUnavailable, RedisRefused: See `RedisConnection.open`; or this was closed.
@@ -93,17 +93,17 @@ class CommandLink:
             link.abort()
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
         except RedisUnavailable:
-            link.abort()  # a script that was flushed, a master that is none any more: a new connection helps
+            link.abort()  # a flushed script, a demoted master: a new connection helps
             raise
 
     async def reset(self) -> None:
-        """End the connection, if there is one; the next command makes a new one."""
+        """End the connection, if there is one; the next command opens a new one."""
         if (link := self.link) is not None:
             link.abort()
             await link.lost
 
     def close(self) -> None:
-        """End the connection; there will be no other one."""
+        """End the connection; no other one will be opened."""
         self._closed = True
         if self._link is not None:
             self._link.abort()

@@ -1,8 +1,8 @@
-"""One connection to Redis: commands go in, replies come back in order, messages go to a callable.
+"""One connection to Redis: sends commands, returns their replies in order, hands messages to a callback.
 
 An `asyncio.Protocol` around hiredis' parser. redis-py's own listener reconnects silently (what was published
 meanwhile is lost without a sign), never notices a frozen Redis, and costs a task switch per message; here a
-link lives once, says when it ends, and hands over everything that one read brought as one batch.
+connection lives once, reports its end, and hands over everything that one read brought as one batch.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import CLOCK, Clock
 
 Command = tuple[Any, ...]
-"""Words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
+"""The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
 
 RUN_ID: Final = object()
-"""In a command: the run_id of the Redis process that it is sent to."""
+"""Stands in a command for the run_id of the Redis process that it is sent to."""
 
 Reply = Any
 """bytes, int, None, or a list of these, as RESP2 has them."""
 
 OnMessages = Callable[[dict[bytes, list[bytes]]], None]
-"""Takes what one read brought: per channel its payloads, in order."""
+"""Called with what one read brought: per channel its payloads, in order."""
 
 OnSubscribed = Callable[[bytes, bool], None]
-"""Told at each (un)subscription that Redis confirms, in order with the messages: channel, whether it is subscribed."""
+"""Called for each confirmed (un)subscription, in order with the messages: channel, whether it is subscribed."""
 
-_FOR_GOOD: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
-"""What Redis says when trying again will not help."""
+_FINAL_ERRORS: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
+"""How error replies begin after which a retry will not help."""
 
-_FOR_GOOD_IN_A_SCRIPT: Final = (
+_FINAL_ERRORS_IN_A_SCRIPT: Final = (
     "can't run this command",
     "can't access at least one of the keys",
     "ACL failure in script",
 )
-"""The same of a command in a script: Redis 6.2, and 7."""
+"""The same for a command in a script: Redis 6.2, and 7."""
 
 
 class RedisConnection(asyncio.Protocol):
     """One connection, from `open` to its end. Not reused, not reconnected.
 
     Attributes:
-        lost: Done when the link has ended, for whatever reason.
+        lost: Done when the connection has ended, for whatever reason.
         received_at: Loop time of the last bytes from Redis.
     """
 
@@ -66,7 +66,7 @@ class RedisConnection(asyncio.Protocol):
         self._on_subscribed = on_subscribed
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(notEnoughData=_MORE)
-        # What was asked, in order; of a (un)subscription also how its confirmation begins.
+        # Replies that are due, in order; for an (un)subscription also how its confirmation begins.
         self._waiting: deque[tuple[asyncio.Future[Reply], list[bytes] | None]] = deque()
         self.lost: asyncio.Future[None] = loop.create_future()
         self.received_at = clock.loop_s()
@@ -85,7 +85,7 @@ class RedisConnection(asyncio.Protocol):
 
         Args:
             url: redis://, rediss:// or unix://, as redis-py reads it.
-            timeout_s: For all of it.
+            timeout_s: For all steps together.
             on_messages: See `OnMessages`.
             on_subscribed: See `OnSubscribed`.
             clock: For `received_at`.
@@ -97,17 +97,17 @@ class RedisConnection(asyncio.Protocol):
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(timeout_s):
-                link = await cls._connect(options, partial(cls, on_messages, on_subscribed, clock))
+                connection = await cls._connect(options, partial(cls, on_messages, on_subscribed, clock))
                 try:
-                    await link._log_in(options)
+                    await connection._log_in(options)
                 except BaseException:
-                    link.abort()
+                    connection.abort()
                     raise
         except TimeoutError:
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
         except OSError as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}") from None
-        return link
+        return connection
 
     @classmethod
     async def _connect(
@@ -134,7 +134,7 @@ class RedisConnection(asyncio.Protocol):
     def send(self, *commands: Command) -> list[asyncio.Future[Reply]]:
         """Send commands in one write; return their replies as futures, in order.
 
-        A future raises RedisRefused or RedisUnavailable: for an error reply, or when the link ends first.
+        A future raises RedisRefused or RedisUnavailable: for an error reply, or when the connection ends first.
         """
         return self._send(commands, [None] * len(commands))
 
@@ -171,7 +171,7 @@ class RedisConnection(asyncio.Protocol):
         return await self.send(command)[0]
 
     def abort(self) -> None:
-        """End the link at once; nothing is flushed."""
+        """End the connection at once; nothing is flushed."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -197,7 +197,7 @@ class RedisConnection(asyncio.Protocol):
                     messages = self._hand_over(messages)
                     self._settle(reply)
         except hiredis.ProtocolError:
-            self.abort()  # whatever this peer is, it is not Redis, or we lost our place in its stream
+            self.abort()  # the peer is not Redis, or the position in its stream is lost
         self._hand_over(messages)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -218,7 +218,7 @@ class RedisConnection(asyncio.Protocol):
             if self._on_subscribed is not None:
                 self._on_subscribed(reply[1], reply[0] == b"subscribe")
             if not self._waiting or self._waiting[0][1] != reply[:2]:
-                return  # nobody here has asked for it: no answer to a command
+                return  # unsolicited: no reply to a command
         if not self._waiting:
             return
         future, _ = self._waiting.popleft()
@@ -226,16 +226,16 @@ class RedisConnection(asyncio.Protocol):
             return
         if isinstance(reply, hiredis.ReplyError):
             said = str(reply)
-            refused = said.startswith(_FOR_GOOD) or any(words in said for words in _FOR_GOOD_IN_A_SCRIPT)
+            refused = said.startswith(_FINAL_ERRORS) or any(words in said for words in _FINAL_ERRORS_IN_A_SCRIPT)
             fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
         else:
             future.set_result(reply)
 
 
 def fail(reply: asyncio.Future[Reply], error: Exception) -> None:
-    """Let a reply fail without asking that somebody looks."""
+    """Fail a reply without a warning if its exception is never retrieved."""
     reply.set_exception(error)
-    reply.exception()  # counts as seen
+    reply.exception()  # marks it as retrieved
 
 
 _MORE: Final = object()

@@ -1,4 +1,4 @@
-"""The subscription to Redis Pub/Sub: restored when it breaks, and it says when it may have missed something."""
+"""The subscription to Redis Pub/Sub: restored when it breaks, reporting when messages may be missed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class PubSubLink:
     """Subscriptions to Redis channels that last as long as the process, over one connection at a time.
 
     Redis may be unavailable for any length of time, be killed, or freeze: a connection on which nothing arrives
-    for `silence_timeout_s` after a ping counts as lost, and a new one is made, with full-jitter backoff.
+    for `silence_timeout_s` after a ping counts as lost, and a new one is opened, with full-jitter backoff.
 
     Attributes:
         channels: The channels to be subscribed to; changed by `subscribe` and `unsubscribe`.
         confirmed: The channels that Redis has confirmed on the present connection.
-        refused: Those to which Redis does not let us subscribe.
-        reconnects: How often a connection was made anew after one had been confirmed.
+        refused: The channels that Redis does not permit subscribing to.
+        reconnects: How often a connection was opened again after one had been confirmed.
     """
 
     def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
@@ -52,7 +52,7 @@ class PubSubLink:
             self._link.subscribe(channel)
 
     def unsubscribe(self, channel: str) -> None:
-        """Give a channel up; the handlers hear no more of it."""
+        """Unsubscribe from a channel; the handlers receive no more of it."""
         del self.channels[channel]
         self.confirmed.discard(channel)
         if self._link is not None:
@@ -90,11 +90,11 @@ class PubSubLink:
                 why = str(error)
                 attempts += 1
             await asyncio.sleep(next(waits_s))
-            if attempts <= 1:  # said after the wait: when all processes are told to stop, Redis gone is no news
+            if attempts <= 1:  # logged after the wait: when all processes are stopped, a lost Redis is expected
                 log.warning("redis: %s (%s); trying again", why, redact(self._url))
 
     async def _run_one_connection(self, handlers: SubscriptionHandlers) -> str:
-        """From connecting to the end of one connection: why it ended if it had been confirmed, else an error."""
+        """Open a connection and run it to its end; why it ended if it had been confirmed, else an error."""
         link = await RedisConnection.open(
             self._url,
             timeout_s=self._redis.connect_timeout_s,
@@ -120,7 +120,7 @@ class PubSubLink:
                 handlers.on_lost(channel)
 
     def _note_refused(self, replies: list[Any]) -> None:
-        """One channel that is refused must not cost the others; if all are refused, this Redis is of no use.
+        """Record the refused channels: one must not cost the others; if all are refused, this Redis is of no use.
 
         Raises:
             RedisRefused, RedisUnavailable: All are refused; or the connection has ended.
@@ -148,7 +148,7 @@ class PubSubLink:
     async def _watch(self, link: RedisConnection) -> str:
         """Ping until the connection ends or falls silent: a frozen Redis keeps its connections open.
 
-        Silence is counted from a ping: if it was this process that stood still, Redis has not been silent.
+        Silence is counted from a ping: if this process was stalled, Redis has not been silent.
         """
         clock = self._clock.loop_s
         while not link.lost.done():
@@ -159,6 +159,6 @@ class PubSubLink:
                 left_s = max(asked_at, link.received_at) + self._redis.silence_timeout_s - clock()
                 if left_s <= 0 and overdue:
                     return f"Redis was silent for {clock() - asked_at:.1f} s"
-                overdue = left_s <= 0  # if it was this loop that stood still, the answer is read a moment later
+                overdue = left_s <= 0  # if this loop was stalled, the answer is read a moment later
                 await asyncio.wait([link.lost, answer], timeout=max(left_s, 0.01), return_when=FIRST_COMPLETED)
         return "connection lost"

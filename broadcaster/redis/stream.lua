@@ -1,4 +1,4 @@
--- Stores events and publishes them, in one step; without events it says where the channel stands, and begins an
+-- Stores events and publishes them, in one step; without events it returns the head of the channel, and begins an
 -- epoch if that is due.
 --
 -- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel
@@ -90,7 +90,7 @@ for i = 4, #KEYS do
     if failed(added) and not added.err:find('equal or smaller') then
       return refuse(KEYS[i], added)
     elseif failed(added) then
-      -- The counter has fallen behind the log: somebody has changed it. No offset may be given twice.
+      -- The counter has fallen behind the log: it was changed from outside. No offset may be given twice.
       redis.call('DEL', log)
       if epoch ~= fresh then
         begin_epoch()

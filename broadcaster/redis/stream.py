@@ -1,4 +1,4 @@
-"""How events are stored in Redis: keys, the one script, and what its replies mean. No connection, no clock.
+"""The storage of events in Redis: keys, the script, and its replies. No connection, no clock.
 
 Per channel, under one hash tag so that a cluster keeps them together:
 
@@ -29,15 +29,15 @@ SCRIPT: Final = Path(__file__).with_name("stream.lua").read_text(encoding="utf-8
 
 SHA: Final = hashlib.sha1(SCRIPT.encode()).hexdigest()
 LOAD: Final[Command] = ("SCRIPT", "LOAD", SCRIPT)
-"""Must have been sent on a connection before `ensure_epoch` or `store`."""
+"""Has to be sent on a connection before `ensure_epoch` or `store`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What Redis says of one published event.
+    """The result of publishing one event.
 
     Attributes:
-        position: Where it is stored; None if events are not stored.
+        position: Its position; None if events are not stored.
         receivers: How many Redis subscriptions received it; None for one that had been stored before.
     """
 
@@ -53,19 +53,19 @@ def store(
     after: str | None = None,
     chance: Chance = CHANCE,
 ) -> Command:
-    """Store and publish events in order; the reply is for `read_stored`.
+    """Build the command that stores and publishes events in order; the reply is for `read_stored`.
 
     Args:
         channel: The channel.
         events: Id and payload of each.
-        table: How long they are kept.
+        table: How many of them are kept, and how long.
         after: Id of an event that must have been stored before; else this is an error (`ORDER`).
         chance: Draws the name of the epoch that may begin.
     """
     prefix = f"{{{channel}}}:id:"
     ids = [prefix + event_id for event_id, _ in events]
     payloads = [payload for _, payload in events]
-    # A fresh epoch each time, also when the same events are sent again: Redis may have lived twice meanwhile.
+    # A fresh epoch each time, also when the same events are sent again: Redis may have been restarted meanwhile.
     return (
         *("EVALSHA", SHA, 3 + len(ids), *_keys(channel), prefix + (after or ""), *ids),
         *(channel, chance.hex(6), table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
@@ -74,27 +74,27 @@ def store(
 
 
 def ensure_epoch(channel: str, table: HistoryTable, *, chance: Chance = CHANCE) -> Command:
-    """Ask where a channel stands, and begin its epoch if that is due; the reply is for `read_head`."""
+    """Build the command that reads a channel's head and begins an epoch if due; the reply is for `read_head`."""
     return store(channel, (), table, chance=chance)
 
 
 def peek_head(channel: str) -> Command:
-    """Ask where a channel stands, cheaply and without consequence; the reply is for `read_peeked_head`."""
+    """Build the command that only reads a channel's head, at low cost; the reply is for `read_peeked_head`."""
     return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
 
 
 def touch(channel: str, table: HistoryTable) -> Command:
-    """Have Redis remember a silent channel's position while it has subscribers."""
+    """Build the command that keeps a silent channel's position in Redis while it has subscribers."""
     return ("EXPIRE", _keys(channel)[0], 7 * table.idle_expire_s)
 
 
 def page(channel: str, first: int, count: int) -> Command:
-    """Ask for the first `count` stored events from an offset on; the reply is for `read_page`."""
+    """Build the command for the first `count` stored events from an offset on; the reply is for `read_page`."""
     return ("XRANGE", _keys(channel)[1], f"{first}-0", "+", "COUNT", count)
 
 
 def read_stored(reply: Any) -> list[Stored]:
-    """Per event, in order.
+    """The results of `store` per event, in order.
 
     Raises:
         RedisUnavailable: This is no reply of the script.
@@ -109,7 +109,7 @@ def read_stored(reply: Any) -> list[Stored]:
 
 
 def read_head(reply: Any) -> Head:
-    """Where the channel stands.
+    """The head of the channel.
 
     Raises:
         RedisUnavailable: This is no reply of the script.
@@ -126,7 +126,7 @@ def read_head(reply: Any) -> Head:
 
 
 def read_peeked_head(reply: Any, run_id: str) -> Position | None:
-    """Where the channel stands; None if nobody knows, or the epoch is of another Redis process.
+    """The position of the channel's head; None if it is unknown, or the epoch is of another Redis process.
 
     Raises:
         RedisUnavailable: This is no such reply.

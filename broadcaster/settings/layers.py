@@ -1,4 +1,4 @@
-"""Where settings come from: files, environment and command line, one above the other."""
+"""The layers of the settings: files, environment and command line, one above the other."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def load(
 
 
 def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
-    """The settings as TOML, passwords, keys and tokens struck out, each line with its origin if given."""
+    """The settings as TOML, with passwords, keys and tokens redacted, each line with its origin if given."""
     tables = settings.model_dump()
     tables["auth"]["api_keys"] = [{**key, "key": "***"} for key in tables["auth"]["api_keys"]]
     tables["auth"]["jwt_keys"] = [{**key, "key": "***"} for key in tables["auth"]["jwt_keys"]]
@@ -101,10 +101,10 @@ def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
 
 
 def assignment(text: str) -> dict[str, dict[str, Any]]:
-    """Read `table.key=value`, as `--set` takes it; a list is written as in JSON.
+    """Parse `table.key=value`, as `--set` takes it; a list is written as in JSON.
 
     Raises:
-        ConfigurationError: If `text` has another form.
+        ConfigurationError: `text` has another form.
     """
     match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", text, re.DOTALL)
     if not match:
@@ -112,7 +112,7 @@ def assignment(text: str) -> dict[str, dict[str, Any]]:
         raise ConfigurationError(f"--set takes table.key=value, got {named!r}{' ...' if named != text else ''}")
     value: Any = match[3]
     if value.startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):  # what is no list is complained about later
+        with contextlib.suppress(ValueError, RecursionError):  # what is no list is refused later
             value = json.loads(value)
     return {match[1]: {match[2]: value}}
 
@@ -145,7 +145,7 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
 
 
 def _refuse_no_list(key: str, variable: str, text: str) -> None:
-    """The library's own complaint does not name the key."""
+    """Refuse a value that is no JSON list; the library's own error does not name the key."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(text), list):
             return
@@ -206,7 +206,7 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
 
 
 def _may_be_secret(where: list[str]) -> bool:
-    """Whether a value at this place, or a table with such values in it, is not to be shown."""
+    """Whether the value of this key, or a table with such values in it, must not be shown."""
     secrets = ("redis.url", "redis.subscribe_url", "auth.api_keys", "auth.jwt_keys", "subscriber.token")
     return any(secret.split(".")[: len(where)] == where for secret in secrets)
 

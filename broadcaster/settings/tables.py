@@ -51,7 +51,7 @@ WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address of ours."""
+    """Whether only this machine can connect to an address of this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -93,7 +93,7 @@ class ChannelsTable(Table):
 
 
 class ApiKey(Table):
-    """One static key: who has it, and what it is good for."""
+    """One static API key: its holder, and its rights."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
     key: Annotated[SecretStr, Field(min_length=16, max_length=512)]

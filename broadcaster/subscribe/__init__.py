@@ -1,1 +1,1 @@
-"""The subscriber's half: the client library, and what it asks a hub over HTTP. Knows hubs from the wire only."""
+"""The subscriber: the client library, and a hub's status over HTTP. Knows hubs by their wire protocol only."""

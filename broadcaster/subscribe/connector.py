@@ -1,4 +1,4 @@
-"""The connection of a subscriber to its hub: made again with backoff whenever it was lost."""
+"""The connection of a subscriber to its hub, opened again with backoff whenever it was lost."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LONGEST_HINT_S: Final = 60.0
 
 
 class Connector:
-    """One connection at a time.
+    """Opens the connection to a hub, one at a time.
 
     Attributes:
-        connection: The present one; None while there is none.
+        connection: The open one; None while there is none.
         reconnects: Connections made after the first.
     """
 
@@ -40,9 +40,9 @@ class Connector:
 
         Args:
             settings: Deadlines, and how many messages may wait.
-            url: Asked before each attempt: where to connect, with the positions after which to resume.
-            token: Shown to the hub; a function is asked before each attempt.
-            tls: For wss://.
+            url: Called before each attempt: where to connect, with the positions after which to resume.
+            token: Sent to the hub; a function is called before each attempt.
+            tls: TLS context for wss://.
             chance: For the backoff.
         """
         self._settings = settings
@@ -59,11 +59,11 @@ class Connector:
         self.reconnects = 0
 
     def hint(self, delay_s: object) -> None:
-        """The hub asks to stay away for so many seconds after the connection has ended."""
+        """Wait so many seconds after the connection has ended, as the hub asks."""
         self._hint_s = min(float(delay_s), _LONGEST_HINT_S) if isinstance(delay_s, int | float) else 0.0
 
     def on_lost(self) -> None:
-        """The connection has ended. Already the first attempt to make a new one waits: all the others return, too."""
+        """The connection has ended. Even the first attempt to reconnect waits: all clients reconnect now."""
         self.connection = None
         self._failure_logged = True
         self._wait_anew()
@@ -73,7 +73,7 @@ class Connector:
         self._waits_s = backoff_s(_SHORTEST_WAIT_S, self._settings.reconnect_max_s, self._chance)
 
     async def connect(self) -> client.ClientConnection:
-        """Connect, as often as it takes.
+        """Connect, retrying until it succeeds.
 
         Raises:
             HubRefused: The hub refuses, and a retry would not help.

@@ -1,4 +1,4 @@
-"""Asking a hub over HTTP how it is: is it ready, and what do its counters say."""
+"""The status of a hub over HTTP: whether it is ready, and its counters."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
 
 
 def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:
-    # No proxy: the environment's would be asked even for localhost.
+    # No proxy: that of the environment would be used even for localhost.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
     try:
         with opener.open(url, timeout=timeout_s) as response:

@@ -1,4 +1,4 @@
-"""Where a subscriber stands in its channels: what it asks the hub for, and what it has not been told."""
+"""The resume state of a subscriber: its positions, the URL to resume with, and gaps that were not announced."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from broadcaster.core.position import Cause, Gap, Position, read_position
 
 
 class ResumeState:
-    """Positions per channel, moved by every frame. No input or output.
+    """Positions per channel, updated by every frame. No input or output.
 
     Attributes:
-        positions: Up to where everything has come, or was told as a gap.
-        sees_everything: Whether it has one channel and no filter, so that every hole is a loss.
+        positions: Up to where everything has arrived, or was announced as a gap.
+        sees_everything: Whether there is one channel and no filter, so that every hole is a loss.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class ResumeState:
         sources: Sequence[str],
         severities: Sequence[str],
     ) -> None:
-        """Read the address; see `Subscriber`.
+        """Parse the URL; for the arguments see `Subscriber`.
 
         Raises:
             ValueError: `since` is no position, or one for several channels.
@@ -55,7 +55,7 @@ class ResumeState:
         return {channel: position for channel, position in self.positions.items() if channel}
 
     def url(self) -> str:
-        """The address to connect to, so that nothing is missed."""
+        """The URL to connect to, so that nothing is missed."""
         query: list[tuple[str, str]] = []
         for channel in self._channels:
             query.append(("channel", channel))
@@ -66,12 +66,12 @@ class ResumeState:
         return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
 
     def on_welcome(self, frame: Mapping[str, Any]) -> None:
-        """The hub begins to deliver a channel."""
+        """Handle a `welcome` frame: the hub begins to deliver a channel."""
         position = read_position(frame.get("position"))
         self._move(str(frame.get("channel")), position)
 
     def on_event(self, event: Event) -> Gap | None:
-        """An event has come, or has come again; a gap that nobody has announced, if there is one before it."""
+        """Handle an event, new or duplicate; return the gap before it if there is one that was not announced."""
         if event.position is None or event.channel is None:
             return None
         epoch, offset = event.position
@@ -83,14 +83,14 @@ class ResumeState:
         return gap
 
     def on_beat(self, frame: Mapping[str, Any]) -> Gap | None:
-        """Everything up to here should have come; a gap that nobody has announced, if it has not."""
+        """Handle a heartbeat: all before it should have arrived; return the unannounced gap if it has not."""
         channel, position = str(frame.get("channel")), read_position(frame.get("position"))
         gap = None if position is None else self._unexplained(channel, position)
         self._move(channel, position)
         return gap
 
     def on_gap(self, gap: Gap) -> Gap | None:
-        """Something is missing, and was announced; without what had come before, perhaps from another hub."""
+        """Handle a `gap` frame; return it without what had arrived before, perhaps from another hub."""
         known = self.positions.get(gap.channel)
         if known and gap.first is not None and gap.epoch == known.epoch:
             if gap.last is not None and gap.last <= known.offset:
@@ -100,7 +100,7 @@ class ResumeState:
         return gap
 
     def forget(self) -> list[Gap]:
-        """The hub has closed because it cannot bring what follows: begin with what comes from now on."""
+        """The hub has closed as it cannot deliver what follows: resume with new events; return the gaps."""
         gaps = [
             Gap(channel, Cause.CLOSED, position.epoch, position.offset + 1)
             for channel, position in self.positions.items()
@@ -109,7 +109,7 @@ class ResumeState:
         return gaps or [Gap(channel, Cause.CLOSED) for channel in self._channels or [""]]
 
     def _unexplained(self, channel: str, position: Position) -> Gap | None:
-        """What is missing between where we stand and a position up to which everything should have come."""
+        """The gap between the known position and one up to which everything should have arrived."""
         known = self.positions.get(channel)
         if known is None or not self.sees_everything:
             return None
@@ -121,6 +121,6 @@ class ResumeState:
 
     def _move(self, channel: str, position: Position | None) -> None:
         if position is not None:
-            if "" in self.positions:  # given for a channel whose name we had not heard yet
+            if "" in self.positions:  # given before the name of the channel was known
                 del self.positions[""]
             self.positions[channel] = position

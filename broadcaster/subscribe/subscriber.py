@@ -1,4 +1,4 @@
-"""The client library: events as an `async for`; resuming by itself, and saying what it could not be given."""
+"""The client library: events as an asynchronous iterator, with automatic resume and explicit gaps."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _GRACE_S: Final = 0.5
 class Subscriber:
     """A subscriber: `async with Subscriber() as subscriber: async for event in subscriber: ...`.
 
-    The iteration does not end by itself. When the connection is lost, a new one is made, with full-jitter
-    back-off, and goes on where the old one ended: what was published meanwhile is delivered. What cannot be
-    is a `Gap`. `receive` returns gaps and blindness in their place among the events; the iteration returns
+    The iteration does not end by itself. When the connection is lost, a new one is opened, with full-jitter
+    backoff, and resumes where the old one ended: what was published meanwhile is delivered. What cannot be
+    is a `Gap`. `receive` returns gaps and changes of `stale` in order among the events; the iteration returns
     events only, and counts the rest.
 
     Attributes:
-        positions: Per channel: up to where everything was handed out, or told as a gap.
-        stale: Whether beats are missing: no news is no good news.
+        positions: Per channel: up to where everything was handed out, or announced as a gap.
+        stale: Whether heartbeats are missing: silence does not mean that nothing happened.
         received: Events received.
-        twins: Events that came again and were dropped.
-        gaps: Ranges that could not be given.
+        twins: Duplicate events, which were dropped.
+        gaps: Ranges that could not be delivered.
         missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
-        reconnects: Connections made after the first.
-        invalid: Messages that were no events.
+        reconnects: Connections opened after the first.
+        invalid: Messages that were no valid events.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Subscriber:
             url: ws:// or wss:// address of a hub, such as `ws://127.0.0.1:8765/ws`; None takes the configured.
             settings: None reads broadcaster.toml and the environment.
             channels: Which to receive; none: those of the url, or the hub's default.
-            since: Begin after this position, as `positions` had it; None: now. With several channels: each.
+            since: Begin after this position, as `positions` had it; None: now. With several channels: for each.
             types: Receive only events of these types; none: all.
             sources: Receive only events of these sources; none: all.
             severities: Receive only events of these severities; none: all.
-            token: What to show to the hub; a function is asked before every connection, so that it can bring a
+            token: Sent to the hub; a function is called before every connection, so that it can return a
                 fresh one. None takes the configured.
             runtime: Time, chance and limits.
 
@@ -94,8 +94,8 @@ class Subscriber:
         self._clock = runtime.clock
         self._recent = BoundedDict[str, None](runtime.limits.recent_ids)
         self._last_sequence = BoundedDict[str, int](runtime.limits.recent_sources)
-        # What to hand out, each with the position that is reached by it; without a notice: only that.
-        self._notices: deque[tuple[Received | None, str, Position | None]] = deque()
+        # Items to hand out, each with its channel and the position that it reaches; None: the position only.
+        self._pending: deque[tuple[Received | None, str, Position | None]] = deque()
         self._handed: dict[str, Position] = self._resume_state.named()
         self._left = False
         self._beat_interval_s = settings.hub.beat_interval_s
@@ -140,11 +140,11 @@ class Subscriber:
         """The next event; a wait that is cancelled loses none.
 
         Raises:
-            HubRefused: The hub will not have us, and trying again will not help.
+            HubRefused: The hub refuses this client, and a retry will not help.
         """
-        while (notice := await self.receive()) is not None:
-            if isinstance(notice, Event):
-                return notice
+        while (item := await self.receive()) is not None:
+            if isinstance(item, Event):
+                return item
         raise StopAsyncIteration
 
     async def receive(self) -> Received | None:
@@ -153,15 +153,15 @@ class Subscriber:
         A wait that is cancelled loses nothing.
 
         Raises:
-            HubRefused: The hub will not have us, and trying again will not help.
+            HubRefused: The hub refuses this client, and a retry will not help.
         """
         while not self._left:
-            if self._notices:
-                notice, channel, position = self._notices.popleft()
+            if self._pending:
+                item, channel, position = self._pending.popleft()
                 if position is not None:
                     self._handed[channel] = position
-                if notice is not None:
-                    return notice
+                if item is not None:
+                    return item
                 continue
             try:
                 async with asyncio.timeout_at(self._deadline()):
@@ -176,8 +176,8 @@ class Subscriber:
     # The connection
 
     async def _next_message(self) -> bytes | None:
-        """The next message; None if losing the connection is news enough."""
-        while not self._notices:
+        """The next message; None if the loss of the connection has made items pending."""
+        while not self._pending:
             connection = self._connector.connection or await self._connector.connect()
             try:
                 return await connection.recv(decode=False)
@@ -191,24 +191,24 @@ class Subscriber:
                     self._handed.clear()
         return None
 
-    # Blindness
+    # Staleness
 
     def _deadline(self) -> float | None:
-        """Loop time at which silence means something."""
+        """Loop time at which `_on_silence` is due; None: never."""
         if self._pong is not None:
             return self._pong_by
         return None if self.stale else self._stale_at
 
     async def _on_silence(self) -> None:
-        """Beats are missing: say so, and find out whether there is still somebody at the other end."""
+        """Heartbeats are missing: report `Stale`, and find out by a ping whether the connection is half-open."""
         now, connection = self._clock.loop_s(), self._connector.connection
         if connection is not None and not client.can_beat(connection):
-            self._stale_at = now + _MISSED_BEATS * self._beat_interval_s  # this hub never beats
+            self._stale_at = now + _MISSED_BEATS * self._beat_interval_s  # this hub sends no heartbeats
         elif not self.stale and now > self._stale_at + _GRACE_S:
-            self._stale_at = now + _GRACE_S  # it was us who did not listen: the beats may be waiting
+            self._stale_at = now + _GRACE_S  # this process was late: heartbeats may be unread
         elif not self.stale:
             self.stale = True
-            self._notices.append((Stale(now - self._beat_at), "", None))
+            self._pending.append((Stale(now - self._beat_at), "", None))
             log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
             if connection is not None:
                 try:
@@ -219,7 +219,7 @@ class Subscriber:
         elif self._pong is not None:
             pong, self._pong = self._pong, None
             if not pong.done() and connection is not None:
-                connection.transport.abort()  # half-open: nobody is there any more
+                connection.transport.abort()  # half-open: the peer is gone
 
     def _on_beat(self) -> None:
         self._beat_at = self._clock.loop_s()
@@ -227,9 +227,9 @@ class Subscriber:
         self._pong = None
         if self.stale:
             self.stale = False
-            self._notices.append((Fresh(), "", None))
+            self._pending.append((Fresh(), "", None))
 
-    # What comes
+    # Incoming messages
 
     def _read(self, message: bytes, received_us: int) -> None:
         if (control := read_control(message)) is not None:
@@ -249,7 +249,7 @@ class Subscriber:
         self._recent[event.event_id] = None
         self._announce(self._resume_state.on_event(event))
         self._count(event)
-        self._notices.append((event, event.channel or "", event.position))
+        self._pending.append((event, event.channel or "", event.position))
 
     def _on_control(self, control: dict[str, Any]) -> None:
         kind = control["control"]
@@ -274,22 +274,22 @@ class Subscriber:
             self._connector.hint(control.get("reconnect_after_s"))
 
     def _pass(self, channel: object) -> None:
-        """Nothing to hand out, but everything before has come."""
+        """Queue the position of a channel without an item: everything before it has arrived."""
         if isinstance(channel, str) and (position := self._resume_state.positions.get(channel)) is not None:
-            self._notices.append((None, channel, position))
+            self._pending.append((None, channel, position))
 
     def _announce(self, gap: Gap | None) -> None:
         if gap is not None:
             self.gaps += 1
-            self._notices.append((gap, gap.channel, gap.position))
+            self._pending.append((gap, gap.channel, gap.position))
             log.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
 
     def _count(self, event: Event) -> None:
-        """Count holes in the numbers of a source; a smaller number is a source that began anew."""
+        """Count an event, and holes in the sequence of its source; a smaller number is a source that restarted."""
         self.received += 1
         if not self._resume_state.sees_everything:
             return
         last = self._last_sequence.get(event.source)
         if last is not None and event.sequence > last + 1:
             self.missing[event.source] += event.sequence - last - 1
-        self._last_sequence[event.source] = event.sequence  # of too many, the one not heard of for longest goes
+        self._last_sequence[event.source] = event.sequence  # of too many, the oldest is dropped

@@ -1,6 +1,6 @@
-"""The WebSocket wire: handshake, frames, control frames, close codes; the only home of `websockets`.
+"""The WebSocket protocol: handshake, frames, control frames, close codes; the only importer of `websockets`.
 
-Does no input or output (but for `client`), and knows neither Redis nor settings nor the hub. The hub offers no
+Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. The hub offers no
 extensions, so a frame is the same for every subscriber and is built once per event.
 """
 

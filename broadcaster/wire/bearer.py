@@ -1,4 +1,4 @@
-"""How a token is shown in an upgrade request, and how it is found there."""
+"""Bearer tokens in an upgrade request: how a client sends one, and how the hub reads it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 from websockets.datastructures import Headers
 
 BEARER: Final = "bearer."
-"""How the name of a subprotocol begins that is a token (base64url); it is never selected, echoed or logged."""
+"""Prefix of a subprotocol name that carries a token (base64url); it is never selected, echoed or logged."""
 
 
 def authorization(token: str) -> dict[str, str]:
-    """The header that shows a token; none if there is none."""
+    """The header that sends a token; none if there is no token."""
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -20,7 +20,7 @@ def token_in(authorization: str) -> str:
     """The token in the value of an `Authorization` header.
 
     Raises:
-        ValueError: It is of another form.
+        ValueError: It has another form.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
@@ -29,10 +29,10 @@ def token_in(authorization: str) -> str:
 
 
 def token_of(headers: Headers) -> str | None:
-    """A token in the `Authorization` header, or (from a browser, which cannot set one) among the subprotocols.
+    """The token in the `Authorization` header, or (of a browser, which cannot set one) in a subprotocol; or None.
 
     Raises:
-        ValueError: It is not shown in either of these ways.
+        ValueError: It is malformed.
         MultipleValuesError: There are several `Authorization` headers.
     """
     if authorization := headers.get("Authorization"):

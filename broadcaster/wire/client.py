@@ -1,4 +1,4 @@
-"""The client's side of a connection, with a socket: the library's own, set up for a hub on a fast link."""
+"""The client side of a connection, with a socket: the library's client, configured for a hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = [
     "ClientConnection",
     "ConnectionClosed",
     "InvalidHandshake",
-    "cannot_resume",
     "can_beat",
-    "open_connection",
+    "cannot_resume",
     "final_refusal",
+    "open_connection",
     "retry_after_s",
 ]
 
@@ -28,14 +28,14 @@ def open_connection(
 ) -> connect:
     """A subscriber's connection to a hub: `async with open_connection(...) as connection`.
 
-    No compression (the hub offers none), no proxy (it is asked for by the environment even for localhost).
+    No compression (the hub offers none), no proxy (that of the environment would be used even for localhost).
 
     Args:
         url: ws:// or wss://.
         timeout_s: For the opening and for the closing handshake.
         max_queue: Messages that may wait; then reading stops.
-        token: Shown to be let in.
-        tls: For wss://.
+        token: Sent as bearer token; empty: none.
+        tls: TLS context for wss://.
     """
     return connect(
         url,
@@ -52,7 +52,7 @@ def open_connection(
 
 
 def final_refusal(error: InvalidHandshake) -> str | None:
-    """What the hub said if its refusal will be the same next time (4xx, but for 408 and 429); else None."""
+    """Status and text of a refusal that is final (4xx, except 408 and 429); None for any other error."""
     if not isinstance(error, InvalidStatus):
         return None
     response = error.response
@@ -62,7 +62,7 @@ def final_refusal(error: InvalidHandshake) -> str | None:
 
 
 def retry_after_s(error: InvalidHandshake) -> float:
-    """Seconds that the hub asks us to stay away (`Retry-After`); 0 if it does not say."""
+    """Seconds that the hub asks a client to stay away (`Retry-After`); 0 if it does not say."""
     if not isinstance(error, InvalidStatus):
         return 0.0
     value = error.response.headers.get("Retry-After", "")
@@ -70,10 +70,10 @@ def retry_after_s(error: InvalidHandshake) -> float:
 
 
 def cannot_resume(error: ConnectionClosed) -> bool:
-    """Whether the hub said that it cannot bring what follows our position (4009)."""
+    """Whether the hub closed because it cannot deliver what follows the client's position (4009)."""
     return error.rcvd is not None and error.rcvd.code == CloseCode.GAP
 
 
 def can_beat(connection: ClientConnection) -> bool:
-    """Whether the hub speaks `broadcaster.v1`: others give no sign but events."""
+    """Whether the hub speaks `broadcaster.v1` and so sends heartbeats; others send events only."""
     return connection.subprotocol == V1

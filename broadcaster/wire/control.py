@@ -1,4 +1,4 @@
-"""Control frames: every builder, and their reader. Only `broadcaster.v1` clients are sent these."""
+"""Control frames: their builders and their reader. Only `broadcaster.v1` clients are sent these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def welcome_frame(
 
     Args:
         channel: Its name.
-        position: After which events are delivered; None when events are not stored.
+        position: Events after it are delivered; None when events are not stored.
         beat_interval_s: Seconds between heartbeats.
         recovered: Whether nothing is missing after the requested position; None if none was requested.
     """
@@ -26,7 +26,7 @@ def welcome_frame(
 
 
 def beat_frame(channel: str, position: Position | None) -> bytes:
-    """A heartbeat: everything up to `position` was sent, held back by the client's filter, or announced as a gap."""
+    """A heartbeat: everything up to `position` was sent, filtered out for the client, or announced as a gap."""
     return _control_frame("beat", channel, position=_text(position))
 
 
@@ -44,7 +44,7 @@ def gap_frame(gap: Gap) -> bytes:
 
 
 def lag_frame(channel: str, behind_ms: float, behind_events: float, behind_bytes: float) -> bytes:
-    """A warning to a slow consumer: how far it is behind, before events are shed or it is closed."""
+    """A warning to a slow consumer: its lag, before events are shed or it is closed."""
     return _control_frame(
         "lag",
         channel,
@@ -55,7 +55,7 @@ def lag_frame(channel: str, behind_ms: float, behind_events: float, behind_bytes
 
 
 def drain_frame(channel: str, reconnect_after_s: float) -> bytes:
-    """The hub is about to stop: the client will be closed, and is to stay away for so long after that."""
+    """An announcement that the hub stops: it closes the client, which may reconnect `reconnect_after_s` later."""
     return _control_frame("drain", channel, reconnect_after_s=reconnect_after_s)
 
 

@@ -17,7 +17,7 @@ PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 
 
 class CloseCode(enum.IntEnum):
-    """Why a connection ended, and whether to come back (`come_back`)."""
+    """The close codes of the hub; `come_back` says whether a client should reconnect."""
 
     NORMAL = 1000
     PROTOCOL_ERROR = 1002
@@ -32,7 +32,7 @@ class CloseCode(enum.IntEnum):
 
     @property
     def come_back(self) -> str:
-        """Advice for the client's author."""
+        """Whether to reconnect, as advice for the author of a client."""
         return _COME_BACK[self]
 
 
@@ -67,10 +67,10 @@ def close_frame(code: CloseCode, reason: str) -> bytes:
 
 
 def is_whole_control_frame(data: bytes) -> bool:
-    """Whether `data` is one masked control frame, no more and no less.
+    """Whether `data` is exactly one masked control frame.
 
-    Such a chunk leaves no state behind, so the parser that reads it need not be kept: this is all that most
-    subscribers ever send.
+    Such data leaves no state behind, so the parser that reads it need not be kept: most subscribers never send
+    anything else.
     """
     return len(data) >= 6 and data[0] in (0x88, 0x89, 0x8A) and data[1] == 0x80 + len(data) - 6 < 0xFE
 
@@ -86,5 +86,5 @@ def is_pong(data: bytes) -> bool:
 
 
 def is_final_refusal(status: int) -> bool:
-    """Whether a handshake that was refused with this HTTP status would be refused again (4xx, but 408 and 429)."""
+    """Whether a handshake refused with this HTTP status would be refused again (4xx, except 408 and 429)."""
     return status in range(400, 500) and status not in (408, 429)

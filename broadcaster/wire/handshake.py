@@ -1,4 +1,4 @@
-"""The opening handshake as the hub sees it: a request head comes in, an answer goes out."""
+"""The server side of the opening handshake: from a request head to the response."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from broadcaster.wire.frames import PLAIN, V1
 HEAD_END: Final = b"\r\n\r\n"
 
 MAX_PARAMETERS: Final = 256
-"""Of a query: more than all channels, positions and filter values that the hub allows by default."""
+"""Limit of a query: more than all channels, positions and filter values that the hub allows by default."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer other than 101."""
+    """A response other than 101."""
 
     status: int
     reason: str
@@ -35,14 +35,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a client asks for, and what it shows.
+    """What a client requests, and the credentials it sends.
 
     Attributes:
-        path: Of its URL.
-        query: Of its URL, in order.
-        host: To whom it believes to be talking; empty if it does not say.
-        origin: From which site a browser's page comes; None without a browser.
-        token: What it shows to be let in; None if nothing. Never in a log.
+        path: Path of the URL.
+        query: Parameters of the URL, in order.
+        host: The `Host` header; empty if there is none.
+        origin: The `Origin` header, the site of a browser's page; None without a browser.
+        token: The bearer token; None if there is none. Never in a log.
         fault: What is wrong with the request; empty if nothing.
     """
 
@@ -58,7 +58,7 @@ class Target:
         """Read the path and query of a request line.
 
         Raises:
-            ValueError: They are no such thing.
+            ValueError: They cannot be parsed.
         """
         parts = urlsplit(path)
         query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
@@ -66,7 +66,7 @@ class Target:
 
     @classmethod
     def of(cls, request: Request) -> Target:
-        """Read a request; what cannot be read is its `fault`."""
+        """Read a request; an error becomes its `fault`."""
         headers = request.headers
         try:
             if not (host := headers.get("Host", "")):
@@ -83,9 +83,9 @@ class Answer(Generic[T]):
 
     Attributes:
         response: Bytes to write.
-        admitted: What `admit` returned: the connection is a WebSocket now; None: write and close.
+        admitted: What `admit` returned: the connection is a WebSocket now; None: write `response` and close.
         subprotocol: The selected one, or None.
-        malformed: It is a 400, and `admit` was not asked.
+        malformed: Whether it is a 400, and `admit` was not called.
     """
 
     response: bytes
@@ -95,12 +95,12 @@ class Answer(Generic[T]):
 
 
 def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answer[T]:
-    """Check a complete request head as RFC 6455 says, ask `admit`, and build the answer.
+    """Check a complete request head by RFC 6455, call `admit`, and build the answer.
 
     Args:
         head: The request up to and including its empty line.
-        admit: Called with the target of a well-formed request: what is to be done, or why not. A refusal is
-            sent instead of the 101.
+        admit: Called with the target of a well-formed request: returns what is admitted, or a refusal,
+            which is sent instead of the 101.
     """
     protocol = _Handshake(logger=QUIET)
     protocol.receive_data(head)
@@ -122,9 +122,9 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
                     response.headers["WWW-Authenticate"] = "Bearer"
         malformed = malformed and response.status_code == 400
         if response.status_code == 400 and request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
-            response.headers["Sec-WebSocket-Version"] = "13"  # the one that would be right (RFC 6455 4.4)
+            response.headers["Sec-WebSocket-Version"] = "13"  # the supported one (RFC 6455 4.4)
         protocol.send_response(response)
-    # Some malformed requests the protocol answers itself; to others it has nothing to say.
+    # Some malformed requests the protocol answers itself; for others it has no response.
     response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
     dispose(protocol)
     return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol, malformed)
@@ -138,7 +138,7 @@ def plain_response(status: int, phrase: str, headers: str = "") -> bytes:
 
 
 class _Handshake(ServerProtocol):
-    """The library's handshake, but for the choice of a subprotocol: ours, or none, and nobody is refused."""
+    """The library's handshake with another choice of subprotocol: V1, PLAIN or none; it refuses no client."""
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
-        return next((Subprotocol(ours) for ours in (V1, PLAIN) if ours in subprotocols), None)
+        return next((Subprotocol(name) for name in (V1, PLAIN) if name in subprotocols), None)

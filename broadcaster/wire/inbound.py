@@ -1,4 +1,4 @@
-"""What a subscriber sends to the hub."""
+"""The server side of an open connection: what a subscriber sends to the hub."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MOST_CONTROL_BYTES: Final = 125
 
 
 class Inbound:
-    """Reads what a subscriber sends, answers what the protocol demands, drops the rest.
+    """Parser of what a subscriber sends: answers what the protocol demands, drops the rest.
 
     Attributes:
-        frames: How many frames have come.
-        ignoring: Whether it has said too much.
+        frames: Number of frames received.
+        ignoring: Whether further input is ignored, because there was too much.
 
-    Made only when a subscriber talks (see `is_whole_control_frame`): silent connections do not pay for it.
+    Created only when a subscriber sends (see `is_whole_control_frame`): silent connections do not pay for it.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -40,16 +40,16 @@ class Inbound:
         return b"".join(protocol.data_to_send())
 
     def dispose(self) -> None:
-        """Free the memory now; nothing can be fed any more."""
+        """Free the memory now; `feed` must not be called any more."""
         dispose(self._protocol)
 
     def ignore(self) -> None:
-        """What comes from here on is not to be heard."""
+        """Ignore all further input."""
         self.ignoring = True
 
     @property
     def ended(self) -> bool:
-        """Whether the conversation is over: the client closed, or broke the protocol."""
+        """Whether the connection is over: the client closed it, or violated the protocol."""
         return self._protocol.state is not OPEN
 
     @property
@@ -58,10 +58,10 @@ class Inbound:
 
 
 class _Listening(ServerProtocol):
-    """The library's server, strict frame by frame: what follows a mistake, also in the same read, is not heard."""
+    """The library's server, strict frame by frame: what follows an error, even in the same read, is ignored."""
 
     def __init__(self, max_bytes: int) -> None:
-        # A control frame between two fragments is no part of their message, but the library counts it in.
+        # A control frame between two fragments is no part of their message, but the library counts it.
         super().__init__(state=OPEN, max_size=max_bytes + MOST_CONTROL_BYTES, logger=QUIET)
         self._max_bytes = max_bytes
         self._size = 0
@@ -69,7 +69,7 @@ class _Listening(ServerProtocol):
 
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            self.current_size = None  # a message that is not complete may be given up (RFC 6455 5.4)
+            self.current_size = None  # an incomplete message may be abandoned (RFC 6455 5.4)
         super().recv_frame(frame)
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return

@@ -1,4 +1,4 @@
-"""The client's side of a connection, without a socket."""
+"""The client side of a connection, without a socket (sans-I/O)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from broadcaster.wire.frames import PLAIN, V1, CloseCode, is_final_refusal
 
 
 class Outbound:
-    """The client's side of one connection, for those who stamp first and parse later (the fleet).
+    """The client side of one connection, for a caller that stamps first and parses later (the fleet).
 
     Attributes:
-        connected: Whether the hub has accepted; stays so when it closes.
-        failure: Why it has not.
+        connected: Whether the hub has accepted; stays true when it closes.
+        failure: Why it has not; None if it has, or has not answered yet.
         status: The HTTP status of its answer; None before it.
     """
 
@@ -74,25 +74,25 @@ class Outbound:
         return self.to_send()
 
     def to_send(self) -> bytes:
-        """What the protocol wants written: pongs, the answer to a close."""
+        """Bytes that the protocol has to write: pongs, the answer to a close."""
         return b"".join(self._protocol.data_to_send())
 
     def dispose(self) -> None:
-        """Free the memory now; nothing can be fed any more."""
+        """Free the memory now; `feed` must not be called any more."""
         dispose(self._protocol)
 
     @property
     def speaks_v1(self) -> bool:
-        """Whether the hub has selected `broadcaster.v1`: others give no positions that they would know again."""
+        """Whether the hub has selected `broadcaster.v1`: others give no positions to resume from."""
         return self._protocol.subprotocol == V1
 
     @property
     def is_final_refusal(self) -> bool:
-        """Whether the hub has refused the handshake, and would again."""
+        """Whether the hub has refused the handshake, and would refuse it again."""
         return self.status is not None and is_final_refusal(self.status)
 
     @property
     def close_code(self) -> int | None:
-        """The code the hub closed with, if it did."""
+        """The close code of the hub; None if it has not closed."""
         close = self._protocol.close_rcvd
         return close.code if close else None

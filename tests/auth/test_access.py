@@ -20,7 +20,7 @@ import tomli_w
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from broadcaster.auth.access import ANYBODY, CAUSES, Access, Denied, Grant
+from broadcaster.auth.access import CAUSES, UNRESTRICTED, Access, Denied, Grant
 from broadcaster.auth.tokens import create_token
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.settings import AuthTable, load
@@ -472,7 +472,7 @@ def test_without_access_control_everybody_is_somebody() -> None:
     """With mode none whatever is shown is not looked at."""
     access = Access(AuthTable())
     for shown in (None, "", "..", API_KEY, token()):
-        assert access.grant(shown) is ANYBODY
+        assert access.grant(shown) is UNRESTRICTED
 
 
 # API keys

@@ -301,7 +301,7 @@ def test_a_wrong_place_is_refused_by_its_name(name: str, value: object) -> None:
     assert error.detail.startswith(f"{name} must be ")
 
 
-@pytest.mark.parametrize("name", event.RESERVED)
+@pytest.mark.parametrize("name", PLACE)
 def test_one_field_of_a_place_alone_is_refused(name: str) -> None:
     """Whoever claims a part of a place without the rest is refused, however right that part is."""
     error = refusal(event_payload(**{name: PLACE[name]}))
@@ -335,11 +335,6 @@ def test_an_event_that_is_not_stored_has_no_place() -> None:
     decoded = event.decode(event_payload(data=PLACE))
     assert (decoded.channel, decoded.position) == (None, None)
     assert decoded.data == PLACE
-
-
-def test_the_fields_of_a_place_are_the_reserved_ones() -> None:
-    """There is no other field that an event is given when it is stored."""
-    assert tuple(PLACE) == event.RESERVED
 
 
 def test_a_place_that_stands_twice_is_refused() -> None:

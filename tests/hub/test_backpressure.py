@@ -21,7 +21,7 @@ OTHER = "events.other"
 
 
 class Pausing(Socket):
-    """A transport that asks for a pause inside one write of all that are made, and takes everything nevertheless."""
+    """A transport that asks for a pause inside one write of all, and takes everything nevertheless."""
 
     numbers = itertools.count()
     pauses_in: int | None = None

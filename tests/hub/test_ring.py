@@ -29,8 +29,10 @@ def at(epoch: int, offset: int) -> Position:
 
 
 def placed(max_bytes: int, *places: tuple[int, int], begin: tuple[int, int] = (1, 0)) -> Ring:
-    """A ring with a frame of 10 bytes at each of these places (epoch, offset), in order; a place that comes again is
-    that of an event that is not stored."""
+    """A ring with a frame of 10 bytes at each of these places (epoch, offset), in order.
+
+    A place that comes again is that of an event that is not stored.
+    """
     ring = Ring(max_bytes)
     ring.begin(at(*begin))
     for before, place in itertools.pairwise([begin, *places]):

@@ -17,7 +17,7 @@ import pytest
 
 from broadcaster import InvalidEvent, Publisher, Settings
 from broadcaster.core.errors import HubUnavailable, RedisRefused, RedisUnavailable
-from broadcaster.core.event import RESERVED, decode, draft
+from broadcaster.core.event import decode, draft
 from broadcaster.core.position import Position
 from broadcaster.publish.publisher import Published
 from broadcaster.publish.schedule import due_times, on_schedule, padding
@@ -241,6 +241,10 @@ def test_nesting_without_end_is_refused(steady_redis: RedisServer) -> None:
     finally:
         while data:  # taken apart by hand: the interpreter would do it recursively
             data = data.pop("d")
+
+
+RESERVED = ("channel", "epoch", "offset")
+"""Fields that are given to an event when it is stored, all three; a publisher cannot set them."""
 
 
 @pytest.mark.parametrize("name", [*RESERVED, "event_id", "sequence", "published_at_ms", "published_at_us"])

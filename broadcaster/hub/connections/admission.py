@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from broadcaster import wire
-from broadcaster.auth.access import ANYBODY, Access, Denied, Grant
 from broadcaster.auth.access import CAUSES as DENIALS
+from broadcaster.auth.access import UNRESTRICTED, Access, Denied, Grant
 from broadcaster.core.ratelimit import TokenBucket
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
@@ -164,7 +164,7 @@ class AdmissionControl:
         if len(names) > most:
             return self._refuse("query", 400, f"more than {most} channels")
         for name in names:
-            if grant is not ANYBODY and not grant.may_subscribe(name):
+            if grant is not UNRESTRICTED and not grant.may_subscribe(name):
                 return self._refuse("forbidden_channel", 403, f"not for you: {name}")
             if not self._channels.is_allowed(name):
                 return self._refuse("unknown_channel", 404, f"no such channel here: {name}")
