@@ -41,7 +41,7 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
-    """Every module of broadcaster/, its type marker, the script, the metadata; no tests, configuration, results."""
+    """Every module of broadcaster/, its type marker, the script, the metadata; nothing else of the checkout."""
     names = names_in(wheel)
     package = {name for name in names if name.startswith("broadcaster/")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}

@@ -194,17 +194,20 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         raise InvalidEvent("not_utf8", f"not UTF-8 at byte {error.start}") from None
     try:
         fields = _DECODE(payload)
-        keys = _count_keys(fields) if type(fields) is dict else 0
+        if type(fields) is not dict:
+            raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
+        # As many keys as colons, else a key is duplicate (the decoder kept the last). Most events have no colon in
+        # a string, and no keys but their own and those of `data`; only for the others all are counted, and the
+        # strings are removed first.
+        colons, data = payload.count(b":"), fields.get("data")
+        if len(fields) + (len(data) if type(data) is dict else 0) != colons or b"[" in payload:
+            keys = _count_keys(fields)
+            if keys != colons and keys != _STRING.sub(b"", payload).count(b":"):
+                raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     except RecursionError:
         raise InvalidEvent("too_deep", "nested too deeply") from None
     except msgspec.MsgspecError as error:
         raise InvalidEvent("not_json", f"not JSON: {error}") from None
-    if type(fields) is not dict:
-        raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
-    # As many keys as colons, else a key is duplicate (the decoder kept the last). Most events have no colon in a
-    # string; only for the others the strings are removed first.
-    if keys != payload.count(b":") and keys != _STRING.sub(b"", payload).count(b":"):
-        raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     _check_fields(fields)
     if len(payload) > max_bytes:
         _check_size(len(payload), max_bytes, fields)
@@ -231,9 +234,9 @@ def _check_fields(fields: dict[str, Any]) -> None:
     sequence, published_ms, published_us = get("sequence"), get("published_at_ms"), get("published_at_us", 0)
     if type(event_id) is not str or not _UUID(event_id):
         raise _wrong("event_id", "a UUID", fields)
-    if type(event_type) is not str or not _NAME(event_type):
+    if type(event_type) is not str or not _is_name(event_type):
         raise _wrong("event_type", _A_NAME, fields)
-    if type(source) is not str or not _NAME(source):
+    if type(source) is not str or not _is_name(source):
         raise _wrong("source", _A_NAME, fields)
     if type(sequence) is not int or not 0 <= sequence < _MAX_NUMBER:
         raise _wrong("sequence", _A_NUMBER, fields)
@@ -259,6 +262,12 @@ def _check_position(fields: dict[str, Any]) -> None:
     if not is_epoch(epoch):
         raise _wrong("epoch", "1 to 64 letters and digits", fields)
     raise _wrong("channel", "a channel name", fields)
+
+
+@functools.lru_cache(1024)
+def _is_name(text: str) -> bool:
+    """Cached: called for every event, and there are few types and sources."""
+    return _NAME(text) is not None
 
 
 @functools.lru_cache(1024)

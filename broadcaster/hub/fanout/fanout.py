@@ -30,7 +30,7 @@ class _Batch(NamedTuple):
     before: Position | None
 
     def position_after(self, count: int) -> Position | None:
-        """Where a reader stands that has been given so many of them; the ring may have dropped them already."""
+        """Where a reader stands that has been given so many of them, which the ring does not hold yet."""
         stored = (message.position for message in reversed(self.messages[:count]) if message.position is not None)
         return next(stored, self.before)
 
@@ -129,12 +129,18 @@ class Fanout:
 
     def broadcast(self, messages: Sequence[Message]) -> None:
         """Write events to every live subscription that wants them: one write per connection and piece."""
-        self._let_unwritable_fall_behind()
+        if self._unsettled:
+            self._let_unwritable_fall_behind()
         batch = _Batch(messages, self.ring.head, self.ring.position)
-        self.ring.extend(messages, self._clock.loop_s())  # first: a cursor may point into it already
-        if len(self._groups) == 1:
-            self._write_pieces(self._groups.unfiltered, [message.frame for message in messages], None, batch)
-            return
+        try:
+            if len(self._groups) == 1:
+                self._write_pieces(self._groups.unfiltered, [message.frame for message in messages], None, batch)
+            else:
+                self._write_by_group(messages, batch)
+        finally:  # after the writes: the ring is not read before this turn of the loop ends
+            self.ring.extend(messages, self._clock.loop_s())
+
+    def _write_by_group(self, messages: Sequence[Message], batch: _Batch) -> None:
         wanted: dict[FilterGroup, list[int]] = {}
         for index, message in enumerate(messages):
             for group in self._groups.matching(message.labels):
@@ -148,6 +154,8 @@ class Fanout:
         self, group: FilterGroup, frames: list[bytes], indexes: list[int] | None, batch: _Batch
     ) -> None:
         """Write frames to a group; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
+        if not group.live:
+            return
         start = size = 0
         for number, frame in enumerate(frames):
             if number > start and size + len(frame) > self._write_bytes:
@@ -166,8 +174,6 @@ class Fanout:
             end: How many it has been given, or does not want: there those continue whose socket is full now.
             batch: The events that are broadcast.
         """
-        if not group.live:
-            return
         transports = group.transports
         if transports is None:
             transports = group.transports = [subscription.sink.transport for subscription in group.live]
@@ -187,7 +193,8 @@ class Fanout:
 
     def announce(self, gap: Gap) -> None:
         """Announce a gap to every live subscription; a plain client, which cannot be told, is closed (4009)."""
-        self._let_unwritable_fall_behind()
+        if self._unsettled:
+            self._let_unwritable_fall_behind()
         frame = wire.gap_frame(gap)
         self.ring.append_gap(gap, frame, self._clock.loop_s())
         self.gaps[gap.cause] += 1
@@ -200,10 +207,9 @@ class Fanout:
 
     def _let_unwritable_fall_behind(self) -> None:
         """Subscriptions that became unwritable earlier in this turn of the loop are not written to."""
-        if self._unsettled:
-            for group in self._groups:
-                for subscription in [each for each in group.live if not each.sink.writable]:
-                    self._fall_behind(subscription, self.ring.head, self.ring.position)
+        for group in self._groups:
+            for subscription in [each for each in group.live if not each.sink.writable]:
+                self._fall_behind(subscription, self.ring.head, self.ring.position)
 
     # Behind
 
