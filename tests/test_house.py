@@ -48,7 +48,7 @@ ROOMS = {
     "": Room("__main__ errors position", "cli core publish settings subscribe"),
     "core": Room(
         "backoff bounded errors event files logs position process ratelimit runtime status_events subscription "
-        "text tls urls version",
+        "text tls version",
         "",
     ),
     "settings": Room("layers tables", "core"),
@@ -186,7 +186,7 @@ def test_every_module_has_its_room() -> None:
 def test_a_room_is_small_and_says_what_lives_there(name: str) -> None:
     """No more than 16 files, and the first sentence of its `__init__` says for what it is there."""
     folder = PACKAGE.joinpath(*name.split("."))
-    assert len(list(folder.glob("*.py"))) - 1 <= MAX_FILES
+    assert len(list(folder.iterdir())) - (folder / "__pycache__").exists() <= MAX_FILES
     sentence = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
     assert sentence
     assert "." in sentence.partition("\n")[0]

@@ -205,12 +205,28 @@ def test_the_makefile_says_what_it_has() -> None:
     assert all(f"`make {target}`" in contributing for target in everyday)
 
 
+COME_BACK = {
+    CloseCode.NORMAL: "as you like",
+    CloseCode.PROTOCOL_ERROR: "no: mend the client",
+    CloseCode.INVALID_TEXT: "no: mend the client",
+    CloseCode.POLICY: "no: send less",
+    CloseCode.MESSAGE_TOO_BIG: "no: send less",
+    CloseCode.PING_TIMEOUT: "yes, with `since`",
+    CloseCode.RESTART: "yes, with `since`, after a random delay",
+    CloseCode.EXPIRED: "yes, with a new token and `since`",
+    CloseCode.SLOW: "yes, with `since`",
+    CloseCode.GAP: "yes, without `since`",
+}
+"""Whether a client should reconnect."""
+
+
 def test_every_close_code_is_in_the_contract() -> None:
     """docs/contract.md has a row for each close code of the wire, with the same advice."""
     rows = dict(
         re.findall(r"^\| (\d{4}) \|.*\| ([^|]+) \|$", (ROOT / "docs/contract.md").read_text(), re.MULTILINE)
     )
-    assert rows == {str(code.value): code.come_back for code in CloseCode}
+    assert all(advice.startswith(("yes", "no", "as you like")) for advice in COME_BACK.values())
+    assert rows == {str(code.value): COME_BACK[code] for code in CloseCode}
 
 
 def test_every_exit_code_is_in_the_contract() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.core.urls import redact
+from broadcaster.core.text import redact
 from broadcaster.redis.server import RedisServer, free_port
 from broadcaster.settings import Settings, assignment, dump, load
 from tests.support import ROOT, CommandLine, broadcaster, clean_environment, eventually, finished

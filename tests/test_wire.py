@@ -283,12 +283,6 @@ def test_a_close_frame_fits_the_protocol_whatever_the_reason(reason: str) -> Non
     assert len(close.reason.encode()) >= min(len(reason.encode()), 116)
 
 
-@pytest.mark.parametrize("code", CloseCode)
-def test_every_close_code_says_whether_to_come_back(code: CloseCode) -> None:
-    """No code without advice."""
-    assert code.come_back.startswith(("yes", "no", "as you like"))
-
-
 WHOLE_CONTROL_FRAMES = {
     "empty pong": client_frame(10),
     "pong with payload": client_frame(10, b"abcd"),

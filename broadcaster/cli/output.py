@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
@@ -16,6 +15,7 @@ from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.event import Event
 from broadcaster.core.position import Gap
+from broadcaster.core.runtime import CLOCK
 from broadcaster.core.status_events import Received, Stale
 from broadcaster.core.text import printable
 from broadcaster.subscribe.subscriber import Subscriber
@@ -95,7 +95,7 @@ def describe(item: Received) -> str:
     if not isinstance(item, Event):
         return "FRESH: the hub beats again"
     seconds, milliseconds = divmod(item.published_at_ms, 1000)
-    at = time.strftime("%H:%M:%S", time.localtime(seconds))
+    at = CLOCK.date("%H:%M:%S", seconds)
     return (
         f"{at}.{milliseconds:03d} {item.severity:<8} {item.event_type} {item.source} "
         f"#{item.sequence} {item.latency_ms:.2f} ms"

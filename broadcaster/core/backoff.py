@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.runtime import CHANCE, Chance
 
-log = logging.getLogger("broadcaster.bus")
+log = logging.getLogger("broadcaster.redis")
 
 T = TypeVar("T")
 

@@ -43,9 +43,9 @@ class Clock:
         """Seconds of CPU time that this thread has used."""
         return time.thread_time()
 
-    def date(self, pattern: str) -> str:
-        """The local date and time in the notation of `time.strftime`."""
-        return time.strftime(pattern)
+    def date(self, pattern: str, at_s: float | None = None) -> str:
+        """Local date and time of an instant (seconds since 1970; None: now) in the notation of `time.strftime`."""
+        return time.strftime(pattern, time.localtime(at_s))
 
     def block(self, seconds: float) -> None:
         """Block the whole thread, event loop included."""

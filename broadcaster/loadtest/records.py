@@ -136,8 +136,4 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
         return [kind(*(read(cell) for read, cell in zip(readers, row, strict=True))) for row in rows]
 
 
-_READERS: dict[str, Any] = {
-    "int": int,
-    "str": str,
-    "int | None": lambda cell: int(cell) if cell else None,
-}
+_READERS: dict[str, Any] = {"int": int, "str": str, "int | None": lambda cell: int(cell) if cell else None}

@@ -55,11 +55,7 @@ class Publisher:
     """
 
     def __init__(
-        self,
-        settings: Settings | None = None,
-        *,
-        channel: str | None = None,
-        runtime: Runtime = RUNTIME,
+        self, settings: Settings | None = None, *, channel: str | None = None, runtime: Runtime = RUNTIME
     ) -> None:
         """Prepare a publisher.
 

@@ -110,11 +110,7 @@ class RedisConnection(asyncio.Protocol):
         return connection
 
     @classmethod
-    async def _connect(
-        cls,
-        options: dict[str, Any],
-        protocol: Callable[[], RedisConnection],
-    ) -> RedisConnection:
+    async def _connect(cls, options: dict[str, Any], protocol: Callable[[], RedisConnection]) -> RedisConnection:
         loop = asyncio.get_running_loop()
         if "path" in options:
             return (await loop.create_unix_connection(protocol, options["path"]))[1]

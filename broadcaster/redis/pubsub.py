@@ -11,7 +11,7 @@ from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
-from broadcaster.core.urls import redact
+from broadcaster.core.text import redact
 from broadcaster.redis.connection import RedisConnection
 from broadcaster.settings import RedisTable
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.urls import redact
+from broadcaster.core.text import redact
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:

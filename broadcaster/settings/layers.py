@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.core.urls import redact
+from broadcaster.core.text import redact
 from broadcaster.settings.tables import ENVIRONMENT, Settings
 
 CONFIG_FILE: Final = "broadcaster.toml"

@@ -5,14 +5,7 @@ extensions, so a frame is the same for every subscriber and is built once per ev
 """
 
 from broadcaster.wire.bearer import token_in
-from broadcaster.wire.control import (
-    beat_frame,
-    drain_frame,
-    gap_frame,
-    lag_frame,
-    read_control,
-    welcome_frame,
-)
+from broadcaster.wire.control import beat_frame, drain_frame, gap_frame, lag_frame, read_control, welcome_frame
 from broadcaster.wire.frames import (
     PING,
     PLAIN,

@@ -46,11 +46,7 @@ def gap_frame(gap: Gap) -> bytes:
 def lag_frame(channel: str, behind_ms: float, behind_events: float, behind_bytes: float) -> bytes:
     """A warning to a slow consumer: its lag, before events are shed or it is closed."""
     return _control_frame(
-        "lag",
-        channel,
-        behind_ms=round(behind_ms),
-        behind_events=behind_events,
-        behind_bytes=behind_bytes,
+        "lag", channel, behind_ms=round(behind_ms), behind_events=behind_events, behind_bytes=behind_bytes
     )
 
 

@@ -17,7 +17,7 @@ PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
 
 
 class CloseCode(enum.IntEnum):
-    """The close codes of the hub; `come_back` says whether a client should reconnect."""
+    """The close codes of the hub; docs/contract.md says for each whether a client should reconnect."""
 
     NORMAL = 1000
     PROTOCOL_ERROR = 1002
@@ -29,25 +29,6 @@ class CloseCode(enum.IntEnum):
     EXPIRED = 4001
     SLOW = 4008
     GAP = 4009
-
-    @property
-    def come_back(self) -> str:
-        """Whether to reconnect, as advice for the author of a client."""
-        return _COME_BACK[self]
-
-
-_COME_BACK: Final = {
-    CloseCode.NORMAL: "as you like",
-    CloseCode.PROTOCOL_ERROR: "no: mend the client",
-    CloseCode.INVALID_TEXT: "no: mend the client",
-    CloseCode.POLICY: "no: send less",
-    CloseCode.MESSAGE_TOO_BIG: "no: send less",
-    CloseCode.PING_TIMEOUT: "yes, with `since`",
-    CloseCode.RESTART: "yes, with `since`, after a random delay",
-    CloseCode.EXPIRED: "yes, with a new token and `since`",
-    CloseCode.SLOW: "yes, with `since`",
-    CloseCode.GAP: "yes, without `since`",
-}
 
 
 def text_frame(payload: bytes) -> bytes:
