@@ -30,11 +30,10 @@ class Scheduler:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        clock = self._clock
+        clock, limits = self._clock, self._limits
         rest_s = clock.thread_cpu_s() - self._left_at
-        end = clock.monotonic_s() + max(
-            self._limits.slice_s, self._limits.slice_share * rest_s
-        )  # loop time stands still in a turn
+        # Not by loop time, which stands still within a turn.
+        end = clock.monotonic_s() + max(limits.slice_s, limits.slice_share * rest_s)
         try:
             while self._queue:
                 work = next(iter(self._queue))
