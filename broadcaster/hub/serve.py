@@ -51,41 +51,50 @@ async def serve(
     settings = _within_open_files(settings)
     if broker is None:
         broker = RedisBroker.of(settings, runtime)
+    # A hub with a dead part must not look alive: whatever ends first ends the hub. The other parts work on until
+    # the connections are closed.
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     try:
-        # A hub with a dead part must not look alive: whatever ends first ends the hub.
         async with asyncio.TaskGroup() as group:
 
             def spawn(work: Work, name: str) -> asyncio.Task[None]:
-                return group.create_task(_as_long_as_needed(work, name, stop), name=name)
+                return group.create_task(_until_cancelled(work, name, failed), name=name)
 
-            await _run(Hub(settings, broker, spawn, runtime), stop)
+            await _run(Hub(settings, broker, spawn, runtime), stop, failed)
             raise Stopped
     except BaseExceptionGroup as errors:
-        if not isinstance(errors.exceptions[0], Stopped):
-            raise errors.exceptions[0] from None  # the first one is the reason; what follows is its consequence
+        if not isinstance(error := errors.exceptions[0], Stopped):
+            raise error from None
         return 0
     finally:
+        failed.cancel()
         broker.close()
 
 
-async def _as_long_as_needed(work: Work, name: str, stop: asyncio.Event) -> None:
-    """Work that must not end before the hub is told to stop; then its failure is of no interest."""
+async def _until_cancelled(work: Work, name: str, failed: asyncio.Future[None]) -> None:
+    """Work that must not end by itself; the first failure is the reason, what follows is its consequence."""
     try:
         await work()
         raise RuntimeError(f"the task {name!r} has ended")
-    except Exception:
-        if not stop.is_set():
-            raise
+    except Exception as error:
+        if not failed.done():
+            failed.set_exception(error)
+            failed.exception()  # counts as seen: while the hub stops, nobody looks
 
 
-async def _run(hub: Hub, stop: asyncio.Event) -> None:
-    """Listen, work until `stop` is set, and go: connections first, then the rest."""
+async def _run(hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None]) -> None:
+    """Listen, work until `stop` is set or a part has failed, and go: connections first, then the rest."""
     server = await _listen(hub)
     _quiet_garbage_collector()
     hub.start()
+    stopped = asyncio.ensure_future(stop.wait())
     try:
-        await stop.wait()
-    finally:  # or cancelled, because a part has failed
+        ends: list[asyncio.Future[Any]] = [failed, stopped]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            failed.result()  # raises what ended it
+    finally:
+        stopped.cancel()
         hub.admission.stopping = True
         await drain(hub.context, hub.settings.hub.drain_s if stop.is_set() else 0.0)
         server.close()  # only now: until here /health/ready says that this hub is going

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from broadcaster.core.backoff import backoff_s
 from broadcaster.core.errors import HubRefused
-from broadcaster.core.runtime import CHANCE, Chance
+from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.settings import SubscriberTable
 from broadcaster.wire import client
 
 log = logging.getLogger("broadcaster.subscriber")
 
 _SHORTEST_WAIT_S: Final = 0.2
+_LONGEST_WAIT_S: Final = 102.4
 _LONGEST_HINT_S: Final = 60.0
 
 
@@ -34,7 +35,7 @@ class Connector:
         url: Callable[[], str],
         token: str | Callable[[], str],
         tls: ssl.SSLContext | None,
-        chance: Chance = CHANCE,
+        runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare; nothing is connected yet.
 
@@ -43,15 +44,16 @@ class Connector:
             url: Called before each attempt: where to connect, with the positions after which to resume.
             token: Sent to the hub; a function is called before each attempt.
             tls: TLS context for wss://.
-            chance: For the backoff.
+            runtime: Time and chance for the backoff.
         """
         self._settings = settings
         self._url = url
         self._token = token
         self._tls = tls
-        self._chance = chance
-        self._waits_s = backoff_s(_SHORTEST_WAIT_S, settings.reconnect_max_s, chance)
-        self._waits = False
+        self._clock = runtime.clock
+        self._chance = runtime.chance
+        self._waits_s: Iterator[float] | None = None  # while attempts fail
+        self._not_before = 0.0  # loop time of the next attempt: a wait that is cancelled is not begun anew
         self._hint_s = 0.0
         self._failure_logged = False
         self._ever_connected = False
@@ -66,11 +68,16 @@ class Connector:
         """The connection has ended. Even the first attempt to reconnect waits: all clients reconnect now."""
         self.connection = None
         self._failure_logged = True
-        self._wait_anew()
+        self._waits_s = None
+        self._wait()
 
-    def _wait_anew(self) -> None:
-        self._waits = True
-        self._waits_s = backoff_s(_SHORTEST_WAIT_S, self._settings.reconnect_max_s, self._chance)
+    def _wait(self) -> None:
+        """Let the next attempt wait, each time longer."""
+        if self._waits_s is None:
+            longest_s = min(self._settings.reconnect_max_s, _LONGEST_WAIT_S)
+            self._waits_s = backoff_s(_SHORTEST_WAIT_S, longest_s, self._chance)
+        self._not_before = self._clock.loop_s() + self._hint_s + next(self._waits_s)
+        self._hint_s = 0.0
 
     async def connect(self) -> client.ClientConnection:
         """Connect, retrying until it succeeds.
@@ -79,9 +86,8 @@ class Connector:
             HubRefused: The hub refuses, and a retry would not help.
         """
         while True:
-            if self._waits:
-                await asyncio.sleep(self._hint_s + next(self._waits_s))
-                self._hint_s = 0.0
+            if self._waits_s is not None:
+                await asyncio.sleep(max(0.0, self._not_before - self._clock.loop_s()))
             url = self._url()
             try:
                 connection = await client.open_connection(
@@ -99,13 +105,13 @@ class Connector:
                 if not self._failure_logged:
                     log.warning("%s: %s; trying again", url, error)
                 self._failure_logged = True
-                if not self._waits:
-                    self._wait_anew()
+                self._wait()
             else:
                 log.info("connected to %s", url)
                 self.reconnects += self._ever_connected
                 self._ever_connected = True
-                self._waits = self._failure_logged = False
+                self._waits_s = None
+                self._failure_logged = False
                 self.connection = connection
                 return connection
 

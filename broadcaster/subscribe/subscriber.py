@@ -89,7 +89,7 @@ class Subscriber:
             self._resume_state.url,
             settings.subscriber.token.get_secret_value() if token is None else token,
             tls.client_context(url, settings.subscriber.tls_ca),
-            runtime.chance,
+            runtime,
         )
         self._clock = runtime.clock
         self._recent = BoundedDict[str, None](runtime.limits.recent_ids)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from broadcaster.settings import ChannelsTable
+from broadcaster.wire import CloseCode
 from tests.hub.house import CHANNEL, House
 from tests.support import in_loop
 
@@ -194,3 +195,56 @@ async def test_what_no_channel_is_open_for_is_dropped() -> None:
     house.dispatcher.on_messages({b"events.gone": [b"{}"], CHANNEL.encode(): house.store(1), b"\xff": [b"x"]})
     assert len(peer.events()) == 1
     assert sum(house.dispatcher.invalid.values()) == 0
+
+
+# Clients that are closed while they wait
+
+
+@in_loop
+async def test_a_client_that_is_closed_in_the_turn_in_which_its_channel_catches_up_is_not_welcomed() -> None:
+    """Its close frame is the last one, and those that wait behind it begin as if it had not been there."""
+    house = await House.opened()
+    house.channels.on_lost(CHANNEL)
+    waiting = [house.connect(v1=True) for _ in range(4)]
+
+    def close() -> bool:
+        """In the same turn of the scheduler, just before the first of those that wait is started."""
+        if not house.sequencer.caught_up:
+            return True
+        waiting[0].connection.close(CloseCode.POLICY, "")
+        return False
+
+    house.scheduler.add(close)
+    house.channels.on_confirmed(CHANNEL)
+    await house.settle()
+    assert waiting[0].told == ["close 1008"]
+    assert [peer.told for peer in waiting[1:]] == [["welcome"]] * 3
+    [event] = house.publish(1)
+    assert [peer.events() for peer in waiting] == [[], [event], [event], [event]]
+
+
+@in_loop
+async def test_a_client_that_is_closed_for_one_channel_does_not_resume_in_another() -> None:
+    """Nothing of it is counted there."""
+    other = "events.other"
+    house = await House.opened(stored=3)
+    house.channels.get(other)
+    house.channels.on_confirmed(other)
+    await house.settle()
+    peer = house.connect(f"channel={CHANNEL}&since=e1-99&channel={other}&since=e1-0")
+    await house.settle()
+    assert peer.told == ["close 4009"]
+    assert [house.channel(name).replay.resumed for name in (CHANNEL, other)] == [1, 0]
+    assert [house.channel(name).listeners for name in (CHANNEL, other)] == [1, 1]
+
+
+@in_loop
+async def test_nothing_is_written_behind_the_close_frame() -> None:
+    """Whoever writes: a heartbeat, a warning, an event that was on its way."""
+    house = await House.opened()
+    peer = house.connect(v1=True)
+    peer.connection.close(CloseCode.RESTART, "")
+    peer.connection.write(b"\x81\x01x")
+    house.publish(1)
+    await house.settle()
+    assert peer.told == ["welcome", "close 1012"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sized
+from collections.abc import Sequence
 
 from broadcaster import wire
 from broadcaster.core.runtime import RUNTIME, Runtime
@@ -13,7 +13,7 @@ from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.scheduler import Scheduler
-from broadcaster.hub.fanout.subscription import State, Subscription
+from broadcaster.hub.fanout.subscription import Sink, State, Subscription
 from broadcaster.settings import Settings
 
 
@@ -38,7 +38,7 @@ class Channel:
         *,
         rank: int = 0,
         drops_oldest: bool = False,
-        unsettled: Sized = (),
+        unsettled: Sequence[Sink] = (),
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare a channel; nothing happens before `run`.
@@ -108,6 +108,8 @@ class Channel:
     def subscribe(self, subscription: Subscription) -> None:
         """Take a subscription in; it waits until the channel is caught up and its position has been looked up."""
         self.listeners += 1
+        if subscription.sink.closing:
+            return  # because of another channel of its connection
         since = subscription.since
         if self.sequencer.caught_up and (since is None or self.sequencer.knows(since)):
             self._start(subscription)
@@ -152,6 +154,8 @@ class Channel:
         return bool(self._waiting) and sequencer.caught_up
 
     def _start(self, subscription: Subscription) -> None:
+        if subscription.sink.closing:
+            return  # it was closed in this turn of the loop, and is not settled yet
         if subscription.since is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position

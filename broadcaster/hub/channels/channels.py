@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sized
+from collections.abc import Callable, Coroutine, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.fanout.scheduler import Scheduler
+from broadcaster.hub.fanout.subscription import Sink
 from broadcaster.settings import Settings
 
 OWN: Final = "broadcaster.hub."
@@ -42,7 +43,7 @@ class Channels:
         pages: PageCache,
         scheduler: Scheduler,
         spawn: Spawn,
-        unsettled: Sized = (),
+        unsettled: Sequence[Sink] = (),
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Open the default channel.

@@ -139,25 +139,24 @@ class Connection(asyncio.Protocol):
     # As the sink of its subscriptions
 
     @property
-    def writable(self) -> bool:
-        return not self.blocked and self.close_deadline is None and not self.ended
+    def closing(self) -> bool:
+        return self.close_deadline is not None or self.transport is _CLOSED
 
     @property
-    def ended(self) -> bool:
-        """Whether the connection is lost."""
-        return self.transport is _CLOSED
+    def writable(self) -> bool:
+        return not self.blocked and not self.closing
 
     def write(self, data: bytes) -> None:
-        """Write unless the transport is closing (uvloop raises when it is)."""
-        if not self.transport.is_closing():
+        """Write unless the close frame is sent, or the transport is closing (uvloop raises when it is)."""
+        if not self.closing and not self.transport.is_closing():
             self.transport.write(data)
 
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Send a close frame, once; a client that does not answer it in time is cut by the timer."""
-        if self.close_deadline is None and not self.ended:
+        if not self.closing:
             self._context.registry.closed[code] += 1
-            self._begin_close()
             self.write(wire.close_frame(code, reason))
+            self._begin_close()
 
     def _begin_close(self) -> None:
         """No more events, and a deadline to be gone."""
@@ -186,7 +185,7 @@ class Connection(asyncio.Protocol):
         """Between two writes: act on having become unwritable."""
         if self.blocked:
             self.transport.pause_reading()  # or a client that does not read could pile up pongs
-        if self.close_deadline is not None or self.ended:
+        if self.closing:
             self._unsubscribe()
         elif self.blocked:
             self._context.registry.behind.add(self)

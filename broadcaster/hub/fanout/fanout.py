@@ -8,7 +8,7 @@ buffer and is fed from there as fast as its client reads. No subscription has a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from broadcaster import wire
@@ -18,7 +18,7 @@ from broadcaster.hub.fanout.groups import FilterGroup, FilterGroups
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.ring import Entry, Ring
 from broadcaster.hub.fanout.slow import SlowConsumers
-from broadcaster.hub.fanout.subscription import State, Subscription
+from broadcaster.hub.fanout.subscription import Sink, State, Subscription
 from broadcaster.settings import HubTable
 
 
@@ -55,7 +55,7 @@ class Fanout:
         settings: HubTable,
         *,
         drops_oldest: bool = False,
-        unsettled: Sized = (),
+        unsettled: Sequence[Sink] = (),
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare a channel without subscriptions.
@@ -64,8 +64,8 @@ class Fanout:
             channel: Its name.
             settings: Bytes of the ring, and how far behind a subscription may be.
             drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
-            unsettled: Sinks that have stopped being writable and are not settled yet. Its length is looked at
-                after each piece: subscriptions leave the live set between two writes, never inside one.
+            unsettled: Sinks that have stopped being writable and are not settled yet. It is read after each
+                piece: subscriptions leave the live set between two writes, never inside one.
             runtime: Time and limits.
         """
         self.channel = channel
@@ -186,10 +186,11 @@ class Fanout:
                 continue
         self.deliveries += len(frames) * len(transports)
         self.sent_bytes += len(data) * len(transports)
-        if len(self._unsettled) != unsettled:
-            for subscription in [each for each in group.live if not each.sink.writable]:
-                self._fall_behind(subscription, batch.base + end, batch.position_after(end))
-                self.filtered += end - given
+        for sink in self._unsettled[unsettled:]:
+            for subscription in sink.memberships:
+                if subscription in group.live:
+                    self._fall_behind(subscription, batch.base + end, batch.position_after(end))
+                    self.filtered += end - given
 
     def announce(self, gap: Gap) -> None:
         """Announce a gap to every live subscription; a plain client, which cannot be told, is closed (4009)."""
@@ -207,9 +208,10 @@ class Fanout:
 
     def _let_unwritable_fall_behind(self) -> None:
         """Subscriptions that became unwritable earlier in this turn of the loop are not written to."""
-        for group in self._groups:
-            for subscription in [each for each in group.live if not each.sink.writable]:
-                self._fall_behind(subscription, self.ring.head, self.ring.position)
+        for sink in self._unsettled:
+            for subscription in () if sink.writable else sink.memberships:
+                if subscription in self._groups:
+                    self._fall_behind(subscription, self.ring.head, self.ring.position)
 
     # Behind
 

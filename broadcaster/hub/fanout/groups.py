@@ -40,6 +40,10 @@ class FilterGroups:
     def __iter__(self) -> Iterator[FilterGroup]:
         return iter(list(self._by_filter.values()))
 
+    def __contains__(self, subscription: Subscription) -> bool:
+        group = self._by_filter.get(subscription.filter)
+        return group is not None and subscription in group.live
+
     def join(self, subscription: Subscription) -> None:
         group = self._by_filter.get(subscription.filter)
         if group is None:
@@ -51,9 +55,9 @@ class FilterGroups:
 
     def leave(self, subscription: Subscription) -> None:
         """Take a subscription out; does nothing if it is not live."""
-        group = self._by_filter.get(subscription.filter)
-        if group is None or subscription not in group.live:
+        if subscription not in self:
             return
+        group = self._by_filter[subscription.filter]
         del group.live[subscription]
         group.transports = None
         if not group.live and group is not self.unfiltered:

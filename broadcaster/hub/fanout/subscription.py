@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broadcaster import wire
@@ -18,8 +19,16 @@ class Sink(Protocol):
     wants_control: bool
 
     @property
+    def memberships(self) -> Sequence[Subscription]:
+        """All subscriptions with this sink, one per channel."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is being closed, or lost: nothing is delivered any more."""
+
+    @property
     def writable(self) -> bool:
-        """Whether frames may be written: it is not being closed, and its socket is not full (backpressure)."""
+        """Whether frames may be written: it is not closing, and its socket is not full (backpressure)."""
 
     def write(self, data: bytes) -> None:
         """Write frames. Nothing else happens within: a socket that fills up is acted on between two writes."""
