@@ -178,7 +178,6 @@ class RedisConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        self.received_at = self._clock.loop_s()
         messages: dict[bytes, list[bytes]] = {}
         gets = self._reader.gets
         try:
@@ -195,6 +194,7 @@ class RedisConnection(asyncio.Protocol):
         except hiredis.ProtocolError:
             self.abort()  # the peer is not Redis, or the position in its stream is lost
         self._hand_over(messages)
+        self.received_at = self._clock.loop_s()  # last: nothing is to come before the first subscriber
 
     def connection_lost(self, error: Exception | None) -> None:
         for reply, _ in self._waiting:

@@ -73,7 +73,7 @@ class Sequencer:
 
     def take(self, messages: Sequence[Message]) -> None:
         """Hand on what the subscription brought, if it is next. What is not stored passes at once."""
-        at = self.position
+        at = self._fanout.ring.position
         ready = []
         for message in messages:
             position = message.position

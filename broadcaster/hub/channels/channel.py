@@ -172,12 +172,12 @@ class Channel:
 
     def feed(self, subscription: Subscription) -> bool:
         """Feed the next piece to a subscription that is behind; whether there is more that can be fed at once."""
-        fanout = self.fanout
-        fanout.slow.warn_before_shedding(subscription)
         if not subscription.is_behind or subscription.state is State.AWAITING_PAGE:
             return False
         if subscription.cursor is None:
             return self.replay.step(subscription)
+        fanout = self.fanout
+        fanout.slow.warn_before_shedding(subscription)
         if fanout.slow.is_overtaken(subscription) and not fanout.slow.sheds_for(subscription):
             if not subscription.is_replaying:
                 fanout.slow.close(subscription)

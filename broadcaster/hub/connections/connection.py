@@ -144,11 +144,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def writable(self) -> bool:
-        return not self.blocked and not self.closing
+        return not self.blocked and self.close_deadline is None and self.transport is not _CLOSED
 
     def write(self, data: bytes) -> None:
         """Write unless the close frame is sent, or the transport is closing (uvloop raises when it is)."""
-        if not self.closing and not self.transport.is_closing():
+        if self.close_deadline is None and not self.transport.is_closing():
             self.transport.write(data)
 
     def close(self, code: wire.CloseCode, reason: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from broadcaster import wire
 from broadcaster.core.position import Gap, Position
@@ -21,18 +20,8 @@ from broadcaster.hub.fanout.slow import SlowConsumers
 from broadcaster.hub.fanout.subscription import Sink, State, Subscription
 from broadcaster.settings import HubTable
 
-
-class _Batch(NamedTuple):
-    """The events of one broadcast, the number of the first of them, and where the channel stood before it."""
-
-    messages: Sequence[Message]
-    base: int
-    before: Position | None
-
-    def position_after(self, count: int) -> Position | None:
-        """Where a reader stands that has been given so many of them, which the ring does not hold yet."""
-        stored = (message.position for message in reversed(self.messages[:count]) if message.position is not None)
-        return next(stored, self.before)
+_Batch = tuple[Sequence[Message], int, Position | None]
+"""The events of one broadcast, the number of the first of them, and where the channel stood before it."""
 
 
 class Fanout:
@@ -131,7 +120,7 @@ class Fanout:
         """Write events to every live subscription that wants them: one write per connection and piece."""
         if self._unsettled:
             self._let_unwritable_fall_behind()
-        batch = _Batch(messages, self.ring.head, self.ring.position)
+        batch = (messages, self.ring.head, self.ring.position)
         try:
             if len(self._groups) == 1:
                 self._write_pieces(self._groups.unfiltered, [message.frame for message in messages], None, batch)
@@ -155,6 +144,9 @@ class Fanout:
     ) -> None:
         """Write frames to a group; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
         if not group.live:
+            return
+        if len(frames) == 1:
+            self._write(group, frames, 1, 1 if indexes is None else indexes[0] + 1, batch)
             return
         start = size = 0
         for number, frame in enumerate(frames):
@@ -189,7 +181,7 @@ class Fanout:
         for sink in self._unsettled[unsettled:]:
             for subscription in sink.memberships:
                 if subscription in group.live:
-                    self._fall_behind(subscription, batch.base + end, batch.position_after(end))
+                    self._fall_behind(subscription, batch[1] + end, _position_after(batch, end))
                     self.filtered += end - given
 
     def announce(self, gap: Gap) -> None:
@@ -261,8 +253,8 @@ class Fanout:
 
     def give_run(self, subscription: Subscription, messages: Sequence[Message]) -> None:
         """Write those events of the log that a subscription wants, in one piece."""
-        wanted = subscription.filter
-        frames = [message.frame for message in messages if not wanted or wanted.wants(message.labels)]
+        wanted = subscription.filter if subscription.filter else None
+        frames = [message.frame for message in messages if wanted is None or wanted.wants(message.labels)]
         self.filtered += len(messages) - len(frames)
         self._send(subscription, frames, len(frames))
 
@@ -286,6 +278,13 @@ def close_for(gap: Gap, subscription: Subscription) -> None:
     """Close a plain client that cannot be told of a gap in a frame."""
     known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
     subscription.sink.close(wire.CloseCode.GAP, f"events of {gap.channel} may be missing: {gap.cause}{known}")
+
+
+def _position_after(batch: _Batch, count: int) -> Position | None:
+    """Where a reader stands that has been given so many events of a batch, which the ring does not hold yet."""
+    messages, _, before = batch
+    stored = (message.position for message in reversed(messages[:count]) if message.position is not None)
+    return next(stored, before)
 
 
 def _after(indexes: list[int] | None, count: int) -> int:

@@ -138,8 +138,7 @@ class SlowConsumers:
     def warn_before_shedding(self, subscription: Subscription) -> None:
         """Warn a subscription that is about to lose events."""
         if (
-            subscription.is_behind
-            and self.sheds_for(subscription)
+            self.sheds_for(subscription)
             and self.lag_of(subscription).share_of(self._allowed) > self._limits.warn_at
         ):
             self.warn(subscription)
