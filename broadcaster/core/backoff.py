@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
 
-from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import CHANCE, Chance
 
 log = logging.getLogger("broadcaster.redis")
@@ -32,16 +32,28 @@ def backoff_s(shortest_s: float, longest_s: float, chance: Chance = CHANCE) -> I
         bound_s = min(bound_s * 2, longest_s)
 
 
-async def keep_trying(work: Callable[[], Awaitable[T]], complaint: str, chance: Chance = CHANCE) -> T:
-    """Retry `work` until Redis is available; return its result. Each failure is logged.
+async def keep_trying(
+    work: Callable[[], Awaitable[T]],
+    complaint: str,
+    chance: Chance = CHANCE,
+    on_error: Callable[[RedisUnavailable | RedisRefused], None] = lambda error: None,
+) -> T:
+    """Retry `work` until it succeeds; return its result. Each new error is logged once.
 
-    Raises:
-        RedisRefused: A retry would not help.
+    Args:
+        work: What to do; may raise RedisUnavailable or RedisRefused.
+        complaint: How the log lines begin.
+        chance: For the backoff.
+        on_error: Called with each error; what it raises ends the retrying.
     """
     waits_s = backoff_s(SHORTEST_WAIT_S, LONGEST_WAIT_S, chance)
+    said = ""
     while True:
         try:
             return await work()
-        except RedisUnavailable as error:
-            log.warning("%s: %s; trying again", complaint, error)
+        except (RedisUnavailable, RedisRefused) as error:
+            on_error(error)
+            if str(error) != said:
+                said = str(error)
+                log.warning("%s: %s; trying again", complaint, said)
             await asyncio.sleep(next(waits_s))

@@ -5,6 +5,7 @@ BroadcasterError                 70  a bug, or an unforeseen error
 ├── InvalidEvent                  2  an event that violates the schema
 └── Unavailable                  69  something this process depends on is not available
     ├── RedisUnavailable             Redis does not answer (temporary)
+    │   └── RedisErrorReply          it answers one command with an error (temporary)
     ├── RedisRefused                 Redis answers, and refuses this client (permanent)
     ├── RedisNotInstalled            there is no redis-server to start
     ├── HubUnavailable               the hub is not ready within the deadline
@@ -14,6 +15,17 @@ BroadcasterError                 70  a bug, or an unforeseen error
 """
 
 from __future__ import annotations
+
+import re
+from typing import Final
+
+_SERVER_ERRORS: Final = (
+    *("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "BUSY", "NOSCRIPT"),
+    *("CLUSTERDOWN", "TRYAGAIN"),
+)
+
+_CODE: Final = re.compile(r"(?:ERR Error running script .*?: -?)?([A-Z]+)\b")
+"""At the beginning of an error reply; Redis 6.2 wraps that of a command in a script."""
 
 
 class BroadcasterError(Exception):
@@ -50,6 +62,23 @@ class Unavailable(BroadcasterError):
 
 class RedisUnavailable(Unavailable):
     """Redis does not answer, or stopped answering: a retry may help."""
+
+
+class RedisErrorReply(RedisUnavailable):
+    """Redis answers a command with an error: others may work, and a retry may help.
+
+    `code` is the word with which Redis begins it, such as `WRONGTYPE`; also within a script.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"Redis says: {said}")
+        found = _CODE.match(said)
+        self.code = found[1] if found else ""
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether the state of the whole server is the reason, not the command or its keys."""
+        return self.code in _SERVER_ERRORS
 
 
 class RedisRefused(Unavailable):

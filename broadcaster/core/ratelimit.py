@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.runtime import CLOCK, Clock
 
 
@@ -28,3 +29,19 @@ class TokenBucket:
             return False
         self._level += 1
         return True
+
+
+class TokenBuckets:
+    """A token bucket per key, such as an address; of too many keys the one that came first is forgotten."""
+
+    def __init__(self, per_s: float, most: int, *, clock: Clock = CLOCK) -> None:
+        self._per_s = per_s
+        self._clock = clock
+        self._buckets = BoundedDict[str, TokenBucket](most)
+
+    def allows_one(self, key: str) -> bool:
+        """Whether one more use by this key is allowed now; if so, it is counted."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._per_s, clock=self._clock)
+        return bucket.allows_one()

@@ -103,12 +103,13 @@ class Limits:
         ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.
         warn_at: Share of the allowed lag (`hub.behind_max_*`) at which a slow consumer is warned.
         warn_every_s: Seconds between two such warnings.
-        opening_s: Seconds that a channel requested by a client may take to open before the hub is not ready.
+        unavailable_s: Seconds that Redis may refuse a channel before its clients are closed (4010).
         probe_pause_s: Least seconds between two delivery probes.
         touch_rounds: In one of so many probes the expiry of the channels in Redis is renewed.
         log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
         expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
         retry_after_s: Seconds that a client is asked to stay away when the hub is full.
+        known_addresses: Addresses whose rate of requests is remembered.
         filter_values: Values of one filter of a subscription; more are refused.
         known_tokens: Verified tokens that are cached; some 100 bytes each.
         store_events: Events stored in one script call of Redis, which is blocked meanwhile: some 0.5 ms.
@@ -133,12 +134,13 @@ class Limits:
     ring_slack: int = 1024
     warn_at: float = 0.5
     warn_every_s: float = 1.0
-    opening_s: float = 2.0
+    unavailable_s: float = 1.0
     probe_pause_s: float = 0.01
     touch_rounds: int = 60
     log_every_s: float = 1.0
     expiry_ticks: int = 10
     retry_after_s: int = 5
+    known_addresses: int = 10_000
     filter_values: int = 32
     known_tokens: int = 20_000
     store_events: int = 64

@@ -1,4 +1,4 @@
-"""The hub's HTTP side: `/health`, `/health/live`, `/health/ready`, `/stats`, `/publish`. `/ws` never reaches it.
+"""The hub's HTTP side: `/stats`, `/publish`. `/health` is answered before it (`health.py`), and so is `/ws`.
 
 The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
 """
@@ -26,23 +26,6 @@ def create_app(hub: Hub) -> App:
     # The deadline of admission control comes first.
     app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s) + 1
     app.config.REQUEST_MAX_SIZE = 65_536
-
-    @app.get("/health/live")
-    async def live(request: Request) -> HTTPResponse:
-        """The event loop turns."""
-        return json({"live": True})
-
-    @app.get("/health/ready")
-    @app.get("/health", name="health")
-    async def ready(request: Request) -> HTTPResponse:
-        """200 while it is proven that events get through, and the hub is not stopping."""
-        body = {
-            "ready": hub.ready,
-            "redis": hub.channels.default in hub.broker.confirmed,
-            "stopping": hub.admission.stopping,
-            "trouble": hub.probe.problem,
-        }
-        return json(body, status=200 if hub.ready else 503)
 
     @app.get("/stats")
     async def stats(request: Request) -> HTTPResponse:

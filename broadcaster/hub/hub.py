@@ -34,7 +34,7 @@ class Hub:
         self.broker = broker
         self._spawn = spawn
         scheduler = Scheduler(runtime)
-        self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s))
+        self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s), settings.hub.drain_s)
         self.pages = PageCache(EventLog(broker, settings.event.max_bytes, runtime.limits), runtime)
         unsettled = self.registry.unsettled
         self.channels = Channels(settings, broker, self.pages, scheduler, spawn, unsettled, runtime)
@@ -44,7 +44,7 @@ class Hub:
         self.admission = AdmissionControl(settings, self.channels, access, self.registry, runtime)
         self.publisher = HttpPublisher(settings.event.channel, broker, access)
         self.context = ConnectionContext(
-            self.registry, scheduler, settings.hub, lambda: self.probe.healthy, runtime
+            self.registry, scheduler, settings.hub, lambda: self.probe.proven, runtime
         )
         self.timer = Timer(settings.hub, self.context, self.channels, self.admission)
         self._clock = runtime.clock
@@ -62,7 +62,7 @@ class Hub:
 
     @property
     def ready(self) -> bool:
-        """Whether events arrive, and the hub is not stopping."""
+        """Whether events of the default channel arrive, and the hub is not stopping."""
         return self.probe.healthy and not self.admission.stopping
 
     @property

@@ -20,6 +20,7 @@ from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.channels.channels import Work
 from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
 from broadcaster.settings import Settings
@@ -121,7 +122,7 @@ async def _listen(hub: Hub) -> Any:
         server: Any = await app.create_server(
             settings.host,
             settings.port,
-            protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels),
+            protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels, Health(hub).answer),
             backlog=min(settings.backlog, settings.max_handshakes),
             ssl=_tls(hub.settings),
             asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(hub.settings)},

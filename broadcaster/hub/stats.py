@@ -17,6 +17,7 @@ class ChannelStatistics:
 
     Attributes:
         position: Up to where events were handed on; None before Redis has answered, or without history.
+        trouble: Why it is not certain that its events arrive; empty if it is.
         listeners: Who listens now.
         behind: Those of them that are fed from the ring or the log.
         received: Valid events that the subscription brought.
@@ -34,6 +35,7 @@ class ChannelStatistics:
     """
 
     position: str | None
+    trouble: str
     listeners: int
     behind: int
     received: int
@@ -55,6 +57,7 @@ class ChannelStatistics:
         shed = {"shed": fanout.slow.gaps} if fanout.slow.gaps else {}
         return cls(
             position=None if sequencer.position is None else str(sequencer.position),
+            trouble=channel.trouble,
             listeners=channel.listeners,
             behind=len(fanout.behind),
             received=channel.received,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
-from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.redis.connection import RUN_ID, Command, RedisConnection
 from broadcaster.settings import RedisTable
+
+_ERRORS_OF_A_CONNECTION: Final = ("NOSCRIPT", "READONLY", "MASTERDOWN")
+"""Codes of error replies after which a new connection helps: a flushed script, a master that was demoted."""
 
 
 class CommandLink:
@@ -84,17 +87,35 @@ class CommandLink:
         Raises:
             RedisUnavailable, RedisRefused: No connection, no answer in time, or an error reply.
         """
+        replies = await self.execute_each(*commands)
+        if error := next((reply for reply in replies if isinstance(reply, Exception)), None):
+            raise error
+        return replies
+
+    async def execute_each(self, *commands: Command) -> list[Any]:
+        """The same, but an error reply fails nothing but its own command.
+
+        Returns:
+            Per command its reply, or a RedisErrorReply or RedisRefused.
+
+        Raises:
+            RedisUnavailable, RedisRefused: No connection, or no answer in time.
+        """
         link = await self.connect()
         timeout_s = self._redis.silence_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await asyncio.gather(*self.send(*commands))
+                replies = await asyncio.gather(*self.send(*commands), return_exceptions=True)
         except TimeoutError:
             link.abort()
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
-        except RedisUnavailable:
-            link.abort()  # a flushed script, a demoted master: a new connection helps
-            raise
+        for error in (reply for reply in replies if isinstance(reply, BaseException)):
+            if not isinstance(error, RedisErrorReply | RedisRefused):
+                link.abort()
+                raise error
+            if isinstance(error, RedisErrorReply) and error.code in _ERRORS_OF_A_CONNECTION:
+                link.abort()
+        return replies
 
     async def reset(self) -> None:
         """End the connection, if there is one; the next command opens a new one."""

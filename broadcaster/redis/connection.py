@@ -17,7 +17,7 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
-from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import CLOCK, Clock
 
 Command = tuple[Any, ...]
@@ -130,7 +130,8 @@ class RedisConnection(asyncio.Protocol):
     def send(self, *commands: Command) -> list[asyncio.Future[Reply]]:
         """Send commands in one write; return their replies as futures, in order.
 
-        A future raises RedisRefused or RedisUnavailable: for an error reply, or when the connection ends first.
+        A future raises RedisRefused or RedisErrorReply for an error reply, RedisUnavailable when the connection
+        ends first.
         """
         return self._send(commands, [None] * len(commands))
 
@@ -223,7 +224,7 @@ class RedisConnection(asyncio.Protocol):
         if isinstance(reply, hiredis.ReplyError):
             said = str(reply)
             refused = said.startswith(_FINAL_ERRORS) or any(words in said for words in _FINAL_ERRORS_IN_A_SCRIPT)
-            fail(future, (RedisRefused if refused else RedisUnavailable)(f"Redis says: {reply}"))
+            fail(future, RedisRefused(f"Redis says: {said}") if refused else RedisErrorReply(said))
         else:
             future.set_result(reply)
 

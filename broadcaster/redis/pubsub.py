@@ -68,9 +68,10 @@ class PubSubLink:
         """
         if self._link is None:
             raise RedisUnavailable("there is no subscription link")
-        *confirmations, pong = [*self._link.subscribe(*self.channels), *self._link.send(("PING",))]
+        channels = list(self.channels)
+        *confirmations, pong = [*self._link.subscribe(*channels), *self._link.send(("PING",))]
         await pong
-        self._note_refused(await asyncio.gather(*confirmations, return_exceptions=True))
+        self._note_refused(channels, await asyncio.gather(*confirmations, return_exceptions=True))
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.
@@ -105,8 +106,9 @@ class PubSubLink:
         try:
             self._link = link
             async with asyncio.timeout(self._redis.connect_timeout_s):
-                replies = await asyncio.gather(*link.subscribe(*self.channels), return_exceptions=True)
-            self._note_refused(replies)
+                channels = list(self.channels)
+                replies = await asyncio.gather(*link.subscribe(*channels), return_exceptions=True)
+            self._note_refused(channels, replies)
             self.reconnects += self._ever_confirmed
             self._ever_confirmed = True
             return await self._watch(link)
@@ -119,20 +121,22 @@ class PubSubLink:
             for channel in lost:
                 handlers.on_lost(channel)
 
-    def _note_refused(self, replies: list[Any]) -> None:
+    def _note_refused(self, channels: list[str], replies: list[Any]) -> None:
         """Record the refused channels: one must not cost the others; if all are refused, this Redis is of no use.
 
         Raises:
             RedisRefused, RedisUnavailable: All are refused; or the connection has ended.
         """
-        errors = [reply for reply in replies if isinstance(reply, RedisRefused)]
-        others = [reply for reply in replies if isinstance(reply, BaseException) and reply not in errors]
-        if others or (errors and len(errors) == len(replies)):
-            raise (others or errors)[0]
-        refused = self.channels.keys() - self.confirmed if errors else set()
-        for channel in refused - self.refused:
-            log.warning("redis: the channel %s is not for us: %s", channel, errors[0])
-        self.refused = set(refused)
+        errors = {
+            name: reply for name, reply in zip(channels, replies, strict=True) if isinstance(reply, Exception)
+        }
+        refused = {name for name, error in errors.items() if isinstance(error, RedisRefused)}
+        others = [error for name, error in errors.items() if name not in refused]
+        if others or (refused and len(refused) == len(channels)):
+            raise (others or [*errors.values()])[0]
+        for name in sorted(refused - self.refused):
+            log.warning("redis: the channel %s is not for us: %s", name, errors[name])
+        self.refused = refused
 
     def _on_subscribed(self, name: bytes, subscribed: bool) -> None:
         assert self._handlers is not None

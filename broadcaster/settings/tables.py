@@ -89,6 +89,7 @@ class ChannelsTable(Table):
     drop_oldest: Annotated[tuple[Glob, ...], Field(max_length=100)] = ()
     max_open: Positive = 64
     max_per_connection: Annotated[int, Field(ge=1, le=64)] = 16
+    max_per_address: Positive = 32
     linger_s: Seconds = 60.0
 
 
@@ -137,6 +138,7 @@ class HubTable(Table):
     max_handshakes: Positive = 5_000
     handshakes_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 5_000.0
     requests_per_s: Annotated[float, Field(ge=1, le=1_000_000)] = 500.0
+    requests_per_address: Annotated[float, Field(ge=1, le=1_000_000)] = 250.0
     backlog: Positive = 4096
     header_max_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16_384
     handshake_timeout_s: Seconds = 5.0

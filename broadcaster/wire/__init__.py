@@ -18,7 +18,15 @@ from broadcaster.wire.frames import (
     is_whole_control_frame,
     text_frame,
 )
-from broadcaster.wire.handshake import HEAD_END, Answer, Refusal, Target, answer_upgrade, plain_response
+from broadcaster.wire.handshake import (
+    HEAD_END,
+    Answer,
+    Refusal,
+    Target,
+    answer_upgrade,
+    plain_response,
+    response_head,
+)
 from broadcaster.wire.inbound import Inbound
 from broadcaster.wire.outbound import Outbound
 
@@ -45,6 +53,7 @@ __all__ = [
     "lag_frame",
     "plain_response",
     "read_control",
+    "response_head",
     "text_frame",
     "token_in",
     "welcome_frame",

@@ -29,6 +29,7 @@ class CloseCode(enum.IntEnum):
     EXPIRED = 4001
     SLOW = 4008
     GAP = 4009
+    UNAVAILABLE = 4010
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -85,7 +85,7 @@ class Answer(Generic[T]):
         response: Bytes to write.
         admitted: What `admit` returned: the connection is a WebSocket now; None: write `response` and close.
         subprotocol: The selected one, or None.
-        malformed: Whether it is a 400, and `admit` was not called.
+        malformed: Whether it is no upgrade request that could be admitted: `admit` was not called.
     """
 
     response: bytes
@@ -120,7 +120,6 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
                     response.headers["Retry-After"] = str(decision.retry_after_s)
                 if decision.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
-        malformed = malformed and response.status_code == 400
         if response.status_code == 400 and request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
             response.headers["Sec-WebSocket-Version"] = "13"  # the supported one (RFC 6455 4.4)
         protocol.send_response(response)
@@ -133,8 +132,13 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
 def plain_response(status: int, phrase: str, headers: str = "") -> bytes:
     """A complete HTTP response that ends the connection, for requests that are not parsed."""
     body = f"{phrase}\n".encode()
-    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: text/plain\r\n{headers}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return response_head(status, phrase, len(body), headers) + body
+
+
+def response_head(status: int, phrase: str, length: int, headers: str = "", kind: str = "text/plain") -> bytes:
+    """The head of an HTTP response that ends the connection, for a body of `length` bytes of a content type."""
+    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: {kind}\r\n{headers}"
+    return f"{head}Content-Length: {length}\r\n\r\n".encode()
 
 
 class _Handshake(ServerProtocol):

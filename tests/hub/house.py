@@ -108,6 +108,8 @@ class Memory:
 
     Attributes:
         failures: So many of the next commands find no Redis.
+        asked: How many commands have been answered.
+        errors: Per channel the words of commands that are answered with an error, and which.
         on_publish: Called with what is published.
         on_the_way: Called when an answer has been given and has not arrived yet.
         gate: Answers arrive only while it is set.
@@ -118,6 +120,8 @@ class Memory:
         self.shelves: dict[str, Shelf] = {}
         self.run = 1
         self.failures = 0
+        self.asked = 0
+        self.errors: dict[str, dict[str, Exception]] = {}
         self.on_the_way: Callable[[], None] | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -179,6 +183,12 @@ class Memory:
     # As `CommandLink`
 
     async def execute(self, *commands: tuple[Any, ...]) -> list[Any]:
+        replies = await self.execute_each(*commands)
+        if error := next((reply for reply in replies if isinstance(reply, Exception)), None):
+            raise error
+        return replies
+
+    async def execute_each(self, *commands: tuple[Any, ...]) -> list[Any]:
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
@@ -191,6 +201,10 @@ class Memory:
         return replies
 
     def _answer(self, command: tuple[Any, ...]) -> Any:
+        self.asked += 1
+        for channel, errors in self.errors.items():
+            if command[0] in errors and f"{{{channel}}}" in " ".join(map(str, command)):
+                return errors[command[0]]
         if command[0] == "EVALSHA":
             shelf = self.shelf(channel := command[3 + command[2]])
             self.looks += 1
@@ -463,7 +477,7 @@ class House:
             self.settings, self.channels, Access(self.settings.auth), self.registry, runtime
         )
         self.context = ConnectionContext(
-            self.registry, self.scheduler, self.settings.hub, lambda: self.probe.healthy, runtime
+            self.registry, self.scheduler, self.settings.hub, lambda: self.probe.proven, runtime
         )
         self.timer = Timer(self.settings.hub, self.context, self.channels, self.admission)
         self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
@@ -494,19 +508,29 @@ class House:
         assert isinstance(sequencer, Sequencer)
         return sequencer
 
-    def connect(self, query: str = "", *, v1: bool = False, reads_along: bool = True) -> Peer:
+    def connect(
+        self, query: str = "", *, v1: bool = False, reads_along: bool = True, address: str = "192.0.2.1"
+    ) -> Peer:
         """Somebody who has asked for `/ws?query`."""
         socket = self.socket()
         socket.reads_along = reads_along
-        admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), "192.0.2.1")
+        admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), address)
         assert isinstance(admitted, Admitted), admitted
         connection = Connection(
             socket, self.context, wants_control=v1, address=admitted.address, expires_at=admitted.expires_at
         )
         socket.protocol = connection
-        channels = [(self.channels.get(name), since) for name, since in admitted.request.channels]
+        channels = [
+            (self.channels.get(name, admitted.address), since) for name, since in admitted.request.channels
+        ]
         connection.open(channels, admitted.request.filter)
         return Peer(connection, socket)
+
+    def be_proven(self) -> None:
+        """As after a round of the delivery probe that has found nothing wrong."""
+        self.probe.proven, self.probe._problem = True, ""
+        for channel in self.channels.open.values():
+            channel.trouble = ""
 
     # Events
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import random
 import time
 from collections import Counter
@@ -14,7 +16,7 @@ from pydantic import SecretStr
 
 from broadcaster import wire
 from broadcaster.auth.access import Access
-from broadcaster.core.runtime import CLOCK, Runtime
+from broadcaster.core.runtime import CLOCK, LIMITS, Runtime
 from broadcaster.core.runtime import Clock as SystemClock
 from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted, PendingHandshake
 from broadcaster.hub.connections.connection import Connection
@@ -52,6 +54,9 @@ class Visitor:
 
     def settle(self) -> None:
         """It never becomes unwritable."""
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Nothing closes it."""
 
 
 class Gate(AdmissionControl):
@@ -192,6 +197,7 @@ def test_every_cause_of_a_refusal_is_a_counter_from_the_beginning() -> None:
     assert len(set(REFUSALS)) == len(REFUSALS)
     documented = {"half_open", "too_late", "handshakes", "requests", "full", "address_full", "malformed", "query"}
     documented |= {"origin", "forbidden_channel", "unknown_channel", "no_room", "stopping", "token_missing"}
+    documented |= {"address_requests", "channel_unavailable", "channel_share"}
     assert documented <= set(REFUSALS)
 
 
@@ -342,16 +348,90 @@ async def test_asking_opens_nothing() -> None:
     assert counted(house.admission) == {}
 
 
+# Shares of the open channels
+
+
+def listing(*names: str) -> str:
+    return "&".join(f"channel=events.{name}" for name in names)
+
+
+@in_loop
+async def test_one_address_cannot_hold_all_channels() -> None:
+    """It may hold its share, however many connections it has; another address still finds room."""
+    house = await House.opened(channels=ChannelsTable(max_open=8, max_per_connection=3, max_per_address=4))
+    house.connect(listing("a", "b", "c"))
+    refusal = ask(house.admission, listing("d", "e"))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.retry_after_s) == (503, LIMITS.retry_after_s)
+    assert counted(house.admission) == {"channel_share": 1}
+    house.connect(listing("d"))
+    assert isinstance(ask(house.admission, listing("e")), Refusal)
+    assert isinstance(ask(house.admission, listing("e"), "192.0.2.2"), Admitted)
+
+
+@in_loop
+async def test_a_channel_that_is_open_already_is_in_nobody_elses_share() -> None:
+    """Who joins what others have opened takes no room."""
+    house = await House.opened(channels=ChannelsTable(max_open=8, max_per_address=2))
+    house.connect(listing("a", "b"), address="192.0.2.2")
+    house.connect(listing("c", "d"))
+    assert isinstance(ask(house.admission, listing("a", "b", "c", "d")), Admitted)
+    assert isinstance(ask(house.admission, listing("a", "e")), Refusal)
+
+
+@in_loop
+async def test_a_share_is_free_again_when_nobody_listens() -> None:
+    """The channel lingers; it is given to the next address that wants it, and closed first when room is needed."""
+    house = await House.opened(channels=ChannelsTable(max_open=3, max_per_address=2))
+    first, second = house.connect(listing("a")), house.connect(listing("b"))
+    assert isinstance(ask(house.admission, listing("c"), "192.0.2.2"), Refusal)
+    first.connection.connection_lost(None)
+    assert set(house.channels.open) == {CHANNEL, "events.a", "events.b"}, "it lingers"
+    house.connect(listing("c"), address="192.0.2.2")
+    assert set(house.channels.open) == {CHANNEL, "events.b", "events.c"}, "its room was needed"
+    second.connection.connection_lost(None)
+    house.connect(listing("b"), address="192.0.2.2")
+    assert house.channel("events.b").opened_by == "192.0.2.2"
+    house.connect(listing("b"))
+    assert house.channel("events.b").opened_by == "192.0.2.2"
+
+
+@in_loop
+async def test_of_several_idle_channels_the_one_idle_for_the_longest_time_is_closed() -> None:
+    """The default one never."""
+    house = await House.opened(channels=ChannelsTable(max_open=3))
+    for name in ("a", "b"):
+        house.connect(listing(name)).connection.connection_lost(None)
+        await asyncio.sleep(0.01)
+    house.connect(listing("c"))
+    assert set(house.channels.open) == {CHANNEL, "events.b", "events.c"}
+    house.connect(listing("d"))
+    assert set(house.channels.open) == {CHANNEL, "events.c", "events.d"}
+
+
 # Rates
 
 RATES = [1.0, 2.5, 10.0, 500.0]
 
 
 def takers(gate: Gate) -> dict[str, Callable[[], bool]]:
-    return {"handshakes": gate.allows_handshake, "requests": gate.allows_request}
+    """By cause: one address after another for what all share, the same one for what each has."""
+    addresses = (f"192.0.{number // 256}.{number % 256}" for number in itertools.count())
+    return {
+        "handshakes": gate.allows_handshake,
+        "requests": lambda: gate.allows_request(next(addresses)),
+        "address_requests": lambda: gate.allows_request("192.0.2.1"),
+    }
 
 
-@pytest.mark.parametrize("cause", ["handshakes", "requests"])
+SETTINGS = {
+    "handshakes": "handshakes_per_s",
+    "requests": "requests_per_s",
+    "address_requests": "requests_per_address",
+}
+
+
+@pytest.mark.parametrize("cause", SETTINGS)
 @pytest.mark.parametrize("per_s", RATES)
 def test_a_rate_gives_a_seconds_worth_at_once_and_then_so_many_a_second(
     clock: Clock, per_s: float, cause: str
@@ -360,7 +440,8 @@ def test_a_rate_gives_a_seconds_worth_at_once_and_then_so_many_a_second(
 
     @in_loop
     async def story() -> None:
-        gate = await gate_of(clock=clock, **{f"{cause}_per_s": per_s})  # type: ignore[arg-type]
+        limits: dict[str, Any] = {"requests_per_s": 1000.0, SETTINGS[cause]: per_s}
+        gate = await gate_of(clock=clock, **limits)
         may = takers(gate)[cause]
         burst = int(per_s)
         assert [may() for _ in range(burst + 20)] == [True] * burst + [False] * 20
@@ -426,8 +507,42 @@ async def test_the_two_rates_do_not_know_of_each_other() -> None:
     gate = await gate_of(handshakes_per_s=1.0, requests_per_s=1.0)
     assert gate.allows_handshake()
     assert not gate.allows_handshake()
-    assert gate.allows_request()
+    assert gate.allows_request("192.0.2.1")
     assert counted(gate) == {"handshakes": 1}
+
+
+@in_loop
+async def test_one_address_does_not_use_up_the_requests_of_the_others() -> None:
+    """Its own limit comes first: what it asks beyond that costs nobody anything."""
+    gate = await gate_of(requests_per_s=10.0, requests_per_address=4.0)
+    assert [gate.allows_request("192.0.2.1") for _ in range(100)] == [True] * 4 + [False] * 96
+    assert [gate.allows_request("192.0.2.2") for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [gate.allows_request(f"192.0.2.{number}") for number in (3, 4, 5)] == [True, True, False]
+    assert counted(gate) == {"address_requests": 98, "requests": 1}
+
+
+@in_loop
+async def test_the_requests_of_one_network_of_ipv6_count_together() -> None:
+    """A client has a /64, and may take another address for each request."""
+    gate = await gate_of(requests_per_address=2.0)
+    addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1"]
+    assert [gate.allows_request(address) for address in addresses] == [True, True, False, True]
+
+
+def test_of_too_many_addresses_the_oldest_is_forgotten(clock: Clock) -> None:
+    """What is kept per address is bounded; the limit of all of them holds."""
+
+    @in_loop
+    async def story() -> None:
+        gate = await gate_of(clock=clock, requests_per_s=LIMITS.known_addresses + 1.0, requests_per_address=1.0)
+        addresses = [f"10.0.{number // 256}.{number % 256}" for number in range(LIMITS.known_addresses)]
+        assert all(gate.allows_request(address) for address in addresses)
+        assert not gate.allows_request(addresses[0])
+        assert gate.allows_request("192.0.2.1"), "the oldest is forgotten"
+        assert not gate.allows_request(addresses[0])
+        assert counted(gate) == {"address_requests": 1, "requests": 1}
+
+    story()
 
 
 # Requests that are not complete, or not answered

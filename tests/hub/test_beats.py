@@ -17,7 +17,7 @@ def positions(peer: Peer) -> list[str | None]:
 async def proven(**arguments: object) -> House:
     """A hub that is open, and has proven that events get through."""
     house = await House.opened(**arguments)  # type: ignore[arg-type]
-    house.probe.healthy = True
+    house.be_proven()
     return house
 
 
@@ -67,7 +67,7 @@ async def test_nobody_beats_while_nothing_is_proven() -> None:
     house.probe.mark_suspect("the test says so")
     await one_round(house)
     assert positions(v1) == []
-    house.probe.healthy = True
+    house.be_proven()
     await one_round(house)
     assert positions(v1) == ["e1-0"]
     for _ in range(2):
@@ -90,7 +90,10 @@ async def test_nobody_beats_in_a_channel_that_has_lost_its_subscription() -> Non
     house.channels.on_confirmed(OTHER)
     await house.settle()
     await one_round(house)
-    assert [beat["channel"] for beat in v1.controls("beat")] == [CHANNEL, CHANNEL, OTHER]
+    assert [beat["channel"] for beat in v1.controls("beat")] == [CHANNEL] * 2, "nothing is proven of it yet"
+    house.be_proven()
+    await one_round(house)
+    assert [beat["channel"] for beat in v1.controls("beat")] == [CHANNEL, CHANNEL, CHANNEL, OTHER]
 
 
 @in_loop

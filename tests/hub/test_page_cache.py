@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from broadcaster.core.errors import RedisRefused
+from broadcaster.core.errors import RedisErrorReply, RedisRefused
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
@@ -32,7 +32,8 @@ class Cache:
         for first in firsts:
             self.pages.want(CHANNEL, first, partial(self._serve, first))
 
-    def _serve(self, first: int, page: CachedPage) -> None:
+    def _serve(self, first: int, page: CachedPage | None) -> None:
+        assert page is not None
         self.served.append((first, page))
 
 
@@ -161,18 +162,23 @@ async def test_a_redis_that_is_away_is_asked_again() -> None:
     assert cache.pages.read == 2
 
 
+@pytest.mark.parametrize("error", [RedisRefused("NOPERM"), RedisErrorReply("WRONGTYPE of the key")])
 @in_loop
-async def test_a_redis_that_refuses_ends_it() -> None:
-    """Trying again would not help."""
+async def test_one_channel_that_cannot_be_read_does_not_keep_others_waiting(error: Exception) -> None:
+    """Whoever waits for it is told so, the next one is read; it is asked again when somebody wants it again."""
     cache = Cache(10)
-
-    async def refuse(*commands: object) -> list[object]:
-        raise RedisRefused("NOPERM")
-
-    cache.redis.execute = refuse  # type: ignore[method-assign]
-    cache.want(1)
-    with pytest.raises(RedisRefused):
-        await cache.task
+    cache.redis.errors["events.broken"] = {"XRANGE": error}
+    told: list[object] = []
+    for _ in range(2):
+        cache.pages.want("events.broken", 1, told.append)
+        cache.want(1)
+        await until(lambda: cache.served and told, "somebody is kept waiting")
+        assert told.pop() is None
+        cache.served.clear()
+    cache.redis.errors.clear()
+    cache.pages.want("events.broken", 1, told.append)
+    await until(lambda: told, "it is not asked again")
+    assert told.pop() is not None
 
 
 @in_loop
@@ -183,7 +189,8 @@ async def test_who_asks_while_a_page_is_read_is_served() -> None:
         cache.want(1) if len(cache.redis.pages) == 1 and len(cache.served) < 3 else None
     )
 
-    def again(page: CachedPage) -> None:
+    def again(page: CachedPage | None) -> None:
+        assert page is not None
         cache.served.append((-1, page))
         if len(cache.served) < 4:
             cache.pages.want(CHANNEL, 600, again)

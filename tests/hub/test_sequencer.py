@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from broadcaster.core.errors import RedisRefused
+from broadcaster.core.errors import RedisErrorReply, RedisRefused
 from broadcaster.core.position import Gap, Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
@@ -637,18 +637,32 @@ async def test_a_failure_between_two_pages_repeats_nothing() -> None:
     assert channel.record.said == run_of("e1", 1, len(stored))
 
 
+@pytest.mark.parametrize("error", [RedisRefused("NOPERM"), RedisErrorReply("WRONGTYPE of the key")])
 @in_loop
-async def test_a_redis_that_refuses_ends_it() -> None:
-    """Trying again would not help: the hub is to end with the reason."""
+async def test_the_error_with_which_redis_answers_is_its_problem(error: Exception) -> None:
+    """Until it is mended: then everything is handed on, as if nothing had been."""
     channel = await Channel.opened()
-
-    async def refuse(*commands: Any) -> list[Any]:
-        raise RedisRefused("NOPERM")
-
-    channel.redis.execute = refuse  # type: ignore[method-assign]
+    assert channel.sequencer.problem is None
+    channel.redis.errors[CHANNEL] = {"EVALSHA": error}
     channel.hear(channel.store(2)[1:])
-    with pytest.raises(RedisRefused, match="NOPERM"):
-        await channel.task
+    await until(lambda: channel.sequencer.problem is error, "not noticed")
+    channel.redis.errors.clear()
+    await until(lambda: channel.sequencer.problem is None, "not mended")
+    assert channel.record.said == run_of("e1", 1, 2)
+
+
+@pytest.mark.parametrize("said", ["LOADING Redis is loading", "READONLY You can't write", "OOM", "NOSCRIPT"])
+@in_loop
+async def test_an_error_of_the_whole_server_is_no_problem_of_the_channel(said: str) -> None:
+    """The delivery probe finds it; this channel is only read again."""
+    channel = await Channel.opened()
+    channel.redis.errors[CHANNEL] = {"EVALSHA": RedisErrorReply(said)}
+    looks = channel.redis.asked
+    channel.hear(channel.store(2)[1:])
+    await until(lambda: channel.redis.asked >= looks + 3, "it has given up")
+    assert channel.sequencer.problem is None
+    channel.redis.errors.clear()
+    await until(lambda: channel.record.said == run_of("e1", 1, 2), "not mended")
 
 
 @in_loop

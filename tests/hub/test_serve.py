@@ -108,6 +108,7 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
         position = channels["events.critical"].pop("position")
         assert position.endswith("-0"), "nothing was stored"
         assert channels["events.critical"] == {
+            "trouble": "",
             "listeners": 2,
             "behind": 0,
             "received": 5,

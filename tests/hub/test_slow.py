@@ -700,7 +700,7 @@ async def test_a_beat_counts_what_was_told_as_shed_and_nothing_beyond() -> None:
     """While it is behind: up to what was written to it or told; once overtaken: nothing, until it was told."""
     scene = await Scene.opened(ring_bytes=1 << 18, behind_max_events=100, behind_max_ms=FAR)
     house = scene.house
-    house.probe.healthy = True
+    house.be_proven()
     slow = scene.slow()
     scene.fill()
     for _ in range(120):
@@ -734,7 +734,7 @@ async def test_no_beat_is_beyond_a_gap_that_still_waits(count: int, drops: bool)
     """Nothing has ever come on a channel, then something is missing: who is behind has not been told yet."""
     scene = await Scene.opened(OTHER, drops=drops)
     house = scene.house
-    house.probe.healthy = True
+    house.be_proven()
     slow = scene.slow(f"channel={CHANNEL}&channel={OTHER}")
     before = str(house.redis.head(OTHER))
     scene.fill()
@@ -944,7 +944,7 @@ class Story:
         self.house.channels.on_confirmed(OTHER)
         await self.house.settle()
         self.clock = self.house.clock.stop()
-        self.house.probe.healthy = True
+        self.house.be_proven()
         self.most = Lag.allowed(self.house.settings.hub)
         for _ in range(3):
             self.arrive()
@@ -1150,7 +1150,7 @@ async def test_a_subscriber_finds_every_gap_announced(seed: int) -> None:
     """What the client library makes of the frames of a slow reader: no hole that nobody has told it of."""
     chance = random.Random(seed)
     scene = await Scene.opened(ring_bytes=1 << 18, behind_max_events=200, behind_max_ms=FAR)
-    scene.house.probe.healthy = True
+    scene.house.be_proven()
     slow = scene.slow()
     for _ in range(60):
         for _ in range(chance.choice([1, 30, 200])):

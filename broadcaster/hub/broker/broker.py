@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.publish.publisher import Published
+
+Whereabouts = Position | None | RedisUnavailable | RedisRefused
+"""Where a channel stands; None if that cannot be known; an error if Redis answers with one for this channel."""
 
 
 class StoredEvents(NamedTuple):
@@ -66,7 +70,7 @@ class Broker(Protocol):
 
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
-    ) -> dict[str, Position | None]:
+    ) -> dict[str, Whereabouts]:
         """Write, read where channels stand, publish `token` on `own_channel`, and confirm every subscription.
 
         When it returns, everything that was published before has been handed to the handlers or is on its way
@@ -79,7 +83,7 @@ class Broker(Protocol):
             touch: Whether these are also kept from being forgotten for being silent.
 
         Returns:
-            Per channel its position; None if that cannot be known.
+            Per channel where it stands; one that fails does not fail the others.
         """
 
     async def publish(

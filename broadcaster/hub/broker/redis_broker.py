@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from broadcaster.core.position import Head, Position
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.position import Head
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
-from broadcaster.hub.broker.broker import StoredEvents
+from broadcaster.hub.broker.broker import StoredEvents, Whereabouts
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink, server_info
@@ -98,20 +99,26 @@ class RedisBroker:
 
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
-    ) -> dict[str, Position | None]:
-        if not self._history.enabled:
-            channels = ()
-        _, info, *replies = await self._commands.execute(
+    ) -> dict[str, Whereabouts]:
+        stored = channels if self._history.enabled else ()
+        replies = await self._commands.execute_each(
             ("SET", own_channel, "", "EX", _PROBE_EXPIRE_S),
             ("INFO", "server"),
-            *(stream.peek_head(channel) for channel in channels),
-            ("PUBLISH", own_channel, token),
-            *(stream.touch(channel, self._history) for channel in channels if touch),
+            *(stream.peek_head(channel) for channel in stored),
+            *(stream.touch(channel, self._history) for channel in stored if touch),
+            ("PUBLISH", own_channel, token),  # last: whatever was read before it arrives before it
         )
+        written, info, *replies, published = replies
+        for reply in (written, info, published):
+            if isinstance(reply, Exception):
+                raise reply
         await self._pubsub.verify()
         run_id = server_info(info).get("run_id", "")
-        heads = (stream.read_peeked_head(reply, run_id) for reply in replies[: len(channels)])
-        return dict(zip(channels, heads, strict=True))
+        heads, touched = replies[: len(stored)], replies[len(stored) :] or [None] * len(stored)
+        found = dict[str, Whereabouts](dict.fromkeys(channels))
+        for channel, head, renewed in zip(stored, heads, touched, strict=True):
+            found[channel] = _read_head(renewed if isinstance(renewed, Exception) else head, run_id)
+        return found
 
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
@@ -121,3 +128,12 @@ class RedisBroker:
     def close(self) -> None:
         self._publisher.close()
         self._commands.close()
+
+
+def _read_head(reply: Any, run_id: str) -> Whereabouts:
+    if isinstance(reply, RedisUnavailable | RedisRefused):
+        return reply
+    try:
+        return stream.read_peeked_head(reply, run_id)
+    except RedisUnavailable as error:
+        return error

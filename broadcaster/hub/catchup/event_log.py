@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused
 from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.broker.broker import Broker
@@ -75,3 +75,8 @@ class EventLog:
             epoch = message.position.epoch
         last = items[-1][0] if items else first - 1
         return Page(head, tuple(messages), tuple(refused), last, len(items) < self.page_events)
+
+
+def is_of_channel(error: Exception) -> bool:
+    """Whether Redis answers, and refuses this channel: a wrong type of key, a missing right."""
+    return isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and not error.is_of_server)

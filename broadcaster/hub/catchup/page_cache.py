@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from broadcaster.core.backoff import keep_trying
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.catchup.event_log import EventLog, Page
+from broadcaster.hub.catchup.event_log import EventLog, Page, is_of_channel
 from broadcaster.hub.fanout.message import Message
+
+log = logging.getLogger("broadcaster.hub")
+
+Serve = Callable[["CachedPage | None"], None]
+"""Called with a page that was read; None if Redis answers with an error, which is this channel's trouble only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,8 @@ class PageCache:
         self._runtime = runtime
         self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()
         self._kept_bytes = 0
-        self._wanted: OrderedDict[tuple[str, int], list[Callable[[CachedPage], None]]] = OrderedDict()
+        self._wanted: OrderedDict[tuple[str, int], list[Serve]] = OrderedDict()
+        self._unreadable: dict[str, str] = {}  # channels that cannot be read, and what was logged
         self._wake = asyncio.Event()
         self.read = 0
 
@@ -86,17 +94,13 @@ class PageCache:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def want(self, channel: str, first: int, serve: Callable[[CachedPage], None]) -> None:
+    def want(self, channel: str, first: int, serve: Serve) -> None:
         """Have the page in which to look for an offset read anew; `serve` is called with it."""
         self._wanted.setdefault(self._key(channel, first), []).append(serve)
         self._wake.set()
 
     async def run(self) -> None:
-        """Read what is wanted, one page at a time, until cancelled.
-
-        Raises:
-            RedisRefused: Redis does not let the hub read.
-        """
+        """Read what is wanted, one page at a time, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -106,10 +110,18 @@ class PageCache:
                 for serve in self._wanted.pop(key, ()):
                     serve(page)
 
-    async def _read(self, channel: str, first: int) -> CachedPage:
-        page = await keep_trying(
-            lambda: self.log.page(channel, first), f"{channel}: cannot read the log", self._runtime.chance
-        )
+    async def _read(self, channel: str, first: int) -> CachedPage | None:
+        complaint = f"{channel}: cannot read the log"
+        try:
+            page = await keep_trying(
+                lambda: self.log.page(channel, first), complaint, self._runtime.chance, _raise_answers
+            )
+        except (RedisUnavailable, RedisRefused) as error:
+            if self._unreadable.get(channel) != str(error):
+                log.warning("%s for those that resume: %s", complaint, error)
+                self._unreadable[channel] = str(error)
+            return None
+        self._unreadable.pop(channel, None)
         self.read += 1
         found = CachedPage.of(page)
         self._keep((channel, first), found)
@@ -130,3 +142,9 @@ class PageCache:
     def _key(self, channel: str, first: int) -> tuple[str, int]:
         """Pages begin at round offsets, so that readers that were cut at different events share them."""
         return channel, first - first % self.log.page_events
+
+
+def _raise_answers(error: RedisUnavailable | RedisRefused) -> None:
+    """Redis is there, and cannot serve this channel: others must not wait for it."""
+    if is_of_channel(error):
+        raise error

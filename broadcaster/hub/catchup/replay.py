@@ -13,7 +13,7 @@ from broadcaster.hub.catchup.epochs import EpochOrder
 from broadcaster.hub.catchup.event_log import Page
 from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
-from broadcaster.hub.fanout.fanout import Fanout, close_for
+from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.ring import Entry
 from broadcaster.hub.fanout.slow import gap_entry
@@ -88,7 +88,7 @@ class Replay:
             subscription.sink.write(wire.gap_frame(gap))
             self._fanout.join(subscription)
         else:
-            close_for(gap, subscription)
+            self._fanout.end_for(gap, subscription)
 
     def step(self, subscription: Subscription) -> bool:
         """Feed the next piece of the log to a subscription without a cursor; whether there is more at once."""
@@ -105,16 +105,32 @@ class Replay:
             return True
         subscription.state = State.AWAITING_PAGE
         # A page just read that does not help: the sequencer of this channel is about to bring what is missing.
-        delay_s = self._limits.page_retry_s if fresh else 0.0
-        self._loop.call_later(delay_s, self._pages.want, channel, first, partial(self._on_page, subscription))
+        self._want(subscription, first, self._limits.page_retry_s if fresh else 0.0)
         return False
 
-    def _on_page(self, subscription: Subscription, page: CachedPage) -> None:
-        if subscription.state is State.AWAITING_PAGE:
-            subscription.state = State.REPLAYING
-            if subscription.sink.writable:
-                self._fresh[subscription] = page
-                subscription.sink.catch_up()
+    def _on_page(self, subscription: Subscription, page: CachedPage | None) -> None:
+        if subscription.state is not State.AWAITING_PAGE:
+            return
+        if page is None:
+            self._on_unreadable(subscription)
+            return
+        subscription.state = State.REPLAYING
+        if subscription.sink.writable:
+            self._fresh[subscription] = page
+            subscription.sink.catch_up()
+
+    def _on_unreadable(self, subscription: Subscription) -> None:
+        """Redis answers with an error when the log of this channel is read: it is tried for a while."""
+        if self._clock.loop_s() - subscription.behind_since > self._limits.unavailable_s:
+            self._fanout.end_unavailable(subscription)
+            return
+        assert subscription.position is not None
+        first = self._sequencer.order.next_offset(subscription.position)
+        self._want(subscription, first, self._limits.page_retry_s)
+
+    def _want(self, subscription: Subscription, first: int, delay_s: float) -> None:
+        want = partial(self._pages.want, self._fanout.channel, first, partial(self._on_page, subscription))
+        self._loop.call_later(delay_s, want)
 
     def _serve(self, subscription: Subscription, found: CachedPage) -> bool:
         """Write what a page has for a subscription, up to `limits.write_bytes`; whether that made progress."""

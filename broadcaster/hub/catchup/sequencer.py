@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from broadcaster.core.backoff import keep_trying
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
-from broadcaster.hub.catchup.event_log import EventLog, Page
+from broadcaster.hub.catchup.event_log import EventLog, Page, is_of_channel
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 
@@ -33,6 +34,7 @@ class Sequencer:
         duplicates: Events that came again, or late, and were not handed on a second time.
         unknown_position: Events with a position that was never given; not handed on.
         recovered: Events that were read from the log because the subscription had not brought them.
+        problem: The error with which Redis answers whenever the log is to be read; None if it does not.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Sequencer:
         self.duplicates = 0
         self.unknown_position = 0
         self.recovered = 0
+        self.problem: RedisUnavailable | RedisRefused | None = None
 
     @property
     def position(self) -> Position | None:
@@ -124,14 +127,15 @@ class Sequencer:
         return False
 
     async def run(self) -> None:
-        """Read the log whenever it is necessary, until cancelled.
-
-        Raises:
-            RedisRefused: Redis does not let the hub read, and a retry would not help.
-        """
+        """Read the log whenever it is necessary, until cancelled."""
         while True:
             await self._wake.wait()
-            await keep_trying(self._catch_up, f"{self._channel}: cannot read the log", self._chance)
+            complaint = f"{self._channel}: cannot read the log"
+            await keep_trying(self._catch_up, complaint, self._chance, self._on_error)
+            self.problem = None
+
+    def _on_error(self, error: RedisUnavailable | RedisRefused) -> None:
+        self.problem = error if is_of_channel(error) else None
 
     async def _catch_up(self) -> None:
         """Read until the position is the head of the channel and nothing has been skipped meanwhile."""
@@ -218,6 +222,7 @@ class LiveSequencer:
     position: Position | None = None
     order = EpochOrder("", ())
     duplicates = unknown_position = recovered = 0
+    problem = None
     sync_round = 0
     synced_round = 1
 

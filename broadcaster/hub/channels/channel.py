@@ -1,12 +1,15 @@
-"""One channel of the hub: sequencer, fan-out and replay put together, and who waits for it to be open."""
+"""One channel of the hub: sequencer, fan-out and replay put together, its verdict, and who waits for it."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
 from broadcaster import wire
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.broker.broker import Whereabouts
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.catchup.replay import Replay
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
@@ -15,6 +18,8 @@ from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.fanout.subscription import Sink, State, Subscription
 from broadcaster.settings import Settings
+
+log = logging.getLogger("broadcaster.hub")
 
 
 class Channel:
@@ -25,8 +30,11 @@ class Channel:
         rank: Which channel goes first when several wait: the lowest.
         fanout, sequencer, replay: Its parts.
         listeners: How many subscriptions there are.
+        opened_by: Address of the client for which it was opened.
         idle_since: Loop time at which the last of them left.
         received: Valid events that the subscription to Redis brought.
+        trouble: Why it is not certain that its events arrive; empty if it is. Heartbeats are sent only then.
+        refusal: The error with which Redis refuses the channel to the hub: it cannot be served; None if it can.
     """
 
     def __init__(
@@ -65,14 +73,16 @@ class Channel:
         self.replay = Replay(self.fanout, self.sequencer, pages, self._beat_interval_s, runtime)
         self._clock = runtime.clock
         self._scheduler = scheduler
-        self._opening_s = runtime.limits.opening_s
-        self._opened_at = runtime.clock.loop_s()
-        self._ever_caught_up = False
+        self._unavailable_s = runtime.limits.unavailable_s
         self._waiting: dict[Subscription, int] = {}  # and how many sync rounds had begun when it came
         self._beat: tuple[object, bytes] = (None, b"")
         self.listeners = 0
-        self.idle_since = self._opened_at
+        self.opened_by = ""
+        self.idle_since = runtime.clock.loop_s()
         self.received = 0
+        self.trouble = "not caught up yet"
+        self.refusal: RedisUnavailable | RedisRefused | None = None
+        self._refused_at = 0.0
 
     def take(self, messages: list[Message]) -> None:
         """Take in valid events from the subscription to Redis, in its order."""
@@ -91,17 +101,47 @@ class Channel:
         )
 
     async def run(self) -> None:
-        """Read the log whenever it is necessary, until cancelled.
-
-        Raises:
-            RedisRefused: Redis does not let the hub read.
-        """
+        """Read the log whenever it is necessary, until cancelled."""
         await self.sequencer.run()
 
-    @property
-    def opening(self) -> bool:
-        """Whether it has just been opened, and is not expected to be caught up yet."""
-        return not self._ever_caught_up and self._clock.loop_s() - self._opened_at < self._opening_s
+    # Its verdict
+
+    def judge(self, where: Whereabouts, *, may_subscribe: bool) -> None:
+        """Conclude a round of the delivery probe: everything that was published before it has arrived.
+
+        Args:
+            where: Where the channel stood in Redis when the round began.
+            may_subscribe: Whether Redis lets the hub subscribe to it.
+        """
+        error = where if isinstance(where, Exception) else self.sequencer.problem
+        if not may_subscribe:
+            error = RedisRefused(f"Redis will not let us subscribe to {self.name}")
+        if error is not None and self.refusal is None:
+            self._refused_at = self._clock.loop_s()
+            log.warning("%s cannot be served: %s", self.name, error)
+        elif error is None and self.refusal is not None:
+            log.info("%s can be served again", self.name)
+        self.refusal = error
+        if error is not None:
+            self.trouble = str(error)
+        elif not isinstance(where, Exception) and not self.sequencer.check(where):
+            self.trouble = f"stored events have not come over the subscription: {self.name}"
+        elif not self.sequencer.caught_up:
+            self.trouble = f"not caught up yet: {self.name}"
+        else:
+            self.trouble = ""
+
+    def suspect(self, trouble: str) -> None:
+        """Something has happened: in trouble until the next round of the delivery probe."""
+        self.trouble = self.trouble or trouble
+
+    def end_unavailable(self) -> None:
+        """Close those who listen, if Redis has refused this channel for some time."""
+        if self.refusal is None or self._clock.loop_s() - self._refused_at < self._unavailable_s:
+            return
+        for subscription in [*self._waiting, *self.fanout.subscriptions()]:
+            self.unsubscribe(subscription)
+            self.fanout.end_unavailable(subscription)
 
     # Subscriptions begin and end
 
@@ -131,9 +171,7 @@ class Channel:
         self.fanout.leave(subscription)
 
     def _on_caught_up(self) -> None:
-        caught_up = self.sequencer.caught_up
-        self._ever_caught_up = self._ever_caught_up or caught_up
-        if self._waiting and caught_up:
+        if self._waiting and self.sequencer.caught_up:
             if self.sequencer.position is None:  # nothing is stored: those that wait must not miss what comes next
                 while self._start_one():
                     pass
@@ -191,6 +229,8 @@ class Channel:
         """Send a heartbeat: up to where everything was delivered, filtered out, or announced as a gap."""
         if subscription.since is not None or subscription.state is State.WAITING or not self.sequencer.caught_up:
             return  # it has not been welcomed yet, or it is not known whether everything has come
+        if self.trouble:
+            return
         if self.fanout.slow.is_overtaken(subscription):
             return  # it is about to be told, or closed
         position = self.fanout.position_of(subscription)

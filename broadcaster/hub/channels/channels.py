@@ -77,10 +77,33 @@ class Channels:
             return False
         return name == self.default or any(fnmatchcase(name, pattern) for pattern in self._settings.channels.allow)
 
+    def is_unavailable(self, name: str) -> bool:
+        """Whether Redis refuses a channel to the hub now."""
+        return name in self.open and self.open[name].refusal is not None
+
     def has_room_for(self, *names: str) -> bool:
         """Whether all of these channels can be open at the same time."""
-        new = sum(name not in self.open for name in names)
-        return not new or len(self.open) + new <= self._settings.channels.max_open
+        new = self._new(names)
+        return not new or new <= self._free
+
+    def may_open(self, address: str, *names: str) -> bool:
+        """Whether these, opened for an address, do not take more than its share; those of others it may join."""
+        new = self._new(names)
+        held = sum(channel.opened_by == address for channel in self._listened_to)
+        return not new or held + new <= self._settings.channels.max_per_address
+
+    def _new(self, names: Sequence[str]) -> int:
+        listened_to = {channel.name for channel in self._listened_to}
+        return sum(name != self.default and name not in listened_to for name in names)
+
+    @property
+    def _listened_to(self) -> list[Channel]:
+        """The channels with subscriptions; the others are closed as soon as their room is needed."""
+        return [channel for channel in self.open.values() if channel.listeners and channel.name != self.default]
+
+    @property
+    def _free(self) -> int:
+        return self._settings.channels.max_open - 1 - len(self._listened_to)
 
     def rank(self, name: str) -> int:
         """Which channel goes first: the lowest."""
@@ -91,9 +114,23 @@ class Channels:
         """The same for a name as Redis says it; what is no open channel goes last."""
         return self.by_key[key].rank if key in self.by_key else 1 + len(self._settings.channels.priority)
 
-    def get(self, name: str) -> Channel:
-        """A channel, opened if it is not open."""
-        return self.open.get(name) or self._open(name)
+    def get(self, name: str, address: str = "") -> Channel:
+        """A channel, opened if it is not open; if nobody listens to it, this address holds it from now on.
+
+        When there are too many, the one closes to which nobody has listened for the longest time.
+        """
+        channel = self.open.get(name)
+        if channel is None:
+            idle = [channel for channel in self.open.values() if self._is_idle(channel)]
+            if idle and len(self.open) >= self._settings.channels.max_open:
+                self._close(min(idle, key=lambda channel: channel.idle_since))
+            channel = self._open(name)
+        if not channel.listeners:
+            channel.opened_by = address
+        return channel
+
+    def _is_idle(self, channel: Channel) -> bool:
+        return not channel.listeners and channel.name != self.default
 
     def _open(self, name: str) -> Channel:
         channel = Channel(
@@ -114,12 +151,21 @@ class Channels:
     def close_idle(self) -> None:
         """Close the channels that have had no subscription for long enough."""
         before = self._runtime.clock.loop_s() - self._settings.channels.linger_s
-        for name, channel in list(self.open.items()):
-            if not channel.listeners and channel.idle_since < before and name != self.default:
-                self._broker.unsubscribe(name)
-                self._closed += channel.totals()
-                del self.open[name], self.by_key[name.encode()]
-                self._tasks.pop(name).cancel()
+        for channel in list(self.open.values()):
+            if self._is_idle(channel) and channel.idle_since < before:
+                self._close(channel)
+
+    def _close(self, channel: Channel) -> None:
+        name = channel.name
+        self._broker.unsubscribe(name)
+        self._closed += channel.totals()
+        del self.open[name], self.by_key[name.encode()]
+        self._tasks.pop(name).cancel()
+
+    def end_unavailable(self) -> None:
+        """Close the clients of channels that Redis has refused to the hub for some time."""
+        for channel in self.open.values():
+            channel.end_unavailable()
 
     def totals(self) -> Counter[str]:
         """What was counted since the hub began, also by channels that are closed now."""
@@ -133,3 +179,4 @@ class Channels:
     def on_lost(self, name: str) -> None:
         if name in self.open:
             self.open[name].sequencer.interrupt()
+            self.open[name].suspect(f"the subscription to {name} is lost")

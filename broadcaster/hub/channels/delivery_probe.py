@@ -1,4 +1,4 @@
-"""The delivery probe, once a second: only while it succeeds is the hub ready, and does it send heartbeats.
+"""The delivery probe, once a second: only what it has proven is called ready, and sent heartbeats.
 
 Sockets can be open, publishes succeed, and nothing be delivered: a frozen Redis, a subscription that was taken
 away, a replica that has lost its master. So in every round the hub
@@ -17,6 +17,7 @@ import logging
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.channels.channels import OWN, Channels
 from broadcaster.settings import Settings
 
@@ -24,17 +25,17 @@ log = logging.getLogger("broadcaster.hub")
 
 
 class DeliveryProbe:
-    """Proves that events arrive.
+    """Proves that events arrive: of the links to Redis, and of every open channel for itself (`Channel.judge`).
 
     Attributes:
         channel: Where the probes of this hub are published.
-        healthy: Whether the last round has succeeded, and nothing has happened since that would make it fail.
-        problem: Why it is not healthy; empty if it is.
-        rounds: How many rounds have succeeded.
+        proven: Whether the last probe came back, and nothing has happened since that would stop it. Without it no
+            channel is sent heartbeats.
+        rounds: How many rounds have found the hub ready.
     """
 
     def __init__(self, settings: Settings, broker: Broker, channels: Channels, runtime: Runtime = RUNTIME) -> None:
-        """Prepare; nothing happens before `run`. All open channels of the broker must be caught up."""
+        """Prepare; nothing happens before `run`."""
         self._interval_s = settings.hub.prove_interval_s
         self._timeout_s = settings.redis.silence_timeout_s
         self._broker = broker
@@ -44,12 +45,26 @@ class DeliveryProbe:
         self._probe: asyncio.Future[None] | None = None
         self._expected = b""
         self._wake = asyncio.Event()
-        self._refused: set[str] = set()
+        self._logged_healthy = False
         self.channel = OWN + runtime.chance.hex(8)
-        self.healthy = False
-        self.problem = "Redis has not answered yet"
+        self.proven = False
+        self._problem = "Redis has not answered yet"
         self.rounds = 0
         broker.subscribe(self.channel)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is proven that the events of the default channel arrive: the readiness of the hub."""
+        return not self.problem
+
+    @property
+    def problem(self) -> str:
+        """Why it is not healthy; empty if it is."""
+        return self._problem or self._default.trouble
+
+    @property
+    def _default(self) -> Channel:
+        return self._channels.open[self._channels.default]
 
     def take(self, payloads: list[bytes]) -> None:
         """Take what came over the channel of this hub: it ends here."""
@@ -57,9 +72,15 @@ class DeliveryProbe:
             self._probe.set_result(None)
 
     def mark_suspect(self, problem: str) -> None:
-        """Something has happened: unhealthy until the next round, which begins now."""
-        self.healthy = False
-        self.problem = problem
+        """Something has happened: nothing is proven until the next round, which begins now."""
+        self.proven = False
+        self._problem = problem
+        self._wake.set()
+
+    def on_lost(self, channel: str) -> None:
+        """A subscription is lost; if it is that of the probes, nothing can be proven."""
+        if channel == self.channel:
+            self.mark_suspect(f"the subscription to {channel} is lost")
         self._wake.set()
 
     def probe_now(self) -> None:
@@ -70,16 +91,16 @@ class DeliveryProbe:
         """Probe, again and again, until cancelled.
 
         Raises:
-            RedisRefused: Redis does not let the hub write, read or publish.
+            RedisRefused: Redis does not let the hub write or publish, or refuses it the default channel.
         """
         while True:
             self._wake.clear()
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    problem = await self._round()
+                    await self._round()
+                self._conclude("")
             except (RedisUnavailable, TimeoutError) as error:
-                problem = str(error) or f"no proof within {self._timeout_s:g} s"
-            self._conclude(problem)
+                self._conclude(str(error) or f"no proof within {self._timeout_s:g} s")
             try:
                 async with asyncio.timeout(self._interval_s):
                     await self._wake.wait()
@@ -88,46 +109,34 @@ class DeliveryProbe:
             await asyncio.sleep(self._limits.probe_pause_s)  # however often it is marked suspect, there is a pause
 
     def _conclude(self, problem: str) -> None:
-        if self._wake.is_set() and not problem and not self.healthy:
-            return  # marked suspect in the middle of the round
-        if problem and self.healthy:
-            log.warning("not ready: %s", problem)
-        elif not problem and not self.healthy:
-            log.info("ready: events get through")
-        self.healthy, self.problem = not problem, problem
-        self.rounds += not problem
+        if problem or self.proven or not self._wake.is_set():  # else it was marked suspect meanwhile
+            self.proven, self._problem = not problem, problem
+        if self.healthy != self._logged_healthy:
+            self._logged_healthy = self.healthy
+            if self.healthy:
+                log.info("ready: events get through")
+            else:
+                log.warning("not ready: %s", self.problem)
+        self.rounds += self.healthy
+        if not problem and not self._default.refusal and not self._default.sequencer.caught_up:
+            self.probe_now()  # it will be caught up at any moment
 
-    async def _round(self) -> str:
-        """One round: what is wrong, or nothing.
+    async def _round(self) -> None:
+        """One round.
 
         Raises:
             RedisUnavailable, RedisRefused, TimeoutError: Redis did not answer as it should.
         """
         self._probe = asyncio.get_running_loop().create_future()
         self._expected = self._chance.hex(8).encode()
-        names = [name for name in self._channels.open if self._is_due(name)]
         touch = self.rounds % self._limits.touch_rounds == 0
-        heads = await self._broker.probe(self.channel, self._expected, names, touch=touch)
+        found = await self._broker.probe(self.channel, self._expected, list(self._channels.open), touch=touch)
         await self._probe
-        self._refused = set(self._broker.refused)
-        if lost := self._refused & {self.channel, self._channels.default}:
-            raise RedisRefused(f"Redis will not let us subscribe to {', '.join(sorted(lost))}")
-        opened = self._channels.open
-        missing = [
-            name for name, head in heads.items() if self._is_due(name) and not opened[name].sequencer.check(head)
-        ]
-        if missing:
-            return "stored events have not come over the subscription: " + ", ".join(missing[:5])
-        if waiting := [name for name in opened if self._is_due(name) and not opened[name].sequencer.caught_up]:
-            self.probe_now()
-            return "not caught up yet: " + ", ".join(waiting[:5])
-        return ""
-
-    def _is_due(self, name: str) -> bool:
-        """Whether a channel is open, and not just being opened because a client asks for it."""
-        channel = self._channels.open.get(name)
-        return (
-            channel is not None
-            and name not in self._refused
-            and (name == self._channels.default or not channel.opening)
-        )
+        refused = self._broker.refused
+        if self.channel in refused:
+            raise RedisRefused(f"Redis will not let us subscribe to {self.channel}")
+        for name, where in found.items():
+            if (channel := self._channels.open.get(name)) is not None:
+                channel.judge(where, may_subscribe=name not in refused)
+        if isinstance(refusal := self._default.refusal, RedisRefused):
+            raise refusal

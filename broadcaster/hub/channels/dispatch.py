@@ -54,7 +54,7 @@ class Dispatcher:
 
     def on_lost(self, channel: str) -> None:
         self._channels.on_lost(channel)
-        self._probe.mark_suspect(f"the subscription to {channel} is lost")
+        self._probe.on_lost(channel)
 
     def _read(self, payloads: list[bytes]) -> list[Message]:
         messages = []

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from broadcaster import wire
 from broadcaster.auth.access import CAUSES as DENIALS
 from broadcaster.auth.access import UNRESTRICTED, Access, Denied, Grant
-from broadcaster.core.ratelimit import TokenBucket
+from broadcaster.core.ratelimit import TokenBucket, TokenBuckets
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.registry import ConnectionRegistry
@@ -19,10 +19,10 @@ from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.settings import Settings, is_loopback
 
 REFUSALS: Final = (
-    *("half_open", "too_late", "handshakes", "requests"),
+    *("half_open", "too_late", "handshakes", "address_requests", "requests"),
     *("stopping", "full", "address_full", "malformed", "origin"),
     *(f"token_{cause}" for cause in DENIALS),
-    *("query", "forbidden_channel", "unknown_channel", "no_room"),
+    *("query", "forbidden_channel", "unknown_channel", "channel_unavailable", "no_room", "channel_share"),
 )
 """Why a client may be refused, in the order in which it is checked; every one is a counter."""
 
@@ -84,6 +84,9 @@ class AdmissionControl:
         self._clock = runtime.clock
         self._handshakes = TokenBucket(settings.hub.handshakes_per_s, clock=runtime.clock)
         self._requests = TokenBucket(settings.hub.requests_per_s, clock=runtime.clock)
+        self._requests_by_address = TokenBuckets(
+            settings.hub.requests_per_address, runtime.limits.known_addresses, clock=runtime.clock
+        )
         self._pending: dict[PendingHandshake, None] = {}  # in the order of their deadlines
         self.stopping = False
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
@@ -117,14 +120,17 @@ class AdmissionControl:
 
     def allows_handshake(self) -> bool:
         """Whether one more handshake may be answered now; parsing it costs more than all the rest."""
-        return self._allows(self._handshakes, "handshakes")
+        return self._count("handshakes", self._handshakes.allows_one())
 
-    def allows_request(self) -> bool:
-        """Whether one more plain HTTP request may be answered now."""
-        return self._allows(self._requests, "requests")
+    def allows_request(self, address: str) -> bool:
+        """Whether one more plain HTTP request of an address may be answered now.
 
-    def _allows(self, bucket: TokenBucket, cause: str) -> bool:
-        allowed = bucket.allows_one()
+        Its own limit comes first: one that asks too much uses up nothing of what all others share.
+        """
+        allowed = self._requests_by_address.allows_one(_network_of(address))
+        return self._count("address_requests", allowed) and self._count("requests", self._requests.allows_one())
+
+    def _count(self, cause: str, allowed: bool) -> bool:
         self.refused[cause] += not allowed
         return allowed
 
@@ -136,12 +142,10 @@ class AdmissionControl:
         if self.stopping:
             return self._refuse("stopping", 503, "the hub is stopping", retry_after_s=1)
         if registry.connected >= hub.max_connections:
-            return self._refuse("full", 503, "too many subscribers", retry_after_s=self._limits.retry_after_s)
+            return self._refuse_for_now("full", "too many subscribers")
         address = _network_of(address)
         if registry.by_address[address] >= hub.max_per_address:
-            return self._refuse(
-                "address_full", 503, "too many of this address", retry_after_s=self._limits.retry_after_s
-            )
+            return self._refuse_for_now("address_full", "too many of this address")
         if target.fault:
             return self._refuse("malformed", 400, f"bad request: {target.fault}")
         if not self._is_allowed_origin(target):
@@ -154,11 +158,11 @@ class AdmissionControl:
             request = read_query(target.query, self._channels.default, self._limits)
         except ValueError as error:
             return self._refuse("query", 400, str(error))
-        if refusal := self._refuse_channels(request, grant):
+        if refusal := self._refuse_channels(request, grant, address):
             return refusal
         return Admitted(request, address, grant.expires_at)
 
-    def _refuse_channels(self, request: SubscribeRequest, grant: Grant) -> wire.Refusal | None:
+    def _refuse_channels(self, request: SubscribeRequest, grant: Grant, address: str) -> wire.Refusal | None:
         names = [name for name, _ in request.channels]
         most = self._settings.channels.max_per_connection
         if len(names) > most:
@@ -168,10 +172,14 @@ class AdmissionControl:
                 return self._refuse("forbidden_channel", 403, f"not for you: {name}")
             if not self._channels.is_allowed(name):
                 return self._refuse("unknown_channel", 404, f"no such channel here: {name}")
+            if self._channels.is_unavailable(name):
+                return self._refuse_for_now(
+                    "channel_unavailable", f"Redis refuses this channel to the hub: {name}"
+                )
         if not self._channels.has_room_for(*names):
-            return self._refuse(
-                "no_room", 503, "too many channels are open", retry_after_s=self._limits.retry_after_s
-            )
+            return self._refuse_for_now("no_room", "too many channels are open")
+        if not self._channels.may_open(address, *names):
+            return self._refuse_for_now("channel_share", "this address has its share of the open channels")
         return None
 
     def _is_allowed_origin(self, target: wire.Target) -> bool:
@@ -188,6 +196,9 @@ class AdmissionControl:
             return False
         auth = self._settings.auth
         return auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(host))
+
+    def _refuse_for_now(self, cause: str, reason: str) -> wire.Refusal:
+        return self._refuse(cause, 503, reason, retry_after_s=self._limits.retry_after_s)
 
     def _refuse(self, cause: str, status: int, reason: str, *, retry_after_s: int | None = None) -> wire.Refusal:
         self.refused[cause] += 1

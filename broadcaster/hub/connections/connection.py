@@ -57,14 +57,14 @@ class ConnectionContext:
         registry: Who is connected.
         scheduler: Where reading, feeding and heartbeats wait for their turn.
         settings: Limits and deadlines.
-        is_healthy: Whether events arrive; heartbeats are sent only then.
+        is_proven: Whether the delivery probe comes back; heartbeats are sent only then.
         runtime: Time, chance and limits.
     """
 
     registry: ConnectionRegistry[Connection]
     scheduler: Scheduler
     settings: HubTable
-    is_healthy: Callable[[], bool]
+    is_proven: Callable[[], bool]
     runtime: Runtime = RUNTIME
 
 
@@ -154,9 +154,15 @@ class Connection(asyncio.Protocol):
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Send a close frame, once; a client that does not answer it in time is cut by the timer."""
         if not self.closing:
-            self._context.registry.closed[code] += 1
+            registry = self._context.registry
+            code, reason = registry.due.pop(self, (code, reason))
+            registry.closed[code] += 1
             self.write(wire.close_frame(code, reason))
             self._begin_close()
+
+    def close_in_turn(self, code: wire.CloseCode, reason: str) -> None:
+        if not self.closing and not self._context.registry.close_in_turn(self, code, reason):
+            self._unsubscribe()
 
     def _begin_close(self) -> None:
         """No more events, and a deadline to be gone."""
@@ -216,7 +222,7 @@ class Connection(asyncio.Protocol):
 
     def beat(self) -> bool:
         """For the scheduler: send a heartbeat per channel, once."""
-        if self.close_deadline is None and self._context.is_healthy():
+        if self.close_deadline is None and self._context.is_proven():
             for membership in self.memberships:
                 membership.channel.beat(membership)
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
 
-_REQUEST_LINE: Final = re.compile(rb"[A-Z]{1,16} (\S+) HTTP/1\.[01]\r\n")
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
 _RETRY: Final = "Retry-After: 1\r\n"
 
@@ -36,6 +37,7 @@ class HandshakeProtocol(asyncio.Protocol):
         admission: Decides who is admitted.
         context: Of the connections.
         channels: Where they subscribe.
+        answer_health: The response to a method and a path that ask for the hub's health; None if they do not.
         deadline: Loop time at which the request must be complete and answered.
     """
 
@@ -44,6 +46,7 @@ class HandshakeProtocol(asyncio.Protocol):
     admission: AdmissionControl
     context: ConnectionContext
     channels: Channels
+    answer_health: Callable[[str, str], bytes | None]
 
     def __init__(self, **sanic_arguments: Any) -> None:
         self._sanic_arguments = sanic_arguments
@@ -54,10 +57,19 @@ class HandshakeProtocol(asyncio.Protocol):
 
     @classmethod
     def bound(
-        cls, admission: AdmissionControl, context: ConnectionContext, channels: Channels
+        cls,
+        admission: AdmissionControl,
+        context: ConnectionContext,
+        channels: Channels,
+        answer_health: Callable[[str, str], bytes | None] = lambda method, path: None,
     ) -> type[HandshakeProtocol]:
         """A class of its own for one hub: Sanic takes a class, not a factory."""
-        members = {"admission": admission, "context": context, "channels": channels}
+        members = {
+            "admission": admission,
+            "context": context,
+            "channels": channels,
+            "answer_health": staticmethod(answer_health),
+        }
         return type("BoundHandshakeProtocol", (cls,), {"__slots__": (), **members})
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -84,13 +96,10 @@ class HandshakeProtocol(asyncio.Protocol):
     def _on_head(self, head: bytes, length: int) -> None:
         """The head is complete; `head` may be longer than it is."""
         request_line = _REQUEST_LINE.match(head)
-        if request_line is None or not _is_url(request_line[1]):
+        if request_line is None or (path := _path_of(request_line[2])) is None:
             self._refuse(400, "Bad Request")
-        elif not _WEBSOCKET_PATH.match(request_line[1]):
-            if self.admission.allows_request():  # at once: health checks must be answered also in a storm
-                self._hand_to_sanic()
-            else:
-                self._refuse(503, "Service Unavailable: too many requests", _RETRY)
+        elif not _WEBSOCKET_PATH.match(request_line[2]):
+            self._on_plain_request(request_line[1].decode(), path)
         elif len(head) > length:
             self._refuse(400, "Bad Request: bytes after the request")
         elif self.admission.allows_handshake():
@@ -100,14 +109,27 @@ class HandshakeProtocol(asyncio.Protocol):
         else:
             self._refuse(503, "Service Unavailable: too many handshakes", _RETRY)
 
+    def _on_plain_request(self, method: str, path: str) -> None:
+        """Answer it, or hand it on. Health checks are never limited: who asks may end a hub that is only busy."""
+        if (health := self.answer_health(method, path)) is not None:
+            self._end(health)
+        elif self.admission.allows_request(self._address()):
+            self._hand_to_sanic()
+        else:
+            self._refuse(429, "Too Many Requests", _RETRY)
+
+    def _address(self) -> str:
+        assert self._transport is not None
+        peer = self._transport.get_extra_info("peername")
+        return peer[0] if isinstance(peer, tuple) else ""
+
     def _upgrade(self) -> bool:
         """For the scheduler: answer the request. However many arrive at once, events are delivered meanwhile."""
         head, transport = self._head, self._transport
         if transport is None or transport.is_closing():
             return False
+        address = self._address()
         self._release()
-        peer = transport.get_extra_info("peername")
-        address = peer[0] if isinstance(peer, tuple) else ""
         try:
             answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address))
         except BaseException:
@@ -133,7 +155,7 @@ class HandshakeProtocol(asyncio.Protocol):
         )
         transport.set_protocol(connection)
         request = admitted.request
-        channels = [(self.channels.get(name), since) for name, since in request.channels]
+        channels = [(self.channels.get(name, admitted.address), since) for name, since in request.channels]
         connection.open(channels, request.filter)
 
     def _hand_to_sanic(self) -> None:
@@ -148,12 +170,15 @@ class HandshakeProtocol(asyncio.Protocol):
         protocol.data_received(head)
 
     def _refuse(self, status: int, phrase: str, header: str = "") -> None:
+        if status in (400, 431):
+            self.admission.refused["malformed"] += 1
+        self._end(wire.plain_response(status, phrase, header))
+
+    def _end(self, response: bytes) -> None:
         transport = self._transport
         self._release()
-        if status == 400:
-            self.admission.refused["malformed"] += 1
         assert transport is not None
-        transport.write(wire.plain_response(status, phrase, header))
+        transport.write(response)
         transport.close()
 
     def expire(self) -> None:
@@ -171,12 +196,13 @@ class HandshakeProtocol(asyncio.Protocol):
         self._release()
 
 
-def _is_url(path: bytes) -> bool:
-    """Whether Sanic can read it: what it cannot read it answers with nothing but a traceback in the log."""
+def _path_of(url: bytes) -> str | None:
+    """The path of a URL; None if Sanic cannot read it: it would answer with nothing but a traceback in the log."""
     with suppress(HttpParserInvalidURLError):
-        parse_url(path)
-        return path.isascii()
-    return False
+        path = parse_url(url).path or b"/"
+        if url.isascii():
+            return path.decode()
+    return None
 
 
 class _SanicProtocol(HttpProtocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import Counter
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -18,11 +19,19 @@ def ticks(interval_s: float) -> int:
     return max(1, round(interval_s / TICK_S))
 
 
+_CLOSE_EVERY_S: Final = 0.01
+_CLOSE_AT_LEAST: Final = 10
+"""So many are closed at a time, at least: 1,000 a second."""
+
+
 class Member(Protocol):
     """What the registry knows of a connection."""
 
     slot: int
     address: str
+
+    def close(self, code: wire.CloseCode, reason: str) -> None:
+        """Begin the closing handshake."""
 
     def settle(self) -> None:
         """Act on having become unwritable."""
@@ -39,6 +48,7 @@ class ConnectionRegistry(Generic[M]):
             spread over the whole interval. So are heartbeats.
         peak: Most connections at one time.
         by_address: How many there are per address.
+        due: Those that are closed in their turn, with code and reason; nothing else may close them.
         closing: Those whose closing handshake has begun.
         behind: Those with a subscription that is behind.
         unsettled: Those that stopped being writable in this turn of the event loop; see `Fanout`.
@@ -46,14 +56,24 @@ class ConnectionRegistry(Generic[M]):
         aborted: How many were cut because they did not answer the close in time.
     """
 
-    def __init__(self, slots: int) -> None:
-        """Prepare an empty registry with so many slots."""
+    def __init__(self, slots: int, spread_s: float = 0.0) -> None:
+        """Prepare an empty registry.
+
+        Args:
+            slots: See above.
+            spread_s: Most seconds over which closes are spread.
+        """
         self.slots: list[set[M]] = [set() for _ in range(slots)]
         self._next_slot = itertools.cycle(range(slots))
         self._loop = asyncio.get_running_loop()
         self.connected = 0
         self.peak = 0
         self.by_address: Counter[str] = Counter()
+        self.due: dict[M, tuple[wire.CloseCode, str]] = {}
+        self._spread_s = spread_s
+        self._next_closes: asyncio.Handle | None = None
+        self._closes = 0  # so many more may be closed at once
+        self._pace = 0  # so many of those that are due are closed at a time
         self.closing: set[M] = set()
         self.behind: set[M] = set()
         self.unsettled: list[M] = []
@@ -74,6 +94,7 @@ class ConnectionRegistry(Generic[M]):
         self.by_address[connection.address] -= 1
         if not self.by_address[connection.address]:
             del self.by_address[connection.address]
+        self.due.pop(connection, None)
         self.closing.discard(connection)
         self.behind.discard(connection)
 
@@ -96,3 +117,32 @@ class ConnectionRegistry(Generic[M]):
         self.unsettled.clear()  # in place: the fan-outs hold this list
         for connection in unsettled:
             connection.settle()
+
+    def close_in_turn(self, connection: M, code: wire.CloseCode, reason: str) -> bool:
+        """Close a connection, at once or later: where many have to go, they go, and return, one after another.
+
+        Returns:
+            Whether it is closed; else it is `due`.
+        """
+        if self._next_closes is None:
+            self._next_closes = self._loop.call_later(_CLOSE_EVERY_S, self._close_due)
+            self._closes = _CLOSE_AT_LEAST
+        if self._closes > 0 and connection not in self.due:
+            self._closes -= 1
+            connection.close(code, reason)
+            return True
+        self.due.setdefault(connection, (code, reason))
+        return False
+
+    def _close_due(self) -> None:
+        if not self.due:
+            self._next_closes = None
+            self._pace = 0
+            return
+        self._next_closes = self._loop.call_later(_CLOSE_EVERY_S, self._close_due)
+        turns = max(1.0, self._spread_s / _CLOSE_EVERY_S)
+        self._pace = max(self._pace, _CLOSE_AT_LEAST, math.ceil(len(self.due) / turns))
+        self._closes = 0
+        for connection, (code, reason) in list(itertools.islice(self.due.items(), self._pace)):
+            connection.close(code, reason)
+            self.due.pop(connection, None)

@@ -55,10 +55,11 @@ class Timer:
         for connection in list(slots[number % len(slots)]):
             self._ping(connection)
         self._close_expired(slots[number % self._expiry_ticks :: self._expiry_ticks])
-        if self._context.is_healthy():
+        if self._context.is_proven():
             for connection in itertools.chain.from_iterable(slots[number % self._beat_ticks :: self._beat_ticks]):
                 if connection.wants_control:
                     self._context.scheduler.add(connection.beat)
+        self._channels.end_unavailable()
         self._channels.close_idle()
 
     def _check_slow(self, connection: Connection) -> None:

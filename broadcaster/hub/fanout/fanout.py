@@ -7,6 +7,7 @@ buffer and is fed from there as fast as its client reads. No subscription has a 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -99,6 +100,25 @@ class Fanout:
         """Deliver nothing more to a subscription; does nothing the second time."""
         self._groups.leave(subscription)
         self._enter(subscription, State.CLOSED)
+
+    def end(self, subscription: Subscription, code: wire.CloseCode, reason: str) -> None:
+        """Deliver nothing more to a subscription, and close its client in its turn."""
+        self.leave(subscription)
+        subscription.sink.close_in_turn(code, reason)
+
+    def end_for(self, gap: Gap, subscription: Subscription) -> None:
+        """End a subscription whose plain client cannot be told of a gap in a frame: it gets nothing after it."""
+        known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
+        self.end(subscription, wire.CloseCode.GAP, f"events of {gap.channel} may be missing: {gap.cause}{known}")
+
+    def end_unavailable(self, subscription: Subscription) -> None:
+        """End a subscription because Redis does not let the hub serve its channel."""
+        reason = f"the channel {self.channel} cannot be served: Redis refuses it to the hub"
+        self.end(subscription, wire.CloseCode.UNAVAILABLE, reason)
+
+    def subscriptions(self) -> list[Subscription]:
+        """All that are live or behind."""
+        return [*itertools.chain.from_iterable(group.live for group in self._groups), *self.behind]
 
     def _fall_behind(self, subscription: Subscription, cursor: int, position: Position | None) -> None:
         self._groups.leave(subscription)
@@ -196,7 +216,7 @@ class Fanout:
                 if subscription.sink.wants_control:
                     subscription.sink.write(frame)
                 else:
-                    close_for(gap, subscription)
+                    self.end_for(gap, subscription)
 
     def _let_unwritable_fall_behind(self) -> None:
         """Subscriptions that became unwritable earlier in this turn of the loop are not written to."""
@@ -249,7 +269,7 @@ class Fanout:
                 self.filtered += 1
         self._send(subscription, frames, events)
         if untold is not None:
-            close_for(untold, subscription)
+            self.end_for(untold, subscription)
 
     def give_run(self, subscription: Subscription, messages: Sequence[Message]) -> None:
         """Write those events of the log that a subscription wants, in one piece."""
@@ -272,12 +292,6 @@ class Fanout:
             return self.position
         cursor = subscription.cursor
         return subscription.position if cursor is None else self.ring.position_at(cursor)
-
-
-def close_for(gap: Gap, subscription: Subscription) -> None:
-    """Close a plain client that cannot be told of a gap in a frame."""
-    known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
-    subscription.sink.close(wire.CloseCode.GAP, f"events of {gap.channel} may be missing: {gap.cause}{known}")
 
 
 def _position_after(batch: _Batch, count: int) -> Position | None:

@@ -36,6 +36,9 @@ class Sink(Protocol):
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Begin the closing handshake, once; nothing is delivered any more."""
 
+    def close_in_turn(self, code: wire.CloseCode, reason: str) -> None:
+        """The same, but where many have to go, one after another; nothing is delivered meanwhile."""
+
     def catch_up(self) -> None:
         """There is something to feed a subscription that is behind."""
 
