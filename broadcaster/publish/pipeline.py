@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
-from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
@@ -18,6 +18,9 @@ from broadcaster.redis.stream import Stored
 from broadcaster.settings import Settings
 
 Outcome = Stored | RedisUnavailable | RedisRefused
+
+_FINAL: Final = ("WRONGTYPE",)
+"""Codes of error replies after which sending again cannot help: the event was not stored."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,9 +41,6 @@ class Pending:
     reply: asyncio.Future[Any] | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
-    def fail(self, error: RedisUnavailable | RedisRefused) -> None:
-        self.outcomes = [error] * len(self.events)
-
     @property
     def has_failed(self) -> bool:
         """Whether it has to be sent again, or has not been sent at all."""
@@ -54,6 +54,9 @@ class PublishPipeline:
 
     Nothing runs in the background: a caller that waits for a reply opens a new connection when one is needed,
     and sends again, in order, everything that was not answered, also that of other callers.
+
+    Redis answers in order, so replies are read from the front of what is unanswered, each once; a caller reads its
+    own as well. Only where something has to be sent again is all of it looked at.
     """
 
     def __init__(self, settings: Settings, runtime: Runtime = RUNTIME) -> None:
@@ -68,7 +71,10 @@ class PublishPipeline:
         self._commands = CommandLink(
             settings.redis, *([stream.LOAD] if self._history.enabled else []), runtime=runtime
         )
-        self._unanswered: deque[Pending] = deque()
+        self._unanswered: deque[Pending] = deque()  # what has an outcome leaves it at the front
+        self._events = 0  # in it, without an outcome
+        self._unsent = 0  # commands in it that were not sent on any connection
+        self._last: dict[str, Pending] = {}  # per channel the last one in it
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
         self._tried = False
@@ -90,18 +96,25 @@ class PublishPipeline:
         """Publish events (id, payload) in one write, now; `settle` returns their outcomes."""
         deadline = self._clock.loop_s() + self._deadline_s
         sent = [Pending(channel, batch, deadline) for batch in self._batches(events)]
-        self._forget_answered()
-        # Behind something that has to be sent again nothing may be sent: it would be stored first.
-        in_order = not any(pending.has_failed for pending in self._unanswered)
-        room = self._max_unanswered - sum(len(pending.events) for pending in self._unanswered)
+        self._read_front()
+        # Behind something that was not sent yet nothing may be sent: it would be stored first.
+        in_order = not self._unsent
+        before = self._last.get(channel)
+        waiting, commands = list[Pending](), list[Command]()
         for pending in sent:
-            room -= len(pending.events)
-            if room < 0:
-                pending.fail(RedisUnavailable(f"more than {self._max_unanswered} events wait for Redis' answer"))
-        waiting = [pending for pending in sent if not pending.outcomes]
-        self._unanswered.extend(waiting)
+            if self._events + len(pending.events) > self._max_unanswered:
+                error = RedisUnavailable(f"more than {self._max_unanswered} events wait for Redis' answer")
+                pending.outcomes = [error] * len(pending.events)
+                continue
+            self._events += len(pending.events)
+            self._unsent += 1
+            self._unanswered.append(pending)
+            self._last[channel] = pending
+            waiting.append(pending)
+            commands.append(self._command(pending, before))
+            before = pending
         if in_order and self._commands.link is not None:
-            self._write(waiting)
+            self._write(waiting, commands)
         return sent
 
     def _batches(self, events: Sequence[tuple[str, bytes]]) -> list[Sequence[tuple[str, bytes]]]:
@@ -117,23 +130,27 @@ class PublishPipeline:
             batches[-1].append(event)
         return [*batches]
 
-    def _write(self, pendings: Sequence[Pending]) -> None:
-        """Write some of the unanswered, each on the condition that the one before it was stored."""
-        commands, chosen = [], set(pendings)
+    def _write(self, pendings: Sequence[Pending], commands: Sequence[Command]) -> None:
+        for pending, reply in zip(pendings, self._commands.send(*commands), strict=True):
+            self._unsent -= pending.reply is None
+            pending.reply = reply
+
+    def _write_again(self) -> None:
+        """Write all that has to be sent, each on the condition that the one before it was stored."""
+        pendings, commands = list[Pending](), list[Command]()
         before: dict[str, Pending] = {}
         for pending in self._unanswered:
-            if pending in chosen:
+            if pending.has_failed:
+                pendings.append(pending)
                 commands.append(self._command(pending, before.get(pending.channel)))
-            if not pending.outcomes:
-                before[pending.channel] = pending
-        for pending, reply in zip(pendings, self._commands.send(*commands), strict=True):
-            pending.reply = reply
+            before[pending.channel] = pending
+        self._write(pendings, commands)
 
     def _command(self, pending: Pending, before: Pending | None) -> Command:
         if not self._history.enabled:
             return ("PUBLISH", pending.channel, pending.events[0][1])
         # An unanswered one may fail: then this must not be stored before it.
-        after = before.events[-1][0] if before is not None else None
+        after = before.events[-1][0] if before is not None and not before.outcomes else None
         return stream.store(pending.channel, pending.events, self._history, after=after, chance=self._chance)
 
     async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
@@ -153,13 +170,15 @@ class PublishPipeline:
                 await asyncio.wait([last.reply], timeout=min(self._silence_s, left_s))
                 if not last.reply.done() and left_s > self._silence_s:
                     await self._commands.reset()
-            self._read_replies()
+            for pending in waiting:
+                self._read(pending)
             self._give_up(clock())
             if last.has_failed:
                 async with self._recovering:
-                    self._read_replies()
+                    self._read(last)
                     if last.has_failed:
                         await self._recover()
+        self._read_front()
         outcomes: list[Stored | RedisUnavailable] = []
         for outcome in (outcome for pending in sent for outcome in pending.outcomes):
             if isinstance(outcome, RedisRefused):
@@ -167,51 +186,63 @@ class PublishPipeline:
             outcomes.append(outcome)
         return outcomes
 
-    def _read_replies(self) -> None:
-        """Take every reply that has arrived, in order."""
-        for pending in self._unanswered:
-            if pending.outcomes or pending.reply is None or not pending.reply.done():
-                continue
-            error = pending.reply.exception()
-            if error is None:
-                self._read_reply(pending, pending.reply.result())
-                self._be_confident()
-            elif isinstance(error, RedisRefused):
-                pending.fail(error)
-            elif not self._history.enabled:  # a second one could not be told from the first
-                pending.fail(RedisUnavailable(str(error)))
-            else:
-                self._why = str(error)
-        self._forget_answered()
+    def _read(self, pending: Pending) -> None:
+        """Take the reply to one, if it has arrived."""
+        if pending.outcomes or pending.reply is None or not pending.reply.done():
+            return
+        error = pending.reply.exception()
+        if error is None:
+            self._read_reply(pending, pending.reply.result())
+            self._be_confident()
+        elif isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and error.code in _FINAL):
+            self._fail(pending, error)
+        elif not self._history.enabled:  # a second one could not be told from the first
+            self._fail(pending, RedisUnavailable(str(error)))
+        else:
+            self._why = str(error)
 
     def _read_reply(self, pending: Pending, reply: Any) -> None:
         try:
-            pending.outcomes = [*stream.read_stored(reply)] if self._history.enabled else [Stored(None, reply)]
-            if len(pending.outcomes) != len(pending.events):
+            outcomes: list[Outcome] = (
+                [*stream.read_stored(reply)] if self._history.enabled else [Stored(None, reply)]
+            )
+            if len(outcomes) != len(pending.events):
                 raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}")
         except RedisUnavailable as error:
-            pending.fail(error)
+            outcomes = [error] * len(pending.events)
+        self._conclude(pending, outcomes)
 
-    def _forget_answered(self) -> None:
-        while self._unanswered and self._unanswered[0].outcomes:
+    def _fail(self, pending: Pending, error: RedisUnavailable | RedisRefused) -> None:
+        self._conclude(pending, [error] * len(pending.events))
+
+    def _conclude(self, pending: Pending, outcomes: list[Outcome]) -> None:
+        pending.outcomes = outcomes
+        self._events -= len(pending.events)
+        self._unsent -= pending.reply is None
+
+    def _read_front(self) -> None:
+        """Take the replies that have arrived, up to the first that has not, or has to be sent again."""
+        while self._unanswered:
+            front = self._unanswered[0]
+            self._read(front)
+            if not front.outcomes:
+                break
             self._unanswered.popleft()
+            if self._last.get(front.channel) is front:
+                del self._last[front.channel]
 
     async def _recover(self) -> None:
         """Try once to send everything that is not answered again, in order."""
-        clock = self._clock.loop_s
         if any(pending.has_failed and pending.reply is not None for pending in self._unanswered):
             await self._commands.reset()  # if there is a connection, it does not answer as it should
-            self._read_replies()
+        for pending in self._unanswered:
+            self._read(pending)
         if not (again := [pending for pending in self._unanswered if not pending.outcomes]):
             return
         if self._commands.link is None:
-            left_s = again[0].deadline - clock()
-            if self._tried:
-                await asyncio.sleep(max(0.0, min(next(self._waits_s), left_s)))
-            self._tried = True
             try:
-                async with asyncio.timeout(left_s):
-                    await self._commands.connect()
+                async with asyncio.timeout(again[0].deadline - self._clock.loop_s()):
+                    await self._reconnect()
             except TimeoutError:
                 return
             except RedisUnavailable as error:
@@ -219,16 +250,24 @@ class PublishPipeline:
                 return
             except RedisRefused as error:
                 for pending in again:
-                    pending.fail(error)
+                    if not pending.outcomes:
+                        self._fail(pending, error)
                 return
-        # Those that were sent meanwhile are among them, each in its order.
-        self._write([pending for pending in self._unanswered if pending.has_failed])
+        self._write_again()  # what was sent meanwhile is among it, in its order
+
+    async def _reconnect(self) -> None:
+        if self._tried:
+            await asyncio.sleep(next(self._waits_s))
+        self._tried = True
+        await self._commands.connect()
 
     def _give_up(self, now: float) -> None:
-        for pending in self._unanswered:
-            if not pending.outcomes and pending.deadline <= now:
-                pending.fail(RedisUnavailable(f"no answer from Redis within {self._deadline_s:g} s: {self._why}"))
-        self._forget_answered()
+        """Fail what is out of time: at the front, since all have equally long."""
+        self._read_front()
+        while self._unanswered and self._unanswered[0].deadline <= now:
+            why = f"no answer from Redis within {self._deadline_s:g} s: {self._why}"
+            self._fail(self._unanswered[0], RedisUnavailable(why))
+            self._read_front()
         if not self._unanswered:  # later callers do not wait because earlier ones had to
             self._be_confident()
 

@@ -108,7 +108,7 @@ class Publisher:
             to: The channel; None takes the publisher's.
 
         Raises:
-            InvalidEvent: A field is wrong, or the event is too large.
+            InvalidEvent: A field or the name of the channel is wrong, or the event is too large.
             RedisUnavailable: It is not known whether it was published.
         """
         draft = self.draft(event_type, source, severity=severity, data=data, to=to)
@@ -131,9 +131,9 @@ class Publisher:
         """Prepare the next event of a source, for `publish_all`.
 
         Raises:
-            InvalidEvent: A field is wrong, or the event is too large.
+            InvalidEvent: A field or the name of the channel is wrong, or the event is too large.
         """
-        key = (to or self._channel, str(source))
+        key = (self._channel_of(to), str(source))
         sequence = self._sequences.get(key, 0) + 1
         draft = events.draft(
             event_type,
@@ -151,6 +151,7 @@ class Publisher:
         """Publish events now and in order, in one write. Failures are in the result.
 
         Raises:
+            InvalidEvent: The name of the channel is wrong; nothing was sent.
             RedisRefused: Redis does not permit publishing.
         """
         if not drafts:
@@ -158,13 +159,20 @@ class Publisher:
         return await self.settle(self.send(drafts, to))
 
     def send(self, drafts: Sequence[Draft], to: str | None = None) -> Sent:
-        """Stamp events with the current time and write them, in order; `settle` returns their outcomes."""
+        """Stamp events with the current time and write them, in order; `settle` returns their outcomes.
+
+        Raises:
+            InvalidEvent: The name of the channel is wrong; nothing was sent.
+        """
+        channel = self._channel_of(to)
         now_us = self._clock.wall_ns() // 1000
         payloads = [draft.stamp(now_us) for draft in drafts]
         ids = [draft.unpublished.event_id for draft in drafts]
-        channel = to or self._channel
         pending = self._link.send(channel, list(zip(ids, payloads, strict=True)))
         return Sent(channel, drafts, payloads, now_us, pending)
+
+    def _channel_of(self, to: str | None) -> str:
+        return self._channel if to is None else events.check_channel(to)
 
     async def settle(self, sent: Sent) -> list[Published]:
         """Wait for the replies of Redis, sending again what was not answered. Failures are in the result.

@@ -549,6 +549,54 @@ async def test_a_lost_connection_is_made_anew_once(redis: RedisServer, publish: 
 
 
 @in_loop
+async def test_what_many_callers_wait_for_is_looked_at_a_few_times_each(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many events are unanswered: settling them, each by a caller of its own, takes linear time."""
+    looks = 0
+    read = PublishPipeline._read
+
+    def counted(link: PublishPipeline, pending: Pending) -> None:
+        nonlocal looks
+        looks += 1
+        read(link, pending)
+
+    monkeypatch.setattr(PublishPipeline, "_read", counted)
+    for cut in (False, True):
+        looks = 0
+        async with proxy_to(redis) as proxy, publishing(proxy.url) as link:
+            sent = [send(link, number) for number in range(3000)]
+            if cut:
+                proxy.cut()
+            outcomes = await asyncio.gather(*(link.settle(each) for each in sent))
+            assert_stored([outcome for each in outcomes for outcome in each])
+            assert looks < 10 * len(sent)
+            assert (link._events, link._unsent, len(link._unanswered), link._last) == (0, 0, 0, {})
+            await asyncio.to_thread(forget_everything, redis)
+
+
+def forget_everything(redis: RedisServer) -> None:
+    with redis_client(redis) as client:
+        client.command("FLUSHALL")
+
+
+@in_loop
+async def test_a_channel_of_a_wrong_type_fails_at_once_and_keeps_no_other_waiting(
+    redis: RedisServer, publish: RedisClient
+) -> None:
+    """Sending again cannot help; what was sent to other channels goes through, and so does what comes later."""
+    publish.command("SET", "{events.broken}:meta", "somebody else's")
+    async with publishing(redis.url, deadline_s=30.0) as link:
+        async with asyncio.timeout(5 * UNIT_S):
+            sent = [send(link, n, channel="events.broken" if n % 2 else CHANNEL) for n in range(10)]
+            outcomes = [outcome for each in sent for outcome in await link.settle(each)]
+        assert all("WRONGTYPE" in str(outcome) for outcome in outcomes[1::2])
+        assert_stored(outcomes[::2])
+        publish.command("DEL", "{events.broken}:meta")
+        assert_stored(await link.settle(send(link, 11, channel="events.broken")))
+
+
+@in_loop
 async def test_without_redis_a_publish_waits_for_the_next(redis: RedisServer) -> None:
     """What is sent while Redis is dead is stored when it is back, in order, if that is within the deadline."""
     async with publishing(redis.url) as link:

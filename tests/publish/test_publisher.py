@@ -280,6 +280,27 @@ def test_one_publisher_serves_many_channels(steady_redis: RedisServer) -> None:
     assert offsets[2] == offsets[1] + 1
 
 
+@pytest.mark.parametrize("name", ["", "a b", "events.é", "x" * 129, "events\r\nSET a b"])
+def test_a_channel_that_cannot_be_is_refused_before_anything_is_sent(redis: RedisServer, name: str) -> None:
+    """Wherever it is named; the next number of the source is not used up."""
+
+    async def story() -> None:
+        async with Publisher(settings_for(redis.url)) as publisher:
+            draft = publisher.draft("SERVER_DOWN", "server-a")
+            with pytest.raises(InvalidEvent, match="channel must"):
+                await publisher.publish("SERVER_DOWN", "server-a", to=name)
+            with pytest.raises(InvalidEvent, match="channel must"):
+                publisher.draft("SERVER_DOWN", "server-a", to=name)
+            with pytest.raises(InvalidEvent, match="channel must"):
+                publisher.send([draft], name)
+            published = await publisher.publish("SERVER_DOWN", "server-a")
+            assert published.event.sequence == 2
+            assert published.position is not None
+            assert published.position.offset == 1, "nothing was sent before"
+
+    run_async(story())
+
+
 @pytest.mark.parametrize("channel", ["a b", "ä", "x" * 129, "a/b", "a\n", "*"])
 def test_a_bad_channel_is_refused_before_connecting(channel: str) -> None:
     """A name that may not be a channel is an InvalidEvent when the publisher is made."""
