@@ -216,6 +216,7 @@ COME_BACK = {
     CloseCode.EXPIRED: "yes, with a new token and `since`",
     CloseCode.SLOW: "yes, with `since`",
     CloseCode.GAP: "yes, without `since`",
+    CloseCode.UNAVAILABLE: "yes, with `since`, after a delay",
 }
 """Whether a client should reconnect."""
 

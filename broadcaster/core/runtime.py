@@ -99,7 +99,7 @@ class Limits:
         page_retry_s: Seconds until a page is read again that did not hold what was missing.
         known_epochs: Epochs of a channel that a hub remembers; Redis remembers 16.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
-        known_labels: Distinct labels per channel for which the matching filters are remembered.
+        known_labels: Distinct labels per channel that are one object each, and whose matching filters are known.
         ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.
         warn_at: Share of the allowed lag (`hub.behind_max_*`) at which a slow consumer is warned.
         warn_every_s: Seconds between two such warnings.

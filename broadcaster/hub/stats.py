@@ -54,7 +54,6 @@ class ChannelStatistics:
     @classmethod
     def of(cls, channel: Channel) -> ChannelStatistics:
         fanout, sequencer, replay = channel.fanout, channel.sequencer, channel.replay
-        shed = {"shed": fanout.slow.gaps} if fanout.slow.gaps else {}
         return cls(
             position=None if sequencer.position is None else str(sequencer.position),
             trouble=channel.trouble,
@@ -64,7 +63,7 @@ class ChannelStatistics:
             recovered=sequencer.recovered,
             twins=sequencer.duplicates,
             forged=sequencer.unknown_position,
-            gaps={**fanout.gaps, **shed},
+            gaps=channel.gaps(),
             deliveries=fanout.deliveries,
             filtered=fanout.filtered,
             sent_bytes=fanout.sent_bytes,
@@ -86,21 +85,31 @@ class HubStatistics:
         ready: Whether delivery is proven; see `/health/ready`.
         channel: The default channel.
         connected: Subscribers now.
+        ending: Those of them that the hub has closed, and that are not gone yet.
         peak: Most subscribers at one time.
+        opened: Subscribers that were let in.
+        left: Those of them that have gone without having been closed.
+        closed: Those of them that the hub has closed, by close code.
         behind: Subscribers now that are fed from a ring or a log.
         events_received: Valid events from Redis.
         invalid: Refused payloads by cause.
+        recovered: Events read from the log because the subscription had not brought them.
+        twins: Events that came a second time, and were not delivered again.
+        forged: Events with a position that nobody had given them; not delivered.
+        gaps: Ranges that could not be given, by cause.
         published: Events that came over HTTP, and that Redis has taken.
         deliveries: Events written to subscribers, once per subscriber.
         filtered: Events held back by filters, once per subscriber.
         shed: Events that slow subscribers were not given, once per subscriber.
         sent_bytes: Bytes of the deliveries.
+        resumed: Subscriptions that began at an earlier position.
+        resumed_whole: Those of them that had missed nothing.
         slow_closed: Subscribers closed as too slow (4008).
         talkers_closed: Subscribers closed because they said too much (1008).
         ping_timeouts: Subscribers cut without a sign of life.
         expired: Subscribers closed because their token had expired (4001).
         refused: Subscribers that were not let in, by cause.
-        aborted: Subscribers cut because they did not answer a close.
+        aborted: Closed subscribers that were cut because they did not answer.
         redis_reconnects: How often the subscription was restored.
         proofs: How often delivery was proven.
         pages_read: Pages of the log read for subscriptions that resume.
@@ -114,15 +123,25 @@ class HubStatistics:
     ready: bool
     channel: str
     connected: int
+    ending: int
     peak: int
+    opened: int
+    left: int
+    closed: dict[str, int]
     behind: int
     events_received: int
+    recovered: int
+    twins: int
+    forged: int
+    gaps: dict[str, int]
     invalid: dict[str, int]
     published: int
     deliveries: int
     filtered: int
     shed: int
     sent_bytes: int
+    resumed: int
+    resumed_whole: int
     slow_closed: int
     talkers_closed: int
     ping_timeouts: int
@@ -147,15 +166,25 @@ class HubStatistics:
             ready=hub.ready,
             channel=hub.channels.default,
             connected=registry.connected,
+            ending=len(registry.ending),
             peak=registry.peak,
+            opened=registry.opened,
+            left=registry.left,
+            closed={str(int(code)): count for code, count in sorted(registry.closed.items())},
             behind=len(registry.behind),
             events_received=totals["received"],
+            recovered=totals["recovered"],
+            twins=totals["twins"],
+            forged=totals["forged"],
+            gaps={name[4:]: count for name, count in totals.items() if name.startswith("gap ")},
             invalid=dict(hub.dispatcher.invalid),
             deliveries=totals["deliveries"],
             published=hub.publisher.published,
             filtered=totals["filtered"],
             shed=totals["shed"],
             sent_bytes=totals["sent_bytes"],
+            resumed=totals["resumed"],
+            resumed_whole=totals["resumed_whole"],
             slow_closed=registry.closed[CloseCode.SLOW],
             talkers_closed=registry.closed[CloseCode.POLICY],
             ping_timeouts=registry.closed[CloseCode.PING_TIMEOUT],

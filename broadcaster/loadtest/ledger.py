@@ -166,6 +166,7 @@ _REASONS: Final = {
     f"{DISCONNECTED} 1012": "the hub was restarting",
     f"{DISCONNECTED} 4008": "too slow",
     f"{DISCONNECTED} 4009": "a gap that a plain client cannot be told",
+    f"{DISCONNECTED} 4010": "Redis refuses the hub the channel",
 }
 """What the causes mean that a client knows by itself. All other causes are those of gaps."""
 

@@ -11,6 +11,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from broadcaster.wire.dispose import QUIET, dispose
+from broadcaster.wire.frames import CloseCode
 
 MOST_CONTROL_BYTES: Final = 125
 
@@ -51,6 +52,12 @@ class Inbound:
     def ended(self) -> bool:
         """Whether the connection is over: the client closed it, or violated the protocol."""
         return self._protocol.state is not OPEN
+
+    @property
+    def closed_with(self) -> CloseCode | None:
+        """With which code the connection was closed because of an error of the client; None if it was not."""
+        sent = self._protocol.close_sent
+        return None if sent is None or self.closed_by_client else CloseCode(sent.code)
 
     @property
     def closed_by_client(self) -> bool:

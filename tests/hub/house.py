@@ -460,7 +460,9 @@ class House:
         broker = self.redis.broker(self.settings, self.link)
         self.pages = PageCache(EventLog(broker, self.settings.event.max_bytes))
         self.scheduler = Scheduler()
-        self.registry = ConnectionRegistry[Connection](ticks(self.settings.hub.ping_interval_s))
+        self.registry = ConnectionRegistry[Connection](
+            ticks(self.settings.hub.ping_interval_s), self.settings.hub.drain_s
+        )
         self.channels = Channels(
             self.settings,
             broker,

@@ -90,15 +90,27 @@ class Channel:
         self.sequencer.take(messages)
 
     def totals(self) -> Counter[str]:
-        """What was counted since it was opened."""
-        fanout = self.fanout
+        """What was counted since it was opened; gaps by cause, as `gap <cause>`."""
+        fanout, sequencer, replay = self.fanout, self.sequencer, self.replay
+        gaps = {f"gap {cause}": count for cause, count in self.gaps().items()}
         return Counter(
             received=self.received,
+            recovered=sequencer.recovered,
+            twins=sequencer.duplicates,
+            forged=sequencer.unknown_position,
             deliveries=fanout.deliveries,
             filtered=fanout.filtered,
             shed=fanout.slow.shed.total(),
             sent_bytes=fanout.sent_bytes,
+            resumed=replay.resumed,
+            resumed_whole=replay.recovered,
+            **gaps,
         )
+
+    def gaps(self) -> dict[str, int]:
+        """Gaps announced, by cause."""
+        shed = {"shed": self.fanout.slow.gaps} if self.fanout.slow.gaps else {}
+        return {**self.fanout.gaps, **shed}
 
     async def run(self) -> None:
         """Read the log whenever it is necessary, until cancelled."""

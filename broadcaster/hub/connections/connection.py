@@ -146,17 +146,19 @@ class Connection(asyncio.Protocol):
     def writable(self) -> bool:
         return not self.blocked and self.close_deadline is None and self.transport is not _CLOSED
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         """Write unless the close frame is sent, or the transport is closing (uvloop raises when it is)."""
-        if self.close_deadline is None and not self.transport.is_closing():
-            self.transport.write(data)
+        if self.close_deadline is not None or self.transport.is_closing():
+            return False
+        self.transport.write(data)
+        return True
 
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Send a close frame, once; a client that does not answer it in time is cut by the timer."""
         if not self.closing:
             registry = self._context.registry
             code, reason = registry.due.pop(self, (code, reason))
-            registry.closed[code] += 1
+            registry.note_closed(self, code)
             self.write(wire.close_frame(code, reason))
             self._begin_close()
 
@@ -273,6 +275,8 @@ class Connection(asyncio.Protocol):
             if reply:
                 self.transport.write(reply)
             if inbound.ended:
+                if (code := inbound.closed_with) is not None:
+                    self._context.registry.note_closed(self, code)
                 self._begin_close()
                 if not inbound.closed_by_client:
                     self._end_output()

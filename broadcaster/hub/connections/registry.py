@@ -52,8 +52,13 @@ class ConnectionRegistry(Generic[M]):
         closing: Those whose closing handshake has begun.
         behind: Those with a subscription that is behind.
         unsettled: Those that stopped being writable in this turn of the event loop; see `Fanout`.
-        closed: How many the hub has closed, by close code.
-        aborted: How many were cut because they did not answer the close in time.
+        opened: How many have come.
+        closed: How many the hub has closed, by close code; counted when the close frame is sent.
+        ending: Those that it has closed, and that are not gone yet.
+        left: How many have gone without having been closed: by their own close, or because their connection ended.
+        aborted: How many of the closed were cut because they did not answer in time.
+
+    At any moment, opened + ending = connected + left + all that were closed.
     """
 
     def __init__(self, slots: int, spread_s: float = 0.0) -> None:
@@ -77,13 +82,16 @@ class ConnectionRegistry(Generic[M]):
         self.closing: set[M] = set()
         self.behind: set[M] = set()
         self.unsettled: list[M] = []
+        self.opened = self.left = 0
         self.closed: Counter[wire.CloseCode] = Counter()
+        self.ending: set[M] = set()
         self.aborted = 0
 
     def add(self, connection: M) -> None:
         connection.slot = next(self._next_slot)
         self.slots[connection.slot].add(connection)
         self.connected += 1
+        self.opened += 1
         self.peak = max(self.peak, self.connected)
         self.by_address[connection.address] += 1
 
@@ -91,12 +99,19 @@ class ConnectionRegistry(Generic[M]):
         """Forget a connection that has ended; called once."""
         self.slots[connection.slot].discard(connection)
         self.connected -= 1
+        self.left += connection not in self.ending
+        self.ending.discard(connection)
         self.by_address[connection.address] -= 1
         if not self.by_address[connection.address]:
             del self.by_address[connection.address]
         self.due.pop(connection, None)
         self.closing.discard(connection)
         self.behind.discard(connection)
+
+    def note_closed(self, connection: M, code: wire.CloseCode) -> None:
+        """The hub has begun to close a connection; called once."""
+        self.closed[code] += 1
+        self.ending.add(connection)
 
     def everyone(self) -> list[M]:
         """All connections."""

@@ -47,7 +47,7 @@ class Timer:
         now = self._clock.loop_s()
         self._admission.evict_overdue()
         for connection in [each for each in self._registry.closing if _is_overdue(each, now)]:
-            self._registry.aborted += 1
+            self._registry.aborted += connection in self._registry.ending  # else it is leaving by itself
             self._registry.closing.discard(connection)
             connection.abort()
         for connection in list(self._registry.behind):

@@ -33,7 +33,8 @@ class Fanout:
         ring: The last frames; knows where the channel stands.
         slow: The slow-consumer policy.
         behind: Subscriptions that are fed from the ring or the log.
-        deliveries: Events written to subscriptions, each counted once per subscription.
+        deliveries: Events written to subscriptions, each counted once per subscription; what a connection that has
+            ended did not take does not count.
         filtered: Events held back by filters, each counted once per subscription.
         sent_bytes: Bytes of the deliveries.
         gaps: Gaps announced, by cause, each counted once per channel.
@@ -190,14 +191,14 @@ class Fanout:
         if transports is None:
             transports = group.transports = [subscription.sink.transport for subscription in group.live]
         data = b"".join(frames) if len(frames) > 1 else frames[0]
-        unsettled = len(self._unsettled)
+        unsettled, written = len(self._unsettled), len(transports)
         for transport in transports:
             try:
                 transport.write(data)
             except RuntimeError:  # uvloop's transport is closed, and connection_lost is on its way
-                continue
-        self.deliveries += len(frames) * len(transports)
-        self.sent_bytes += len(data) * len(transports)
+                written -= 1
+        self.deliveries += len(frames) * written
+        self.sent_bytes += len(data) * written
         for sink in self._unsettled[unsettled:]:
             for subscription in sink.memberships:
                 if subscription in group.live:
@@ -255,7 +256,7 @@ class Fanout:
         """Write those entries that a subscription wants, in one piece."""
         frames: list[bytes] = []
         untold: Gap | None = None
-        events = 0
+        events = size = 0
         for entry in entries:
             if entry.labels is None:
                 if not subscription.sink.wants_control:
@@ -265,9 +266,10 @@ class Fanout:
             elif subscription.filter.wants(entry.labels):
                 frames.append(entry.frame)
                 events += 1
+                size += len(entry.frame)
             else:
                 self.filtered += 1
-        self._send(subscription, frames, events)
+        self._send(subscription, b"".join(frames), events, size)
         if untold is not None:
             self.end_for(untold, subscription)
 
@@ -276,15 +278,14 @@ class Fanout:
         wanted = subscription.filter if subscription.filter else None
         frames = [message.frame for message in messages if wanted is None or wanted.wants(message.labels)]
         self.filtered += len(messages) - len(frames)
-        self._send(subscription, frames, len(frames))
+        data = b"".join(frames)
+        self._send(subscription, data, len(frames), len(data))
 
-    def _send(self, subscription: Subscription, frames: list[bytes], events: int) -> None:
-        """Write to one subscription; so many of the frames are events."""
-        if frames:
-            data = b"".join(frames)
+    def _send(self, subscription: Subscription, data: bytes, events: int, size: int) -> None:
+        """Write to one subscription; in the data are so many events, of so many bytes."""
+        if data and subscription.sink.write(data):
             self.deliveries += events
-            self.sent_bytes += len(data)
-            subscription.sink.write(data)
+            self.sent_bytes += size
 
     def position_of(self, subscription: Subscription) -> Position | None:
         """Up to where everything was sent to it, held back by its filter, or announced as a gap."""

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.position import Gap, Position
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.fanout.filters import Labels
@@ -37,8 +38,9 @@ class Entry(NamedTuple):
 class Ring:
     """Frames by their number: `tail` is the oldest still here, `head` the next to come.
 
-    Bounded by `max_bytes`: the oldest are dropped first. A reader is nothing but a number between tail and head
-    (a cursor); how slow it is, and whether it can still be served, is arithmetic on that number.
+    Bounded by `max_bytes`, and about 300 bytes more per frame: the oldest are dropped first. A reader is nothing
+    but a number between tail and head (a cursor); how slow it is, and whether it can still be served, is arithmetic
+    on that number.
 
     Attributes:
         tail, head: See above.
@@ -54,6 +56,7 @@ class Ring:
         self._max_bytes = max_bytes
         self._limits = limits
         self._gaps_at: list[int] = []  # numbers of the last gaps
+        self._shared = BoundedDict[Labels, Labels](limits.known_labels)
         self._epochs: list[str] = []  # in the order in which they came
         self._before_tail: tuple[int, Position | None] = (0, None)  # epoch_index and position
         self.position: Position | None = None
@@ -74,12 +77,16 @@ class Ring:
     def extend(self, messages: Iterable[Message], now: float) -> None:
         """Append events; `now` is the loop time."""
         entries, ends, epoch_index = self._entries, self._ends, len(self._epochs)
-        position, end, count = self.position, self._end, len(entries)
+        position, end, count, shared = self.position, self._end, len(entries), self._shared
         for frame, labels, own in messages:
+            # Equal labels and names of epochs are one object each: else they would double the bytes per event.
             if own is not None:
-                position = own
+                same = position is not None and own.epoch == position.epoch
+                position = Position(position.epoch, own.offset) if same else own  # type: ignore[union-attr]
+            if (known := shared.get(labels)) is None:
+                known = shared[labels] = labels
             end += len(frame)
-            entries.append(Entry(frame, labels, position, epoch_index, now, own is not None))
+            entries.append(Entry(frame, known, position, epoch_index, now, own is not None))
             ends.append(end)
         self.position = position
         self._account(end, len(entries) - count)

@@ -30,8 +30,12 @@ class Sink(Protocol):
     def writable(self) -> bool:
         """Whether frames may be written: it is not closing, and its socket is not full (backpressure)."""
 
-    def write(self, data: bytes) -> None:
-        """Write frames. Nothing else happens within: a socket that fills up is acted on between two writes."""
+    def write(self, data: bytes) -> bool:
+        """Write frames. Nothing else happens within: a socket that fills up is acted on between two writes.
+
+        Returns:
+            Whether they were taken; else the connection is being closed, or has ended.
+        """
 
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Begin the closing handshake, once; nothing is delivered any more."""
