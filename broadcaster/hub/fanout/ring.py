@@ -39,8 +39,8 @@ class Ring:
     """Frames by their number: `tail` is the oldest still here, `head` the next to come.
 
     Bounded by `max_bytes`, and about 300 bytes more per frame: the oldest are dropped first. A reader is nothing
-    but a number between tail and head (a cursor); how slow it is, and whether it can still be served, is arithmetic
-    on that number.
+    but a number between tail and head (a cursor): how slow it is, and whether it can still be served, follows from
+    that number.
 
     Attributes:
         tail, head: See above.
