@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -18,7 +17,7 @@ set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "broadcaster-fuzz")  # not
 _ASKED: Final = os.environ.get("FUZZ_EXAMPLES", "")
 
 
-def fuzzed(examples: int) -> Callable[[Any], Any]:
+def fuzzed(examples: int) -> settings:
     """Try so many examples, the same ones each time; with `FUZZ_EXAMPLES` that many, and other ones each time."""
     return settings(
         max_examples=int(_ASKED or examples),

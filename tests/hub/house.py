@@ -8,7 +8,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, cast
@@ -95,16 +95,30 @@ def sized(number: int, size: int, channel: str, position: Position) -> bytes:
 
 @dataclass
 class Shelf:
-    """One channel in Redis."""
+    """One channel in Redis.
+
+    Attributes:
+        epochs: All there ever were; Redis lists the last 16.
+        offset: Of the last event.
+        began_by: Which process began the last epoch.
+        log: What can be found.
+        gone: What no longer can: per offset, where the channel stood when it went, and the event.
+        ids: Positions by the id keys of what the script has stored.
+    """
 
     epochs: list[Position]
     offset: int
     began_by: int
     log: dict[int, bytes] = field(default_factory=dict)
+    gone: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    ids: dict[str, Position] = field(default_factory=dict)
 
 
 class Memory:
     """What the hub asks of Redis, answered from memory: the script, pages; with faults on command.
+
+    test_memory.py holds it against real servers. It knows no time (nothing expires), no `history.max_events`, and
+    no counter that was set by hand.
 
     Attributes:
         failures: So many of the next commands find no Redis.
@@ -139,7 +153,7 @@ class Memory:
             shelf = self.shelves[channel] = Shelf([], 0, 0)
         if shelf.began_by != self.run:
             self._epochs += 1
-            shelf.epochs = [*shelf.epochs, Position(f"e{self._epochs}", shelf.offset + 1)][-16:]
+            shelf.epochs.append(Position(f"e{self._epochs}", shelf.offset + 1))
             shelf.began_by = self.run
         return shelf
 
@@ -163,12 +177,15 @@ class Memory:
     # What may happen to it
 
     def restart(self, kept: int | None = None, channel: str = CHANNEL) -> None:
-        """Another process, with what was stored up to an offset; None: with all of it."""
+        """Another process, with all data; or a channel is as it last was when it stood at the offset `kept`."""
         self.run += 1
         if kept is not None:
             shelf = self.shelves[channel]
             shelf.offset = kept
-            shelf.log = {offset: event for offset, event in shelf.log.items() if offset <= kept}
+            log = shelf.log | {offset: event for offset, (head, event) in shelf.gone.items() if head > kept}
+            shelf.log = {offset: event for offset, event in log.items() if offset <= kept}
+            shelf.gone = {offset: gone for offset, gone in shelf.gone.items() if gone[0] <= kept}
+            shelf.ids = {key: position for key, position in shelf.ids.items() if position.offset <= kept}
             shelf.epochs = [epoch for epoch in shelf.epochs if epoch.offset <= kept + 1]
 
     def forget(self, channel: str = CHANNEL) -> None:
@@ -177,8 +194,14 @@ class Memory:
 
     def trim(self, first: int, channel: str = CHANNEL) -> None:
         """What comes before an offset has left the retention window."""
-        shelf = self.shelf(channel)
-        shelf.log = {offset: event for offset, event in shelf.log.items() if offset >= first}
+        if channel in self.shelves:
+            self.delete(*[offset for offset in self.shelves[channel].log if offset < first], channel=channel)
+
+    def delete(self, *offsets: int, channel: str = CHANNEL) -> None:
+        """These events are no longer in the log."""
+        shelf = self.shelves[channel]
+        for offset in offsets:
+            shelf.gone[offset] = (shelf.offset, shelf.log.pop(offset))
 
     # As `CommandLink`
 
@@ -206,29 +229,50 @@ class Memory:
             if command[0] in errors and f"{{{channel}}}" in " ".join(map(str, command)):
                 return errors[command[0]]
         if command[0] == "EVALSHA":
-            shelf = self.shelf(channel := command[3 + command[2]])
-            self.looks += 1
-            epochs = " ".join(f"{epoch}:{first}" for epoch, first in shelf.epochs)
-            return [epochs.encode(), str(shelf.offset).encode()]
-        if command[0] in ("SET", "EXPIRE"):
+            return self._run_script(command[3 : 3 + command[2]], command[3 + command[2] :])
+        if command[0] == "SET":
             return b"OK"
+        if command[0] == "EXPIRE":
+            return int(_channel_of(command[1]) in self.shelves)
         if command[0] == "INFO":
             return f"# Server\r\nrun_id:{self.run}\r\n".encode()
         if command[0] == "PUBLISH":
-            asyncio.get_running_loop().call_soon(self.on_publish, command[2])
-            return 1
+            return self._publish(command[2])
         if command[0] == "HMGET":
-            known = self.shelves.get(command[1].removeprefix("{").removesuffix("}:meta"))
+            known = self.shelves.get(_channel_of(command[1]))
             if known is None or not known.epochs:
                 return [None, None, None]
             return [known.epochs[-1].epoch.encode(), b"%d" % known.offset, b"%d" % known.began_by]
         assert command[0] == "XRANGE"
-        channel = command[1].removeprefix("{").removesuffix("}:log")
+        channel = _channel_of(command[1])
         first, count = int(command[2].removesuffix("-0")), command[5]
         self.pages.append((channel, first))
-        log = self.shelf(channel).log
+        log = self.shelves[channel].log if channel in self.shelves else {}
         wanted = sorted(offset for offset in log if offset >= first)[:count]
         return [[b"%d-0" % offset, [b"e", log[offset]]] for offset in wanted]
+
+    def _run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+        """As `stream.lua` does, but that an epoch has a name of ours."""
+        channel, must_exist, payloads = arguments[0], arguments[6], arguments[7:]
+        self.looks += not payloads
+        if not all(event.startswith(b'{"') for event in payloads):
+            raise RedisUnavailable('Redis says: BADEVENT the payload of an event begins with {"')
+        if must_exist and not (channel in self.shelves and keys[2] in self.shelves[channel].ids):
+            raise RedisUnavailable("Redis says: ORDER what comes before it was not stored")
+        shelf = self.shelf(channel)
+        replies: list[Any] = []
+        for key, event in zip(keys[3:], payloads, strict=True):
+            heard = -1
+            if key not in shelf.ids:
+                shelf.ids[key] = self.next(channel)
+                heard = self._publish(self.store(event, channel))
+            replies += [str(shelf.ids[key]).encode(), heard]
+        epochs = " ".join(f"{epoch}:{first}" for epoch, first in shelf.epochs[-16:])
+        return [epochs.encode(), b"%d" % shelf.offset, *replies]
+
+    def _publish(self, payload: bytes) -> int:
+        asyncio.get_running_loop().call_soon(self.on_publish, payload)
+        return 1
 
     def event_log(self, max_bytes: int = 131_072) -> EventLog:
         return EventLog(self.broker(Settings()), max_bytes)
@@ -243,6 +287,10 @@ class Memory:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _channel_of(key: str) -> str:
+    return key.removeprefix("{").rpartition("}:")[0]
 
 
 class Socket(asyncio.Transport):

@@ -257,7 +257,7 @@ async def test_a_page_with_anything_missing_has_no_run() -> None:
         restart.store(payload(number))
         refused.store(payload(number) if number != 4 else INVALID)
         front.store(payload(number))
-    del hole.shelf().log[5]
+    hole.delete(5)
     restart.restart()
     restart.store(payload(11))
     front.trim(4)

@@ -338,8 +338,7 @@ async def test_a_log_that_is_empty_is_told_up_to_a_ring_that_has_moved_on() -> N
 async def test_a_hole_in_the_log_is_told_in_its_place() -> None:
     """Somebody has deleted an event: those before and after it are given."""
     house = await House.opened(stored=400)
-    for offset in (50, 51, 300):
-        del house.redis.shelf().log[offset]
+    house.redis.delete(50, 51, 300)
     v1, plain = house.connect("since=e1-10", v1=True), house.connect("since=e1-10")
     await until_welcome(house, v1)
     first, second = ("e1", 50, 51, "expired"), ("e1", 300, 300, "expired")
@@ -598,7 +597,7 @@ async def test_a_gap_is_told_through_a_filter() -> None:
     house = House()
     for number in range(300):
         house.store(1, event_type="AB"[number % 2])
-    del house.redis.shelf().log[100]
+    house.redis.delete(100)
     house.channels.on_confirmed(CHANNEL)
     await house.settle()
     peer, plain = house.connect("since=e1-0&type=A", v1=True), house.connect("since=e1-0&type=A")
