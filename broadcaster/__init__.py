@@ -1,15 +1,23 @@
 """A low-latency event broadcaster: Redis Pub/Sub → hub → every WebSocket subscriber.
 
 from broadcaster import Publisher, Subscriber
+
+Each name is imported when it is used for the first time: a command that needs no Redis does not load its client.
 """
 
-from broadcaster.core.errors import BroadcasterError, InvalidEvent, Unavailable
-from broadcaster.core.event import Event
-from broadcaster.core.position import Gap, Position
-from broadcaster.core.status_events import Fresh, Stale
-from broadcaster.publish.publisher import Published, Publisher
-from broadcaster.settings import Settings, load
-from broadcaster.subscribe.subscriber import Subscriber
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from broadcaster.core.errors import BroadcasterError, InvalidEvent, Unavailable
+    from broadcaster.core.event import Event
+    from broadcaster.core.position import Gap, Position
+    from broadcaster.core.status_events import Fresh, Stale
+    from broadcaster.publish.publisher import Published, Publisher
+    from broadcaster.settings import Settings, load
+    from broadcaster.subscribe.subscriber import Subscriber
 
 __all__ = [
     "BroadcasterError",
@@ -26,3 +34,30 @@ __all__ = [
     "Unavailable",
     "load",
 ]
+
+_HOMES: Final = {
+    "BroadcasterError": "core.errors",
+    "Event": "core.event",
+    "Fresh": "core.status_events",
+    "Gap": "core.position",
+    "InvalidEvent": "core.errors",
+    "Position": "core.position",
+    "Published": "publish.publisher",
+    "Publisher": "publish.publisher",
+    "Settings": "settings",
+    "Stale": "core.status_events",
+    "Subscriber": "subscribe.subscriber",
+    "Unavailable": "core.errors",
+    "load": "settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

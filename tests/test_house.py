@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import ROOT
+import broadcaster
+from tests.support import ROOT, clean_environment
 
 PACKAGE = ROOT / "broadcaster"
 MAX_LINES = 350
@@ -291,3 +293,37 @@ def test_every_dependency_is_declared() -> None:
     for package in HOMES:
         distribution = {"jwt": "pyjwt"}.get(package, package)
         assert any(line.startswith(distribution) for line in declared), f"{package} is not declared"
+
+
+@pytest.mark.parametrize("name", broadcaster.__all__)
+def test_what_programs_import_is_there(name: str) -> None:
+    """Each public name is found, although it is imported only when it is used; and `dir` shows it."""
+    assert getattr(broadcaster, name).__name__ == name
+    assert name in dir(broadcaster)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}s'"):
+        getattr(broadcaster, f"{name}s")
+
+
+HEAVY = {"sanic", "tabulate", "redis", "hiredis", "websockets", "httptools", "jwt"}
+LOADED = {
+    "broadcaster.cli": set(),
+    "broadcaster.redis.server": set(),
+    "broadcaster.publish.publisher": {"redis", "hiredis", "websockets"},
+    "broadcaster.subscribe.subscriber": {"websockets"},
+}
+"""What a command imports, and which of the heavy packages it may bring along."""
+
+
+@pytest.mark.parametrize("module", LOADED)
+def test_a_command_loads_only_what_it_needs(module: str) -> None:
+    """All roles of a Procfile start at once: the command line alone brings none of the heavy packages."""
+    script = f"import sys, broadcaster.cli, {module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert HEAVY & set(loaded) <= LOADED[module]
