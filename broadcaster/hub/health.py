@@ -30,7 +30,7 @@ class Health:
             return wire.response_head(204, "No Content", 0, _ALLOWED)
         if method not in ("GET", "HEAD"):
             return wire.plain_response(405, "Method Not Allowed", _ALLOWED)
-        data = json.dumps(body).encode()
+        data = json.dumps(body, separators=(",", ":")).encode()
         phrase = "OK" if status == 200 else "Service Unavailable"
         head = wire.response_head(status, phrase, len(data), "Cache-Control: no-store\r\n", "application/json")
         return head if method == "HEAD" else head + data

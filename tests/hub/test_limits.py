@@ -239,8 +239,8 @@ HEALTH: dict[str, tuple[bytes, int, bytes]] = {
     "HEAD": (get("/health/ready", method="HEAD"), 200, b""),
     "OPTIONS": (get("/health", method="OPTIONS"), 204, b""),
     "POST": (get("/health/live", method="POST"), 405, b"Method Not Allowed\n"),
-    "with a query": (get("/health/live?verbose=1"), 200, b'{"live": true}'),
-    "absolute": (get("http://hub.example:8765/health/live"), 200, b'{"live": true}'),
+    "with a query": (get("/health/live?verbose=1"), 200, b'{"live":true}'),
+    "absolute": (get("http://hub.example:8765/health/live"), 200, b'{"live":true}'),
 }
 
 

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -109,7 +110,8 @@ WAYS: dict[str, Way] = {
 @pytest.fixture
 def open_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
     """A fresh hub, in which no collector has run yet; it takes everybody, however many a second."""
-    limits = {"BROADCASTER_HUB__HANDSHAKES_PER_S": "1000000", "BROADCASTER_HUB__REQUESTS_PER_S": "1000000"}
+    rates = ("HANDSHAKES_PER_S", "REQUESTS_PER_S", "REQUESTS_PER_ADDRESS")
+    limits: dict[str, Any] = {f"BROADCASTER_HUB__{name}": "1000000" for name in rates}
     with HubProcess(steady_redis.url, None, **limits) as hub:
         yield hub.until_ready()
 
