@@ -5,20 +5,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from broadcaster.core.runtime import LIMITS
+from broadcaster.core.runtime import LIMITS, RUNTIME, Clock, Runtime
 from broadcaster.hub.fanout.scheduler import Scheduler
 from tests.support import in_loop
+
+
+class StillClock(Clock):
+    """A clock that only the test moves; the rest of a turn costs nothing."""
+
+    now = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.now
+
+    def thread_cpu_s(self) -> float:
+        return 0.0
 
 
 class Bench:
     """A pacer and pieces of work that write down when they were done."""
 
-    def __init__(self) -> None:
-        self.pacer = Scheduler()
+    def __init__(self, runtime: Runtime = RUNTIME) -> None:
+        self.pacer = Scheduler(runtime)
         self.done: list[str] = []
 
     def work(self, name: str, pieces: int, takes_s: float = 0.0) -> Callable[[], bool]:
@@ -60,9 +73,16 @@ async def test_everybody_gets_a_piece_in_turn() -> None:
 @in_loop
 async def test_a_turn_ends_when_its_slice_is_over() -> None:
     """However much waits, the loop turns after one slice and the piece that was begun in it."""
-    bench = Bench()
-    for number in range(10):
-        bench.pacer.add(bench.work(str(number), 1, LIMITS.slice_s))
+    clock = StillClock()
+    bench = Bench(Runtime(clock=clock))
+
+    def piece() -> bool:
+        clock.now += LIMITS.slice_s
+        bench.done.append("")
+        return False
+
+    for _ in range(10):
+        bench.pacer.add(partial(piece))
     per_turn = []
     before = 0
     while before < 10:
