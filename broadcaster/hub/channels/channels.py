@@ -89,12 +89,17 @@ class Channels:
     def may_open(self, address: str, *names: str) -> bool:
         """Whether these, opened for an address, do not take more than its share; those of others it may join."""
         new = self._new(names)
+        if not new:
+            return True
         held = sum(channel.opened_by == address for channel in self._listened_to)
-        return not new or held + new <= self._settings.channels.max_per_address
+        return held + new <= self._settings.channels.max_per_address
 
     def _new(self, names: Sequence[str]) -> int:
-        listened_to = {channel.name for channel in self._listened_to}
-        return sum(name != self.default and name not in listened_to for name in names)
+        """How many of them take room: nobody listens to them yet, and none is the default one."""
+        return sum(name != self.default and not self._has_listeners(name) for name in names)
+
+    def _has_listeners(self, name: str) -> bool:
+        return name in self.open and self.open[name].listeners > 0
 
     @property
     def _listened_to(self) -> list[Channel]:
