@@ -176,7 +176,7 @@ class HubStatistics:
             recovered=totals["recovered"],
             twins=totals["twins"],
             forged=totals["forged"],
-            gaps={name[4:]: count for name, count in totals.items() if name.startswith("gap ")},
+            gaps={name.removeprefix("gap "): count for name, count in totals.items() if name.startswith("gap ")},
             invalid=dict(hub.dispatcher.invalid),
             deliveries=totals["deliveries"],
             published=hub.publisher.published,

@@ -99,23 +99,30 @@ class PublishPipeline:
         self._read_front()
         # Behind something that was not sent yet nothing may be sent: it would be stored first.
         in_order = not self._unsent
-        before = self._last.get(channel)
-        waiting, commands = list[Pending](), list[Command]()
+        before = self._last_of(channel)
+        room = self._max_unanswered - self._events
         for pending in sent:
-            if self._events + len(pending.events) > self._max_unanswered:
+            room -= len(pending.events)
+            if room < 0:
                 error = RedisUnavailable(f"more than {self._max_unanswered} events wait for Redis' answer")
                 pending.outcomes = [error] * len(pending.events)
-                continue
+        waiting = [pending for pending in sent if not pending.outcomes]
+        for pending in waiting:
             self._events += len(pending.events)
             self._unsent += 1
             self._unanswered.append(pending)
             self._last[channel] = pending
-            waiting.append(pending)
-            commands.append(self._command(pending, before))
-            before = pending
         if in_order and self._commands.link is not None:
-            self._write(waiting, commands)
+            self._write(list(zip(waiting, [before, *waiting], strict=False)))
         return sent
+
+    def _last_of(self, channel: str) -> Pending | None:
+        """The last one of a channel that has no outcome."""
+        last = self._last.get(channel)
+        if last is None or not last.outcomes:
+            return last
+        behind = (pending for pending in reversed(self._unanswered) if pending.channel == channel)
+        return next((pending for pending in behind if not pending.outcomes), None)
 
     def _batches(self, events: Sequence[tuple[str, bytes]]) -> list[Sequence[tuple[str, bytes]]]:
         """The events of one command each."""
@@ -130,27 +137,29 @@ class PublishPipeline:
             batches[-1].append(event)
         return [*batches]
 
-    def _write(self, pendings: Sequence[Pending], commands: Sequence[Command]) -> None:
-        for pending, reply in zip(pendings, self._commands.send(*commands), strict=True):
+    def _write(self, pairs: Sequence[tuple[Pending, Pending | None]]) -> None:
+        """Write some of the unanswered, each on the condition that the other one, before it, was stored."""
+        replies = self._commands.send(*(self._command(pending, before) for pending, before in pairs))
+        for (pending, _), reply in zip(pairs, replies, strict=True):
             self._unsent -= pending.reply is None
             pending.reply = reply
 
     def _write_again(self) -> None:
-        """Write all that has to be sent, each on the condition that the one before it was stored."""
-        pendings, commands = list[Pending](), list[Command]()
+        """Write all that has to be sent, in order."""
+        pairs = list[tuple[Pending, Pending | None]]()
         before: dict[str, Pending] = {}
         for pending in self._unanswered:
             if pending.has_failed:
-                pendings.append(pending)
-                commands.append(self._command(pending, before.get(pending.channel)))
-            before[pending.channel] = pending
-        self._write(pendings, commands)
+                pairs.append((pending, before.get(pending.channel)))
+            if not pending.outcomes:
+                before[pending.channel] = pending
+        self._write(pairs)
 
     def _command(self, pending: Pending, before: Pending | None) -> Command:
         if not self._history.enabled:
             return ("PUBLISH", pending.channel, pending.events[0][1])
         # An unanswered one may fail: then this must not be stored before it.
-        after = before.events[-1][0] if before is not None and not before.outcomes else None
+        after = before.events[-1][0] if before is not None else None
         return stream.store(pending.channel, pending.events, self._history, after=after, chance=self._chance)
 
     async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
@@ -231,12 +240,16 @@ class PublishPipeline:
             if self._last.get(front.channel) is front:
                 del self._last[front.channel]
 
-    async def _recover(self) -> None:
-        """Try once to send everything that is not answered again, in order."""
-        if any(pending.has_failed and pending.reply is not None for pending in self._unanswered):
-            await self._commands.reset()  # if there is a connection, it does not answer as it should
+    def _read_all(self) -> None:
         for pending in self._unanswered:
             self._read(pending)
+
+    async def _recover(self) -> None:
+        """Try once to send everything that is not answered again, in order."""
+        self._read_all()
+        if any(pending.has_failed and pending.reply is not None for pending in self._unanswered):
+            await self._commands.reset()  # if there is a connection, it does not answer as it should
+            self._read_all()
         if not (again := [pending for pending in self._unanswered if not pending.outcomes]):
             return
         if self._commands.link is None:

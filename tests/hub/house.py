@@ -48,9 +48,18 @@ from broadcaster.settings import (
     RedisTable,
     Settings,
 )
-from tests.support import RedisClient, server_frames, until
+from tests.support import UNIT_S, RedisClient, server_frames, until
 
 CHANNEL = "events.critical"
+
+HASTY: dict[str, Any] = {
+    "BROADCASTER_HUB__PROVE_INTERVAL_S": "0.2",
+    "BROADCASTER_HUB__BEAT_INTERVAL_S": "0.1",
+    "BROADCASTER_REDIS__PING_INTERVAL_S": "0.1",
+    "BROADCASTER_REDIS__SILENCE_TIMEOUT_S": str(0.6 * UNIT_S),
+    "BROADCASTER_REDIS__RECONNECT_MAX_S": "0.1",
+}
+"""The environment of a hub in a process of its own that finds out soon whatever happens to its Redis."""
 
 HIGH_WATER = 65_536
 """Bytes a transport holds before it asks for a pause, as asyncio's and uvloop's do."""

@@ -239,6 +239,25 @@ async def test_a_gap_does_not_close_all_plain_clients_in_one_turn() -> None:
     assert house.registry.due == {}
 
 
+@in_loop
+async def test_who_waits_to_be_closed_gets_no_heartbeat() -> None:
+    """Nothing is delivered to it any more, on any channel: a heartbeat would say that it has everything."""
+    house = await House.opened(drain_s=60.0, beat_interval_s=0.1)
+    house.channels.get(OTHER)
+    house.channels.on_confirmed(OTHER)
+    await house.settle()
+    clients = [house.connect(f"channel={CHANNEL}&channel={OTHER}", v1=True) for _ in range(20)]
+    house.be_proven()
+    for subscription in house.channel(OTHER).fanout.subscriptions():
+        house.channel(OTHER).fanout.end_unavailable(subscription)
+    waiting = [client for client in clients if not client.connection.closing]
+    assert waiting
+    house.publish(1)
+    house.timer.tick()
+    await turns(5)
+    assert [client.told for client in waiting] == [["welcome", "welcome"]] * len(waiting)
+
+
 # With a real hub
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from broadcaster.redis.server import RedisServer
-from tests.hub.house import CHANNEL, House, Proxy, payload, store_by_script
+from tests.hub.house import CHANNEL, HASTY, House, Proxy, payload, store_by_script
 from tests.support import (
     UNIT_S,
     HubProcess,
@@ -152,14 +152,6 @@ async def test_an_event_that_did_not_come_is_a_trouble_with_the_name_of_its_chan
 
 
 # With a real Redis
-
-HASTY: dict[str, Any] = {
-    "BROADCASTER_HUB__PROVE_INTERVAL_S": "0.2",
-    "BROADCASTER_HUB__BEAT_INTERVAL_S": "0.1",
-    "BROADCASTER_REDIS__PING_INTERVAL_S": "0.1",
-    "BROADCASTER_REDIS__SILENCE_TIMEOUT_S": str(0.6 * UNIT_S),
-    "BROADCASTER_REDIS__RECONNECT_MAX_S": "0.1",
-}
 
 
 class Ward:

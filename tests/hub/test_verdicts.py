@@ -15,7 +15,7 @@ from broadcaster.core.runtime import LIMITS
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import ChannelsTable
 from broadcaster.wire import Refusal, Target
-from tests.hub.house import CHANNEL, House, store_by_script, turns
+from tests.hub.house import CHANNEL, HASTY, House, store_by_script, turns
 from tests.support import (
     ROOT,
     UNIT_S,
@@ -129,14 +129,7 @@ async def test_one_that_resumes_from_a_log_that_cannot_be_read_is_closed() -> No
 
 # With a real Redis
 
-HASTY: dict[str, Any] = {
-    "BROADCASTER_HUB__PROVE_INTERVAL_S": "0.2",
-    "BROADCASTER_HUB__BEAT_INTERVAL_S": "0.1",
-    "BROADCASTER_REDIS__PING_INTERVAL_S": "0.1",
-    "BROADCASTER_REDIS__SILENCE_TIMEOUT_S": str(0.6 * UNIT_S),
-    "BROADCASTER_REDIS__RECONNECT_MAX_S": "0.1",
-    "BROADCASTER_CHANNELS__ALLOW": '["events.*", "orders.*"]',
-}
+ALLOWED: dict[str, Any] = {"BROADCASTER_CHANNELS__ALLOW": '["events.*", "orders.*"]'}
 
 
 @contextlib.contextmanager
@@ -146,7 +139,7 @@ def shipped_rights() -> Iterator[tuple[HubProcess, RedisClient]]:
         for line in (ROOT / "config" / "redis.acl").read_text().splitlines():
             if words := re.fullmatch(r"user (hub|publisher) (.*)", line):
                 assert client.command("ACL", "SETUSER", words[1], *words[2].split()) == b"OK"
-        with HubProcess(server.url.replace("//", "//hub:change-me-hub@"), **HASTY) as hub:
+        with HubProcess(server.url.replace("//", "//hub:change-me-hub@"), **HASTY, **ALLOWED) as hub:
             yield hub.until_ready(), client
             assert hub.get("/health/ready")[0] == 200
             assert "Traceback" not in hub.output

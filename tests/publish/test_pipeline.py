@@ -597,6 +597,30 @@ async def test_a_channel_of_a_wrong_type_fails_at_once_and_keeps_no_other_waitin
 
 
 @in_loop
+async def test_an_event_waits_for_the_last_one_of_its_channel_that_may_still_fail(redis: RedisServer) -> None:
+    """One between them that has an outcome is no condition, and does not hide the one before it."""
+    async with publishing(redis.url) as link:
+        with frozen(redis):
+            [first], [second], _ = send(link, 1), send(link, 2), send(link, 3, channel="events.other")
+            link._fail(second, RedisRefused("NOPERM"))
+            assert link._last_of(CHANNEL) is first
+            [third] = send(link, 4)
+            assert link._last_of(CHANNEL) is third
+        assert_stored(await link.settle([first, third]))
+        assert link._last_of(CHANNEL) is None
+
+
+@in_loop
+async def test_where_there_is_no_room_for_an_event_there_is_none_for_those_behind_it(redis: RedisServer) -> None:
+    """A shorter command would fit: but what was published behind something that failed would be out of order."""
+    async with publishing(redis.url, max_unanswered=70) as link, asyncio.timeout(10 * UNIT_S):
+        first = send(link, *range(20))
+        outcomes = await link.settle(send(link, *range(20, 90)))
+        assert_stored(await link.settle(first))
+    assert "more than 70" in errors(outcomes, 70)
+
+
+@in_loop
 async def test_without_redis_a_publish_waits_for_the_next(redis: RedisServer) -> None:
     """What is sent while Redis is dead is stored when it is back, in order, if that is within the deadline."""
     async with publishing(redis.url) as link:

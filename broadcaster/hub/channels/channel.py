@@ -239,10 +239,10 @@ class Channel:
 
     def beat(self, subscription: Subscription) -> None:
         """Send a heartbeat: up to where everything was delivered, filtered out, or announced as a gap."""
-        if subscription.since is not None or subscription.state is State.WAITING or not self.sequencer.caught_up:
-            return  # it has not been welcomed yet, or it is not known whether everything has come
-        if self.trouble:
-            return
+        if subscription.since is not None or subscription.state in (State.WAITING, State.CLOSED):
+            return  # it has not been welcomed yet, or is due to be closed
+        if self.trouble or not self.sequencer.caught_up:
+            return  # it is not known whether everything has come
         if self.fanout.slow.is_overtaken(subscription):
             return  # it is about to be told, or closed
         position = self.fanout.position_of(subscription)

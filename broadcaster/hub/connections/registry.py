@@ -48,7 +48,7 @@ class ConnectionRegistry(Generic[M]):
             spread over the whole interval. So are heartbeats.
         peak: Most connections at one time.
         by_address: How many there are per address.
-        due: Those that are closed in their turn, with code and reason; nothing else may close them.
+        due: Those that are closed in their turn, with code and reason: any other close takes these.
         closing: Those whose closing handshake has begun.
         behind: Those with a subscription that is behind.
         unsettled: Those that stopped being writable in this turn of the event loop; see `Fanout`.
