@@ -1,0 +1,78 @@
+"""Real parts for the tests: hubs, clients, a Redis and what may happen to it, waiting with a deadline.
+
+Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow machine.
+"""
+
+from tests.support.events import event_payload
+from tests.support.hub import HubProcess, assert_calm
+from tests.support.loop import in_loop, run_async
+from tests.support.process import (
+    ROOT,
+    CommandLine,
+    Finished,
+    Running,
+    broadcaster,
+    clean_environment,
+    cpu_s,
+    finished,
+    memory_bytes,
+)
+from tests.support.redis import (
+    RedisClient,
+    Talk,
+    connections_taken,
+    crashed,
+    dead,
+    frozen,
+    hasty,
+    next_message,
+    next_reply,
+    redis_client,
+    stand_in,
+)
+from tests.support.timing import UNIT_S, eventually, until
+from tests.support.websocket import (
+    RawClient,
+    client_frame,
+    next_but_ping,
+    read_to_end,
+    server_frames,
+    upgrade_request,
+)
+
+__all__ = [
+    "ROOT",
+    "UNIT_S",
+    "CommandLine",
+    "Finished",
+    "HubProcess",
+    "RawClient",
+    "RedisClient",
+    "Running",
+    "Talk",
+    "assert_calm",
+    "broadcaster",
+    "clean_environment",
+    "client_frame",
+    "connections_taken",
+    "cpu_s",
+    "crashed",
+    "dead",
+    "event_payload",
+    "eventually",
+    "finished",
+    "frozen",
+    "hasty",
+    "in_loop",
+    "memory_bytes",
+    "next_but_ping",
+    "next_message",
+    "next_reply",
+    "read_to_end",
+    "redis_client",
+    "run_async",
+    "server_frames",
+    "stand_in",
+    "until",
+    "upgrade_request",
+]
