@@ -1,4 +1,4 @@
-"""Fixtures: a real Redis on a free port, a real hub on another, a client to publish with."""
+"""Fixtures: a real Redis on a free port, a real hub on another, in a thread, a client to publish with."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import pytest
 
 from broadcaster.redis import server as redis_server
 from broadcaster.redis.server import RedisServer
-from tests.support import HubProcess, RedisClient, redis_client
+from tests.support import Hub, HubProcess, HubThread, RedisClient, free_port, redis_client
 
 
 @pytest.fixture(scope="module", autouse=True)
 def chosen_redis(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every Redis is the binary that TEST_REDIS_SERVER names, if it names one; not where the finding is tested."""
+    """Every Redis has a port of the tests', and is the binary that TEST_REDIS_SERVER names, if it names one.
+
+    Not where the finding of both is tested.
+    """
     binary = os.environ.get("TEST_REDIS_SERVER")
     with pytest.MonkeyPatch.context() as patch:
-        if binary and not request.module.__name__.endswith("redis.test_server"):
-            patch.setattr(redis_server, "find_binary", lambda: binary)
+        if not request.module.__name__.endswith("redis.test_server"):
+            patch.setattr(redis_server, "free_port", free_port)
+            if binary:
+                patch.setattr(redis_server, "find_binary", lambda: binary)
         yield
 
 
@@ -49,8 +54,15 @@ def publish(redis: RedisServer) -> Iterator[RedisClient]:
 
 
 @pytest.fixture
-def hub(redis: RedisServer) -> Iterator[HubProcess]:
-    """A ready hub process on that Redis, with default settings."""
+def hub(redis: RedisServer) -> Iterator[Hub]:
+    """A ready hub on that Redis, with default settings."""
+    with HubThread(redis.url) as hub:
+        yield hub.until_ready()
+
+
+@pytest.fixture
+def hub_process(redis: RedisServer) -> Iterator[HubProcess]:
+    """The same in a process of its own, for how that ends."""
     with HubProcess(redis.url) as process:
         yield process.until_ready()
 
@@ -63,9 +75,9 @@ def steady_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def steady_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
+def steady_hub(steady_redis: RedisServer) -> Iterator[Hub]:
     """A hub for tests that leave it as it is."""
-    with HubProcess(steady_redis.url) as hub:
+    with HubThread(steady_redis.url) as hub:
         yield hub.until_ready()
 
 

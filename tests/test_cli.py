@@ -26,7 +26,7 @@ from broadcaster.cli.resume_file import ResumeFile
 from broadcaster.core import process
 from broadcaster.core.event import decode
 from broadcaster.core.version import VERSION
-from broadcaster.redis.server import RedisServer, answers, free_port
+from broadcaster.redis.server import RedisServer, answers
 from tests.support import (
     CommandLine,
     Finished,
@@ -38,6 +38,7 @@ from tests.support import (
     event_payload,
     eventually,
     finished,
+    free_port,
     next_message,
     redis_client,
 )

@@ -24,8 +24,7 @@ from types import TracebackType
 
 import pytest
 
-from broadcaster.redis.server import free_port
-from tests.support import ROOT, UNIT_S, Running, eventually, finished
+from tests.support import ROOT, UNIT_S, Running, eventually, finished, free_port
 
 KILL_WAIT_S = 5.0
 """honcho kills what is left this long after the first process has ended."""

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.text import redact
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, assignment, dump, load
-from tests.support import ROOT, CommandLine, broadcaster, clean_environment, eventually, finished
+from tests.support import ROOT, CommandLine, broadcaster, clean_environment, eventually, finished, free_port
 
 FILE = ROOT / "broadcaster.toml"
 PRESETS = sorted((ROOT / "config").glob("*.toml"))

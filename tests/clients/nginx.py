@@ -17,9 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from broadcaster.redis.server import free_port
 from tests.clients.programs import program
-from tests.support import ROOT, Running, eventually
+from tests.support import ROOT, Running, eventually, free_port
 
 SHOWN_UPSTREAM = "http://127.0.0.1:8765"
 

@@ -29,7 +29,7 @@ from tests.clients.programs import (
     until_opened,
 )
 from tests.clients.publishing import WRITING, assert_got, of_size, publish
-from tests.support import HubProcess, assert_calm, eventually
+from tests.support import Hub, HubThread, assert_calm, eventually, free_port
 
 KINDS = ("python -m websockets", "wscat", "ws", "node", "chromium")
 V1 = "broadcaster.v1"
@@ -45,7 +45,7 @@ AUTH: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def port(way_to: Open, steady_hub: HubProcess) -> Iterator[int]:
+def port(way_to: Open, steady_hub: Hub) -> Iterator[int]:
     """Where the clients connect to reach the steady hub."""
     with way_to(steady_hub.port) as port:
         yield port
@@ -70,7 +70,7 @@ SPEAKING = {kind: (kind, ()) for kind in KINDS} | {
 
 @pytest.mark.parametrize(("kind", "protocols"), SPEAKING.values(), ids=SPEAKING.keys())
 def test_every_event_comes_once_in_order_and_intact(
-    kit: Kit, port: int, steady_hub: HubProcess, steady_redis: RedisServer, kind: str, protocols: tuple[str, ...]
+    kit: Kit, port: int, steady_hub: Hub, steady_redis: RedisServer, kind: str, protocols: tuple[str, ...]
 ) -> None:
     """Several events, one of all kinds of writing, one of 60,000 bytes, the largest there may be, and another."""
     before = steady_hub.stats()["connected"]
@@ -100,7 +100,7 @@ def test_pings_are_answered_and_the_close_at_a_restart_is_understood(
 ) -> None:
     """After several rounds of pings all are the ones that came; on SIGTERM each one sees 1012."""
     with (
-        HubProcess(redis.url, BROADCASTER_HUB__PING_INTERVAL_S="1") as hub,
+        HubThread(redis.url, BROADCASTER_HUB__PING_INTERVAL_S="1") as hub,
         way_to(hub.until_ready().port) as port,
         everybody(kit, port) as clients,
     ):
@@ -152,14 +152,14 @@ def token_of(secret: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
+def guarded_hub(steady_redis: RedisServer) -> Iterator[Hub]:
     """A hub that asks for a token."""
-    with HubProcess(steady_redis.url, **AUTH) as hub:
+    with HubThread(steady_redis.url, **AUTH) as hub:
         yield hub.until_ready()
 
 
 @pytest.fixture(scope="module")
-def guarded_port(way_to: Open, guarded_hub: HubProcess) -> Iterator[int]:
+def guarded_port(way_to: Open, guarded_hub: Hub) -> Iterator[int]:
     """Where the clients connect to reach it."""
     with way_to(guarded_hub.port) as port:
         yield port
@@ -167,7 +167,7 @@ def guarded_port(way_to: Open, guarded_hub: HubProcess) -> Iterator[int]:
 
 @pytest.mark.parametrize("shown", SHOWN, ids=str)
 def test_who_shows_a_token_gets_events(
-    kit: Kit, guarded_port: int, guarded_hub: HubProcess, steady_redis: RedisServer, shown: Shown
+    kit: Kit, guarded_port: int, guarded_hub: Hub, steady_redis: RedisServer, shown: Shown
 ) -> None:
     """An API key and a JWT both let in; the token is not echoed as the subprotocol."""
     for token in (API_KEY, token_of(SECRET)):
@@ -189,7 +189,7 @@ WRONG = {
 @pytest.mark.parametrize(("token", "cause"), WRONG.values(), ids=WRONG.keys())
 @pytest.mark.parametrize("shown", SHOWN, ids=str)
 def test_who_shows_a_wrong_token_is_refused(
-    kit: Kit, guarded_port: int, guarded_hub: HubProcess, shown: Shown, token: str | None, cause: str
+    kit: Kit, guarded_port: int, guarded_hub: Hub, shown: Shown, token: str | None, cause: str
 ) -> None:
     """It never connects, sees 401 where it can see anything, and is counted by its cause."""
     before = guarded_hub.stats()["refused"][cause]
@@ -200,7 +200,7 @@ def test_who_shows_a_wrong_token_is_refused(
     assert guarded_hub.stats()["refused"][cause] == before + 1
 
 
-def test_who_shows_no_token_is_refused(kit: Kit, guarded_port: int, guarded_hub: HubProcess) -> None:
+def test_who_shows_no_token_is_refused(kit: Kit, guarded_port: int, guarded_hub: Hub) -> None:
     """Also by the client that cannot show one."""
     before = guarded_hub.stats()["refused"]["token_missing"]
     with python_client(f"ws://127.0.0.1:{guarded_port}/ws") as client:
@@ -230,7 +230,7 @@ class _Page(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def other_site() -> Iterator[str]:
     """The origin of a site that is not the hub's."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Page) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), _Page) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -238,7 +238,7 @@ def other_site() -> Iterator[str]:
         thread.join()
 
 
-def test_a_page_of_another_site_is_refused(kit: Kit, port: int, steady_hub: HubProcess, other_site: str) -> None:
+def test_a_page_of_another_site_is_refused(kit: Kit, port: int, steady_hub: Hub, other_site: str) -> None:
     """A browser says where its page comes from: it never connects, and is counted."""
     before = steady_hub.stats()["refused"]["origin"]
     with kit.browser.open(other_site).subscribe(f"ws://127.0.0.1:{port}/ws") as page:
@@ -253,7 +253,7 @@ def test_a_page_of_an_allowed_site_gets_events(
     """`hub.allowed_origins` has its site."""
     origins = json.dumps(["https://wall.example", other_site])
     with (
-        HubProcess(steady_redis.url, BROADCASTER_HUB__ALLOWED_ORIGINS=origins) as hub,
+        HubThread(steady_redis.url, BROADCASTER_HUB__ALLOWED_ORIGINS=origins) as hub,
         way_to(hub.until_ready().port) as port,
         kit.browser.open(other_site).subscribe(f"ws://127.0.0.1:{port}/ws") as page,
     ):
@@ -299,7 +299,7 @@ def test_curl_is_answered(port: int, path: str, options: list[str], status: int,
     assert words in body
 
 
-def test_curl_asks_several_things_at_a_time(port: int, steady_hub: HubProcess) -> None:
+def test_curl_asks_several_things_at_a_time(port: int, steady_hub: Hub) -> None:
     """A client that would keep its connection asks ten times: ten answers."""
     urls = [f"http://127.0.0.1:{port}{path}" for path in ("/health/live", "/health", "/stats") * 4]
     done = curl("-w", "\n%{http_code}\n", *urls)
@@ -308,7 +308,7 @@ def test_curl_asks_several_things_at_a_time(port: int, steady_hub: HubProcess) -
     assert_calm(steady_hub)
 
 
-def test_curl_upgrades(port: int, steady_hub: HubProcess, steady_redis: RedisServer, tmp_path: Path) -> None:
+def test_curl_upgrades(port: int, steady_hub: Hub, steady_redis: RedisServer, tmp_path: Path) -> None:
     """With the headers of a WebSocket, curl shows 101 and then the bytes of the frames."""
     program("curl")  # or it would be missed in the thread
     before = steady_hub.stats()["connected"]

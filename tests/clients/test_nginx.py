@@ -16,15 +16,15 @@ from tests.clients.conftest import Kit
 from tests.clients.nginx import certificate, nginx
 from tests.clients.programs import Script, until_opened
 from tests.clients.publishing import assert_got, events_of, on_the_wire, publish
-from tests.support import UNIT_S, HubProcess, RawClient, assert_calm, eventually
+from tests.support import UNIT_S, Hub, HubThread, RawClient, assert_calm, eventually
 
 ROUNDS = 100
 
 
 @pytest.fixture(scope="module")
-def busy_hub(steady_redis: RedisServer) -> Iterator[HubProcess]:
+def busy_hub(steady_redis: RedisServer) -> Iterator[Hub]:
     """A hub that answers as many requests as come."""
-    with HubProcess(steady_redis.url, BROADCASTER_HUB__REQUESTS_PER_S="100000") as hub:
+    with HubThread(steady_redis.url, BROADCASTER_HUB__REQUESTS_PER_S="100000") as hub:
         yield hub.until_ready()
 
 
@@ -64,7 +64,7 @@ class Askers:
 
 
 def test_the_location_works_word_for_word(
-    kit: Kit, busy_hub: HubProcess, steady_redis: RedisServer, tmp_path: Path
+    kit: Kit, busy_hub: Hub, steady_redis: RedisServer, tmp_path: Path
 ) -> None:
     """Only the port differs from what docs/security.md shows: a node script and a browser get their events."""
     with (
@@ -79,7 +79,7 @@ def test_the_location_works_word_for_word(
 
 
 def test_an_upgrade_never_lands_on_a_used_connection(
-    busy_hub: HubProcess, steady_redis: RedisServer, tmp_path: Path
+    busy_hub: Hub, steady_redis: RedisServer, tmp_path: Path
 ) -> None:
     """Between requests for which nginx would keep connections, 100 upgrades: no 404, no lost event."""
     with (
@@ -111,9 +111,7 @@ def test_an_upgrade_never_lands_on_a_used_connection(
     assert_calm(busy_hub)
 
 
-def test_nginx_ends_tls_for_the_hub(
-    kit: Kit, busy_hub: HubProcess, steady_redis: RedisServer, tmp_path: Path
-) -> None:
+def test_nginx_ends_tls_for_the_hub(kit: Kit, busy_hub: Hub, steady_redis: RedisServer, tmp_path: Path) -> None:
     """wss:// outside and ws:// inside: the client trusts the certificate; a page of https:// is the hub's own."""
     cert, _ = certificate(tmp_path)
     with nginx(tmp_path, busy_hub.port, tls=True) as port:

@@ -20,7 +20,8 @@ import pytest
 from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -111,7 +112,7 @@ class Client(RawClient):
 class Scene(NamedTuple):
     """A hub, somebody who publishes, and somebody who listens beside the case."""
 
-    hub: HubProcess
+    hub: Hub
     publish: RedisClient
     bystander: Client
 
@@ -129,7 +130,7 @@ def scene() -> Iterator[Scene]:
     with (
         RedisServer.start() as server,
         redis_client(server) as publish,
-        HubProcess(server.url, BROADCASTER_HUB__CLOSE_TIMEOUT_S=str(10 * UNIT_S)) as hub,
+        HubThread(server.url, BROADCASTER_HUB__CLOSE_TIMEOUT_S=str(10 * UNIT_S)) as hub,
         Client(hub.until_ready().port) as bystander,
     ):
         bystander.socket.settimeout(5 * UNIT_S)

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -29,10 +27,9 @@ from websockets.typing import Subprotocol
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber, Unavailable
 from broadcaster.core.event import decode
 from broadcaster.publish.publisher import Sent
-from broadcaster.redis.server import free_port
 from broadcaster.settings import EventTable, HistoryTable, HubTable, PublisherTable, RedisTable, SubscriberTable
 from broadcaster.wire import read_control
-from tests.support import UNIT_S, eventually
+from tests.support import UNIT_S, Proxy, eventually
 
 T = TypeVar("T")
 
@@ -273,64 +270,32 @@ class Raw(Reader):
 # Links
 
 
-class Proxy:
-    """A TCP link in which things go wrong."""
+class Wire:
+    """A TCP link in which things go wrong, as a test commands it."""
 
     def __init__(self, target_port: int) -> None:
-        self.target_port = target_port
-        self.port = free_port()
-        self._links: list[tuple[set[str], list[asyncio.StreamWriter]]] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._proxy = Proxy(target_port)
+        self.port = self._proxy.port
+
+    @property
+    def target_port(self) -> int:
+        return self._proxy.target_port
+
+    @target_port.setter
+    def target_port(self, port: int) -> None:
+        self._proxy.target_port = port
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self._proxy.__enter__()
 
     async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._proxy.__exit__(None, None, None)
 
     async def cut(self) -> None:
-        """End all connections there are, on both sides, with a RST."""
-        for _, writers in self._links:
-            for writer in writers:
-                with contextlib.suppress(OSError, AttributeError):
-                    writer.get_extra_info("socket").setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-                    )
-                writer.transport.abort()
-        self._links.clear()
+        self._proxy.cut()
 
     async def swallow(self) -> None:
-        """From now on the connections there are take everything and pass nothing on; new ones work."""
-        for state, _ in self._links:
-            state.add("swallows")
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target_port)
-        except OSError:
-            writer.transport.abort()
-            return
-        state: set[str] = set()
-        self._links.append((state, [writer, other_writer]))
-        for source, sink in ((reader, other_writer), (other_reader, writer)):
-            task = asyncio.create_task(self._pump(state, source, sink))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, state: set[str], source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await source.read(65_536):
-                if "swallows" not in state:
-                    sink.write(data)
-                    await sink.drain()
-        if "swallows" not in state:
-            sink.transport.abort()
+        self._proxy.swallow()
 
 
 # The reckoning
@@ -451,7 +416,7 @@ class Ledger:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._works: dict[object, asyncio.Task[None]] = {}
-        self._proxies: list[Proxy] = []
+        self._proxies: list[Wire] = []
         self.senders: list[Sender] = []
         self.readers: list[Reader] = []
         self.more_entries: list[Entry] = []
@@ -525,8 +490,8 @@ class Ledger:
         """It stops reading, or reads on."""
         self._loop.call_soon_threadsafe(reader.reading.clear if pause else reader.reading.set)
 
-    def proxy(self, target_port: int) -> Proxy:
-        proxy = Proxy(target_port)
+    def proxy(self, target_port: int) -> Wire:
+        proxy = Wire(target_port)
         self._proxies.append(proxy)
         self.call(proxy.start())
         return proxy

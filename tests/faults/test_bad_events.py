@@ -11,7 +11,8 @@ import pytest
 from broadcaster.core.event import CAUSES
 from broadcaster.redis.server import RedisServer
 from tests.support import (
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -77,21 +78,21 @@ BAD_EVENTS: dict[str, tuple[bytes, str]] = {
 class Scene(NamedTuple):
     """A hub with two subscribers, and somebody who publishes."""
 
-    hub: HubProcess
+    hub: Hub
     publish: RedisClient
     plain: RawClient
     v1: RawClient
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[tuple[HubProcess, RedisClient]]:
+def house() -> Iterator[tuple[Hub, RedisClient]]:
     """One hub for all tests of this file: whatever they publish must not harm it."""
-    with RedisServer.start() as server, redis_client(server) as publish, HubProcess(server.url) as hub:
+    with RedisServer.start() as server, redis_client(server) as publish, HubThread(server.url) as hub:
         yield hub.until_ready(), publish
 
 
 @pytest.fixture
-def scene(house: tuple[HubProcess, RedisClient]) -> Iterator[Scene]:
+def scene(house: tuple[Hub, RedisClient]) -> Iterator[Scene]:
     """Two new subscribers of it, who are still there when the test is over."""
     hub, publish = house
     hub.until_connected(0)
@@ -232,7 +233,7 @@ def test_a_limit_of_ones_own_holds(redis: RedisServer, publish: RedisClient) -> 
         return event_payload(source="x" * padding)
 
     with (
-        HubProcess(redis.url, BROADCASTER_EVENT__MAX_BYTES="256") as hub,
+        HubThread(redis.url, BROADCASTER_EVENT__MAX_BYTES="256") as hub,
         RawClient(hub.until_ready().port) as client,
     ):
         hub.until_connected(1)

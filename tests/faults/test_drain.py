@@ -28,19 +28,21 @@ from broadcaster.loadtest import fleet as fleet_module
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import DISCONNECTED
 from broadcaster.publish.publisher import Publisher
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import RedisTable, Settings, SubscriberTable
 from broadcaster.wire import read_control
 from tests.support import (
     ROOT,
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     RedisClient,
     Running,
     client_frame,
     event_payload,
     eventually,
+    free_port,
     frozen,
     redis_client,
     server_frames,
@@ -50,9 +52,9 @@ from tests.support import (
 RESTART = 1012
 
 
-def drained(redis_url: str, drain_s: float, port: int | None = None, **variables: str) -> HubProcess:
+def drained(redis_url: str, drain_s: float, port: int | None = None, **variables: str) -> Hub:
     """A hub that sends its subscribers away over so many seconds."""
-    return HubProcess(redis_url, port, BROADCASTER_HUB__DRAIN_S=str(drain_s), **variables)
+    return HubThread(redis_url, port, BROADCASTER_HUB__DRAIN_S=str(drain_s), **variables)
 
 
 def store_many(url: str, count: int, size: int) -> Position:
@@ -307,21 +309,21 @@ def test_ready_is_red_at_once_and_live_stays_green(redis: RedisServer) -> None:
 SHUTDOWN_S = 0.5
 MARGIN_S = 1.5 * UNIT_S
 
-Company = Callable[[HubProcess, RedisServer, RedisClient, contextlib.ExitStack], None]
+Company = Callable[[Hub, RedisServer, RedisClient, contextlib.ExitStack], None]
 
 
-def nobody(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def nobody(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     pass
 
 
-def deaf(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def deaf(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """They take everything and answer nothing, not even the close."""
     for subprotocol in ("", "broadcaster.v1"):
         stack.enter_context(RawClient(hub.port, subprotocol=subprotocol))
     hub.until_connected(2)
 
 
-def full(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def full(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """Their sockets are full: not even the close can be sent."""
     for subprotocol in ("", "broadcaster.v1"):
         stack.enter_context(RawClient(hub.port, receive_buffer=4096, subprotocol=subprotocol))
@@ -330,7 +332,7 @@ def full(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: conte
                "nobody falls behind")  # fmt: skip
 
 
-def shedding(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def shedding(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """They read a little now and then, and of theirs the oldest events are dropped."""
     path = "/ws?channel=events.shed"
     slow = [
@@ -352,7 +354,7 @@ def shedding(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: c
     eventually(sheds, "nothing is shed")
 
 
-def resuming(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def resuming(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """They are in the middle of 20 MB of history."""
     first = store_many(redis.url, 5000, size=4000)
     for _ in range(3):
@@ -362,7 +364,7 @@ def resuming(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: c
     eventually(lambda: hub.stats()["behind"] == 3, "nobody resumes")
 
 
-def half_open(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def half_open(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """Nothing, half a head, half a body, an answer that nobody reads."""
     get = b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n"
     for words in (
@@ -380,7 +382,7 @@ def half_open(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: 
     deaf(hub, redis, publish, stack)
 
 
-def talking(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def talking(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """They send pings without end, and read nothing."""
     stop = threading.Event()
     clients = [stack.enter_context(RawClient(hub.port)) for _ in range(3)]
@@ -398,22 +400,20 @@ def talking(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: co
     hub.until_connected(3)
 
 
-def closing(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def closing(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """They have been closed for a mistake, and stay."""
     for _ in range(3):
         stack.enter_context(RawClient(hub.port)).socket.sendall(client_frame(1, b"\xff"))
     hub.until_connected(3)
 
 
-def without_redis(hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
+def without_redis(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """Redis dies in the same moment, while some are resuming."""
     resuming(hub, redis, publish, stack)
     redis.kill()
 
 
-def with_a_frozen_redis(
-    hub: HubProcess, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack
-) -> None:
+def with_a_frozen_redis(hub: Hub, redis: RedisServer, publish: RedisClient, stack: contextlib.ExitStack) -> None:
     """Redis stands still from now on, while some are resuming."""
     resuming(hub, redis, publish, stack)
     stack.enter_context(frozen(redis))
@@ -629,7 +629,7 @@ def many_files() -> Iterator[None]:
 class ForwarderProcess(Running):
     """A `Forwarder` in a process of its own."""
 
-    def __init__(self, first: HubProcess, second: HubProcess) -> None:
+    def __init__(self, first: Hub, second: Hub) -> None:
         self.port = free_port()
         ports = map(str, (self.port, first.port, second.port))
         super().__init__(sys.executable, "-m", "tests.faults.test_drain", *ports, cwd=ROOT)
@@ -643,7 +643,7 @@ class ForwarderProcess(Running):
 
 
 @contextlib.contextmanager
-def forwarded(first: HubProcess, second: HubProcess) -> Iterator[tuple[ForwarderProcess, str]]:
+def forwarded(first: Hub, second: Hub) -> Iterator[tuple[ForwarderProcess, str]]:
     """A forwarder that listens, and its address."""
     with ForwarderProcess(first, second) as process:
         process.said("forwarding")
@@ -665,7 +665,7 @@ class Move:
     told_at: float = 0.0
 
 
-async def move(url: str, redis_url: str, first: HubProcess, second: HubProcess) -> Move:
+async def move(url: str, redis_url: str, first: Hub, second: Hub) -> Move:
     """Connect everybody to the first hub, publish all the time, and end that hub in the middle."""
     subscriber = SubscriberTable(reconnect_max_s=0.5)
     result = Move(Fleet(url, clients=MOVERS, ramp_per_s=2000.0, subscriber=subscriber))
@@ -716,7 +716,7 @@ def test_thousands_move_to_another_hub_and_miss_nothing(
     with (
         many_files(),
         drained(redis.url, MOVE_DRAIN_S) as first,
-        HubProcess(redis.url) as second,
+        HubThread(redis.url) as second,
         forwarded(first.until_ready(), second.until_ready()) as (forwarder, url),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,  # in debug mode the fleet would crawl
     ):
@@ -755,7 +755,7 @@ def test_a_fleet_answers_its_closes_while_events_come_without_a_pause(
     """After most of a drain most of the fleet has gone: who does not answer is cut, and comes back too late."""
     clients, drain_s = 50, 2.0
 
-    async def story(hub: HubProcess) -> int:
+    async def story(hub: Hub) -> int:
         fleet = Fleet(hub.url, clients=clients, ramp_per_s=2000.0)
         parsing = asyncio.create_task(fleet.keep_parsing())
         try:

@@ -15,10 +15,12 @@ import hiredis
 import pytest
 
 from broadcaster import wire
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -26,6 +28,7 @@ from tests.support import (
     crashed,
     event_payload,
     eventually,
+    free_port,
     frozen,
     next_but_ping,
     redis_client,
@@ -83,7 +86,7 @@ class Flow:
 class Diary:
     """A client of the hub, and everything it was told, in order."""
 
-    def __init__(self, hub: HubProcess, subprotocol: str = "") -> None:
+    def __init__(self, hub: Hub, subprotocol: str = "") -> None:
         self._client = RawClient(hub.port, subprotocol=subprotocol)
         self.told: list[Told] = []
 
@@ -135,9 +138,9 @@ UNSTORED = {"BROADCASTER_HISTORY__ENABLED": "false"}
 
 
 @pytest.fixture
-def unstored(redis: RedisServer) -> Iterator[HubProcess]:
+def unstored(redis: RedisServer) -> Iterator[Hub]:
     """A ready hub on that Redis, where events are not stored."""
-    with HubProcess(redis.url, None, **UNSTORED) as process:
+    with HubThread(redis.url, None, **UNSTORED) as process:
         yield process.until_ready()
 
 
@@ -166,7 +169,7 @@ FAULTS: dict[str, Fault] = {"killed and restarted": killed, "frozen for 4 s": fr
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_whoever_may_have_missed_something_is_told(redis: RedisServer, unstored: HubProcess, fault: Fault) -> None:
+def test_whoever_may_have_missed_something_is_told(redis: RedisServer, unstored: Hub, fault: Fault) -> None:
     """Without history: while events flow Redis goes away, noticed within 3 s, and comes back.
 
     v1: exactly one gap, in its place, then events again. Plain: closed 4009. Newcomers of the outage:
@@ -224,7 +227,7 @@ def stopped(server: RedisServer, after: contextlib.ExitStack) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("fault", [cut, stopped])
-def test_a_mere_loss_of_the_link_closes_nobody(redis: RedisServer, hub: HubProcess, fault: Fault) -> None:
+def test_a_mere_loss_of_the_link_closes_nobody(redis: RedisServer, hub: Hub, fault: Fault) -> None:
     """With history: the same Redis is back, and its log was read, so nobody is told anything.
 
     What was published by hand meanwhile has no position: it went to those who were live, which was nobody.
@@ -255,7 +258,7 @@ def test_a_mere_loss_of_the_link_closes_nobody(redis: RedisServer, hub: HubProce
         assert_calm(hub)
 
 
-def test_after_a_restart_everybody_is_told(redis: RedisServer, hub: HubProcess) -> None:
+def test_after_a_restart_everybody_is_told(redis: RedisServer, hub: Hub) -> None:
     """With history: another Redis may have forgotten what it had accepted. v1: one gap; plain: closed 4009."""
     with contextlib.ExitStack() as stack:
         after = stack.enter_context(contextlib.ExitStack())
@@ -278,7 +281,7 @@ def test_after_a_restart_everybody_is_told(redis: RedisServer, hub: HubProcess) 
 
 
 def test_every_cut_of_the_link_is_a_gap_of_its_own(
-    redis: RedisServer, unstored: HubProcess, publish: RedisClient
+    redis: RedisServer, unstored: Hub, publish: RedisClient
 ) -> None:
     """Without history: Redis hangs up five times while events flow: five gaps, and no hole anywhere else."""
     hub = unstored
@@ -337,7 +340,7 @@ def test_a_hub_can_start_before_its_redis(absence: Absence) -> None:
     """Subscribers of a hub whose Redis comes late are let in, and get events from the first one on."""
     with (
         absence() as (port, begin),
-        HubProcess(f"redis://127.0.0.1:{port}/0", BROADCASTER_REDIS__RECONNECT_MAX_S="0.1") as hub,
+        HubThread(f"redis://127.0.0.1:{port}/0", BROADCASTER_REDIS__RECONNECT_MAX_S="0.1") as hub,
     ):
         eventually(lambda: hub.get("/health/live")[0] == 200, "the hub did not start")
         with Diary(hub, "broadcaster.v1") as v1, Diary(hub) as plain:
@@ -378,7 +381,7 @@ def test_a_long_absence_costs_next_to_nothing(redis: RedisServer) -> None:
 
 def test_redis_may_come_and_go(redis: RedisServer) -> None:
     """Three Redis one after another, each one told of; the hub and its v1 subscriber stay."""
-    with HubProcess(redis.url, BROADCASTER_REDIS__RECONNECT_MAX_S="0.1") as hub, contextlib.ExitStack() as stack:
+    with HubThread(redis.url, BROADCASTER_REDIS__RECONNECT_MAX_S="0.1") as hub, contextlib.ExitStack() as stack:
         hub.until_ready()
         v1 = stack.enter_context(Diary(hub, "broadcaster.v1"))
         v1.reads_until(lambda told: told == "welcome")

@@ -18,7 +18,16 @@ from broadcaster.publish.publisher import Published
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import SubscriberTable
 from tests.faults.ledger import Entry, Ledger, Library, Reader, settings_for
-from tests.support import HubProcess, RawClient, assert_calm, eventually, memory_bytes, server_frames
+from tests.support import (
+    Hub,
+    HubProcess,
+    HubThread,
+    RawClient,
+    assert_calm,
+    eventually,
+    memory_bytes,
+    server_frames,
+)
 
 MIB = 1 << 20
 SMALL = 4096
@@ -156,11 +165,11 @@ class Tap:
         self._thread.join()
 
 
-def slow_client(hub: HubProcess, *, v1: bool = True) -> RawClient:
+def slow_client(hub: Hub, *, v1: bool = True) -> RawClient:
     return RawClient(hub.port, subprotocol="broadcaster.v1" if v1 else "", receive_buffer=SMALL)
 
 
-def of_channel(hub: HubProcess) -> dict[str, Any]:
+def of_channel(hub: Hub) -> dict[str, Any]:
     statistics: dict[str, Any] = hub.stats()["channels"][CHANNEL]
     return statistics
 
@@ -212,7 +221,7 @@ def test_a_slow_one_stays_loses_the_oldest_and_is_told_of_each(redis: RedisServe
 def test_beats_of_a_slow_one_are_never_ahead(redis: RedisServer) -> None:
     """What a beat says was sent or told before it, frame by frame."""
     with (
-        HubProcess(redis.url, **DROPS, BROADCASTER_HUB__BEAT_INTERVAL_S="0.1") as hub,
+        HubThread(redis.url, **DROPS, BROADCASTER_HUB__BEAT_INTERVAL_S="0.1") as hub,
         slow_client(hub.until_ready()) as client,
         RawClient(hub.port) as other,
         Tap(client, slow=True) as slow,
@@ -242,7 +251,7 @@ def test_beats_of_a_slow_one_are_never_ahead(redis: RedisServer) -> None:
 def test_one_that_stops_for_good_is_ended(redis: RedisServer) -> None:
     """Where being slow is no reason to close, reading nothing for a round of pings is; it is told why."""
     with (
-        HubProcess(
+        HubThread(
             redis.url,
             **DROPS,
             BROADCASTER_HUB__PING_INTERVAL_S="1",
@@ -280,7 +289,7 @@ def until_the_end(flood: Flood, *readers: Reader) -> None:
 
 def test_the_subscriber_says_what_it_has_lost(redis: RedisServer) -> None:
     """The client library, standing still for a while: each event is delivered or in a gap, in its place."""
-    with HubProcess(redis.url, **DROPS) as hub, Ledger() as ledger, flooding(redis) as flood:
+    with HubThread(redis.url, **DROPS) as hub, Ledger() as ledger, flooding(redis) as flood:
         hub.until_ready()
         settings = settings_for(redis.url, subscriber=SubscriberTable(queue_events=16, reconnect_max_s=0.2))
         slow, quick = Library("slow", hub.url, settings), Library("quick", hub.url, settings)
@@ -304,7 +313,7 @@ def test_the_subscriber_says_what_it_has_lost(redis: RedisServer) -> None:
 def test_elsewhere_a_slow_one_is_warned_closed_and_loses_nothing(redis: RedisServer) -> None:
     """`lag`, then 4008 that says by how much; who comes back with its position gets everything it had not read."""
     with (
-        HubProcess(redis.url, **TIGHT, BROADCASTER_HUB__CLOSE_TIMEOUT_S="20") as hub,
+        HubThread(redis.url, **TIGHT, BROADCASTER_HUB__CLOSE_TIMEOUT_S="20") as hub,
         slow_client(hub.until_ready()) as raw,
         Ledger() as ledger,
         flooding(redis) as flood,

@@ -18,7 +18,9 @@ from broadcaster import wire
 from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -113,7 +115,7 @@ def sequences(payloads: list[bytes]) -> list[int]:
 
 
 @contextlib.contextmanager
-def sleeping(hub: HubProcess, count: int = 1, subprotocol: str = "") -> Iterator[list[RawClient]]:
+def sleeping(hub: Hub, count: int = 1, subprotocol: str = "") -> Iterator[list[RawClient]]:
     """Subscribers that have stopped reading."""
     with contextlib.ExitStack() as stack:
         yield [
@@ -122,7 +124,7 @@ def sleeping(hub: HubProcess, count: int = 1, subprotocol: str = "") -> Iterator
         ]
 
 
-def fall_behind(hub: HubProcess, load: Load, count: int = 1) -> None:
+def fall_behind(hub: Hub, load: Load, count: int = 1) -> None:
     """Publish until so many subscribers are behind, or have been closed for it already."""
     deadline = time.monotonic() + 20 * UNIT_S
     while (stats := hub.stats())["behind"] + stats["slow_closed"] < count:
@@ -133,7 +135,7 @@ def fall_behind(hub: HubProcess, load: Load, count: int = 1) -> None:
 def test_one_that_does_not_read_holds_up_nobody(redis: RedisServer, publish: RedisClient) -> None:
     """Ten readers get everything in order beside one that never reads; it is closed 4008, then aborted."""
     with (
-        HubProcess(
+        HubThread(
             redis.url,
             BROADCASTER_HUB__RING_BYTES=str(MIB),
             BROADCASTER_HUB__BEHIND_MAX_MS="300",
@@ -195,7 +197,7 @@ def test_the_slow_one_is_told_in_order_and_with_its_reason(redis: RedisServer, p
 
     Who reads after all finds an unbroken beginning of the events, then a 4008 that says how far behind.
     """
-    with HubProcess(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="300", BROADCASTER_HUB__CLOSE_TIMEOUT_S="10") as hub:
+    with HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="300", BROADCASTER_HUB__CLOSE_TIMEOUT_S="10") as hub:
         hub.until_ready()
         with sleeping(hub) as (slow,):
             load = Load(publish)
@@ -225,7 +227,7 @@ def read_slowly(client: RawClient, until: float) -> None:
 def test_a_slow_one_that_catches_up_has_missed_nothing(redis: RedisServer, publish: RedisClient) -> None:
     """Reading slowly while events come, then fast: every event exactly once, in order, and live again."""
     with (
-        HubProcess(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub,
+        HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub,
         sleeping(hub.until_ready(), subprotocol="broadcaster.v1") as (slow,),
     ):
         load = Load(publish)
@@ -248,7 +250,7 @@ def test_a_slow_one_that_catches_up_has_missed_nothing(redis: RedisServer, publi
 def test_many_slow_ones_of_different_pace_all_get_everything(redis: RedisServer, publish: RedisClient) -> None:
     """Each continues from a place of its own in the same ring."""
     with (
-        HubProcess(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub,
+        HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub,
         sleeping(hub.until_ready(), 5) as slow,
     ):
         hub.until_connected(5)
@@ -268,7 +270,7 @@ def test_many_slow_ones_of_different_pace_all_get_everything(redis: RedisServer,
 
 def test_one_that_leaves_while_it_is_behind_is_forgotten(redis: RedisServer, publish: RedisClient) -> None:
     """A subscriber that vanishes with a full socket leaves nothing behind, and nobody is affected."""
-    with HubProcess(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub:
+    with HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="30000") as hub:
         hub.until_ready()
         with RawClient(hub.port) as reader, Readers(reader) as readers, sleeping(hub, 2) as (first, second):
             hub.until_connected(3)

@@ -23,7 +23,7 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, RedisTable
 from tests.fuzz import fuzzed, mutated
 from tests.support import (
-    HubProcess,
+    Hub,
     RawClient,
     RedisClient,
     assert_calm,
@@ -309,7 +309,7 @@ async def store(redis: RedisServer, payloads: list[bytes]) -> None:
         commands.close()
 
 
-def test_no_nesting_ends_a_hub(redis: RedisServer, publish: RedisClient, hub: HubProcess) -> None:
+def test_no_nesting_ends_a_hub(redis: RedisServer, publish: RedisClient, hub: Hub) -> None:
     """Stored or only published, at every depth around the edge: counted, and the next event comes through."""
     with RawClient(hub.port) as client:
         hub.until_connected(1)

@@ -31,7 +31,7 @@ from broadcaster.settings import ApiKey, AuthTable, JwtKey, Settings
 from broadcaster.wire.bearer import token_of
 from tests.fuzz import fuzzed, mutated
 from tests.hub.house import House
-from tests.support import UNIT_S, HubProcess, assert_calm
+from tests.support import UNIT_S, HubThread, assert_calm
 
 DEFAULT: Final = "events.critical"
 
@@ -421,7 +421,7 @@ def test_no_token_is_an_error_of_the_hub() -> None:
     """Bytes that are no text are denied (401) on both ways in, by HTTP and by WebSocket; no traceback."""
     with (
         RedisServer.start() as server,
-        HubProcess(
+        HubThread(
             server.url,
             BROADCASTER_AUTH__MODE="token",
             BROADCASTER_AUTH__API_KEYS='[{"name": "wall", "key": "wall-key-0123456789", "publish": ["*"]}]',

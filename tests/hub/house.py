@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import math
-import socket
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, cast
-
-import hiredis
 
 from broadcaster import wire
 from broadcaster.auth.access import Access
 from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.position import Position
-from broadcaster.core.runtime import Clock as SystemClock
 from broadcaster.core.runtime import Runtime
 from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.catchup.event_log import EventLog
@@ -48,7 +40,7 @@ from broadcaster.settings import (
     RedisTable,
     Settings,
 )
-from tests.support import UNIT_S, RedisClient, server_frames, until
+from tests.support import UNIT_S, Clock, RedisClient, server_frames, until
 
 CHANNEL = "events.critical"
 
@@ -463,30 +455,6 @@ class Tasks:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Clock(SystemClock):
-    """A clock whose loop time stands still as soon as a test sets `now`.
-
-    Attributes:
-        now: Loop time in seconds; None: that of the loop.
-    """
-
-    def __init__(self) -> None:
-        self.now: float | None = None
-
-    def loop_s(self) -> float:
-        return super().loop_s() if self.now is None else self.now
-
-    def stop(self) -> Clock:
-        """Stand still from now on, at a whole number of seconds, so that sums are exact."""
-        self.now = float(math.ceil(self.loop_s()))
-        return self
-
-    def move(self, seconds: float) -> None:
-        """Move a clock that stands still."""
-        assert self.now is not None
-        self.now += seconds
-
-
 class House:
     """A hub: its channels, its connections, its pages, and peers. Redis is a `Memory`.
 
@@ -651,63 +619,6 @@ async def turns(count: int = 200) -> None:
     """Let the loop turn, so that whoever is behind is fed."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-class Proxy:
-    """A TCP proxy before a Redis, with which a test can meddle; a thread per direction, ended with the block."""
-
-    def __init__(self, port: int) -> None:
-        self._upstream_port = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.deaf = threading.Event()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                upstream = socket.create_connection(("127.0.0.1", self._upstream_port))
-                self._pairs.append((client, upstream))
-                for source, target, answers in ((client, upstream, False), (upstream, client, True)):
-                    pump = threading.Thread(target=self._pump, args=(source, target, answers), daemon=True)
-                    self._threads.append(pump)
-                    pump.start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                if not (answers and self.deaf.is_set()):
-                    target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def inject(self, *words: str) -> None:
-        """Say something to Redis on the newest connection, as if the client had."""
-        self._pairs[-1][1].sendall(hiredis.pack_command(cast(Any, words)))
-
-    def __enter__(self) -> Proxy:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for pair in self._pairs:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-        for pair in self._pairs:
-            for end in pair:
-                end.close()
 
 
 def store_by_script(client: RedisClient, event: bytes, channel: str = CHANNEL) -> tuple[str, int]:

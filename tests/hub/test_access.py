@@ -23,7 +23,7 @@ from broadcaster.auth.tokens import create_token
 from broadcaster.core.errors import ConfigurationError, HubRefused
 from broadcaster.core.event import Event
 from broadcaster.publish.publisher import Publisher
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import AuthTable, Settings, SubscriberTable
 from broadcaster.subscribe.hub_status import statistics
 from broadcaster.subscribe.subscriber import Subscriber
@@ -46,7 +46,9 @@ from tests.certificates import Certificates, make, private_pem
 from tests.support import (
     UNIT_S,
     CommandLine,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -55,6 +57,7 @@ from tests.support import (
     event_payload,
     eventually,
     finished,
+    free_port,
     frozen,
     in_loop,
     memory_bytes,
@@ -94,9 +97,9 @@ GUARDED = {
 
 
 @pytest.fixture(scope="module")
-def guarded(steady_redis: RedisServer) -> Iterator[HubProcess]:
+def guarded(steady_redis: RedisServer) -> Iterator[Hub]:
     """A hub with access control, for tests that leave it as it is."""
-    with HubProcess(steady_redis.url, None, **GUARDED) as hub:
+    with HubThread(steady_redis.url, None, **GUARDED) as hub:
         yield hub.until_ready()
 
 
@@ -218,7 +221,7 @@ SHOWN: dict[str, Callable[[], str]] = {
 @pytest.mark.parametrize("make_token", SHOWN.values(), ids=SHOWN.keys())
 @pytest.mark.parametrize(("way", "selected"), WAYS.values(), ids=WAYS.keys())
 def test_a_good_token_is_let_in_and_never_echoed(
-    guarded: HubProcess,
+    guarded: Hub,
     client: RedisClient,
     way: Callable[[str], dict[str, str]],
     selected: str | None,
@@ -302,7 +305,7 @@ _SECRETS = [SECRET, WALL, DESK, ROOT_KEY]
 
 @pytest.mark.parametrize(("headers", "path", "status", "cause"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_refusal_says_which_check_failed_and_is_counted(
-    guarded: HubProcess, headers: dict[str, str], path: str, status: int, cause: str
+    guarded: Hub, headers: dict[str, str], path: str, status: int, cause: str
 ) -> None:
     """One status, one cause, one counter; `WWW-Authenticate` with 401 only, and nothing of what was shown."""
     request = upgrade_request(guarded.port, path=path, **headers)
@@ -324,7 +327,7 @@ def test_a_refusal_says_which_check_failed_and_is_counted(
 @pytest.mark.parametrize(
     "shown", [b"\xff\xfe\xfd" * 9, b"\xff.\xfe.\xfd", "ключ".encode()], ids=["key", "JWT", "UTF-8"]
 )
-def test_bytes_that_no_token_can_have_are_no_token(guarded: HubProcess, shown: bytes) -> None:
+def test_bytes_that_no_token_can_have_are_no_token(guarded: Hub, shown: bytes) -> None:
     """401, whatever the bytes may mean as text."""
     lines = len(guarded.lines)
     answer = ask(guarded.port, upgrade_request(guarded.port, **bearer("?")).replace(b"r ?", b"r " + shown))
@@ -333,7 +336,7 @@ def test_bytes_that_no_token_can_have_are_no_token(guarded: HubProcess, shown: b
     assert_calm(guarded, lines)
 
 
-def test_nothing_of_a_token_is_said_by_the_hub(guarded: HubProcess) -> None:
+def test_nothing_of_a_token_is_said_by_the_hub(guarded: Hub) -> None:
     """Not in its log, not in /stats, not in /health: of those who are in, and of those who are not."""
     shown = {WALL, DESK, ROOT_KEY, SECRET, good(), offered(WALL)}
     for headers, path, _, _ in REFUSED.values():
@@ -382,7 +385,7 @@ ORIGINS: dict[str, tuple[str | None, str, int]] = {
 }
 
 
-def visit(hub: HubProcess, origin: str | None, host: str) -> int:
+def visit(hub: Hub, origin: str | None, host: str) -> int:
     """The status that a page of some site gets, with a good token."""
     headers = bearer(WALL) | {"Host": host.replace("{port}", str(hub.port))}
     if origin is not None:
@@ -393,7 +396,7 @@ def visit(hub: HubProcess, origin: str | None, host: str) -> int:
 
 @pytest.mark.parametrize(("origin", "host", "status"), ORIGINS.values(), ids=ORIGINS.keys())
 def test_a_page_connects_from_the_hubs_own_site_or_a_known_one(
-    guarded: HubProcess, origin: str | None, host: str, status: int
+    guarded: Hub, origin: str | None, host: str, status: int
 ) -> None:
     """Also with a good token: a browser shows it on behalf of whatever page."""
     assert visit(guarded, origin, host) == status
@@ -411,7 +414,7 @@ def test_origins_can_be_opened(
 ) -> None:
     """`*` is every page, `null` is those without a site, such as files; both only if they are in the list."""
     origins = {"BROADCASTER_HUB__ALLOWED_ORIGINS": json.dumps(allowed)}
-    with HubProcess(steady_redis.url, None, **(GUARDED | origins)) as hub:
+    with HubThread(steady_redis.url, None, **(GUARDED | origins)) as hub:
         hub.until_ready()
         assert {origin: visit(hub, origin, OWN) for origin in statuses} == statuses
 
@@ -419,7 +422,7 @@ def test_origins_can_be_opened(
 # The end of a token
 
 
-def test_a_token_that_expires_ends_its_connections(guarded: HubProcess) -> None:
+def test_a_token_that_expires_ends_its_connections(guarded: Hub) -> None:
     """4001, not before it has expired, and within 1.2 s after; whoever has another token stays."""
     expired = guarded.stats()["expired"]
     exp = int(time.time()) + 2
@@ -456,9 +459,7 @@ def sign(lasts_s: float = HOUR_S, **changes: Any) -> str:
 
 
 @in_loop
-async def test_a_subscriber_with_fresh_tokens_loses_nothing(
-    guarded: HubProcess, steady_redis: RedisServer
-) -> None:
+async def test_a_subscriber_with_fresh_tokens_loses_nothing(guarded: Hub, steady_redis: RedisServer) -> None:
     """Its token expires; it comes back with another one, and has every event once, in order."""
     asked: list[str] = []
 
@@ -494,7 +495,7 @@ async def test_a_subscriber_with_fresh_tokens_loses_nothing(
 
 @in_loop
 async def test_a_subscriber_whose_token_has_expired_is_refused_for_good(
-    guarded: HubProcess, caplog: pytest.LogCaptureFixture
+    guarded: Hub, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With a token that does not change it says so, and does not try again; also when it expires on the way."""
     old, short = good(exp=HOUR_AGO), sign(lasts_s=1)
@@ -508,7 +509,7 @@ async def test_a_subscriber_whose_token_has_expired_is_refused_for_good(
 
 
 @in_loop
-async def test_a_subscriber_shows_its_token_as_header(guarded: HubProcess) -> None:
+async def test_a_subscriber_shows_its_token_as_header(guarded: Hub) -> None:
     """The token of the settings, or the one that is given, which goes first; none is refused."""
     for settings, shown in ((client_settings(token=WALL), None), (client_settings(token="wrong" * 5), WALL)):
         async with Subscriber(guarded.url, settings=settings, token=shown) as subscriber:
@@ -525,7 +526,7 @@ async def test_a_subscriber_shows_its_token_as_header(guarded: HubProcess) -> No
 
 
 def post(
-    hub: HubProcess,
+    hub: Hub,
     body: bytes,
     authorization: bytes = b"",
     method: str = "POST",
@@ -563,7 +564,7 @@ TAKEN: dict[str, tuple[bytes, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("body", "fields"), TAKEN.values(), ids=TAKEN.keys())
-def test_what_is_published_over_http_arrives(guarded: HubProcess, body: bytes, fields: dict[str, Any]) -> None:
+def test_what_is_published_over_http_arrives(guarded: Hub, body: bytes, fields: dict[str, Any]) -> None:
     """201 says where it is stored, and every subscriber gets it."""
     channel = json.loads(body).get("channel", "events.critical")
     before = guarded.stats()["published"]
@@ -622,7 +623,7 @@ NOT_TAKEN: dict[str, tuple[bytes, bytes, int]] = {
 
 @pytest.mark.parametrize(("authorization", "body", "status"), NOT_TAKEN.values(), ids=NOT_TAKEN.keys())
 def test_what_may_not_be_published_is_refused(
-    guarded: HubProcess, authorization: bytes, body: bytes, status: int
+    guarded: Hub, authorization: bytes, body: bytes, status: int
 ) -> None:
     """The status says whose mistake it is; nothing is published, no token said, and the hub stays calm."""
     before, lines = guarded.stats()["events_received"], len(guarded.lines)
@@ -636,33 +637,33 @@ def test_what_may_not_be_published_is_refused(
 
 
 @pytest.mark.parametrize("scheme", ["", "Token ", "XBearer ", "Basic ", "Bearer", "Bearer: "])
-def test_another_scheme_shows_no_token_here_either(guarded: HubProcess, scheme: str) -> None:
+def test_another_scheme_shows_no_token_here_either(guarded: Hub, scheme: str) -> None:
     """A token stands behind `Bearer`, as at the upgrade, or there is none."""
     before = guarded.stats()["published"]
     assert post(guarded, event_body(), f"{scheme}{ROOT_KEY}".encode())[0] in (400, 401)
     assert guarded.stats()["published"] == before
 
 
-def test_the_scheme_may_be_in_small_letters_here_as_well(guarded: HubProcess) -> None:
+def test_the_scheme_may_be_in_small_letters_here_as_well(guarded: Hub) -> None:
     """As at the upgrade (RFC 9110, 11.1)."""
     assert post(guarded, event_body(), b"bearer " + ROOT_KEY.encode())[0] == 201
 
 
-def test_a_key_may_have_the_name_of_a_scheme_in_it(guarded: HubProcess) -> None:
+def test_a_key_may_have_the_name_of_a_scheme_in_it(guarded: Hub) -> None:
     """What stands behind the scheme is the token, whatever it is."""
     assert "Token" in DESK
     assert post(guarded, event_body(channel="events.info"), b"Bearer " + DESK.encode())[0] == 201
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
-def test_only_post_publishes(guarded: HubProcess, method: str) -> None:
+def test_only_post_publishes(guarded: Hub, method: str) -> None:
     """Another method is 405, and not by somebody who may publish either."""
     before = guarded.stats()["published"]
     assert post(guarded, event_body(), as_root(), method)[0] == 405
     assert guarded.stats()["published"] == before
 
 
-def test_nobody_publishes_without_access_control(steady_hub: HubProcess) -> None:
+def test_nobody_publishes_without_access_control(steady_hub: Hub) -> None:
     """With mode none, whoever can reach the hub could: so nobody can, token or not."""
     for authorization in (b"", as_root()):
         status, answer = post(steady_hub, event_body(), authorization)
@@ -681,7 +682,7 @@ def test_without_redis_a_publish_fails_in_time(
     redis: RedisServer, fault: Callable[[RedisServer], contextlib.AbstractContextManager[Any]]
 ) -> None:
     """503 before the hub gives up the request, in a word and without a traceback; then it works again."""
-    with HubProcess(redis.url, None, **GUARDED, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S="2") as hub:
+    with HubThread(redis.url, None, **GUARDED, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S="2") as hub:
         hub.until_ready()
         assert post(hub, event_body(), as_root())[0] == 201
         with fault(redis) as revive:
@@ -709,7 +710,7 @@ def test_without_redis_a_publish_fails_in_time(
 
 def test_a_hub_that_is_stopping_publishes_nothing_more(steady_redis: RedisServer) -> None:
     """While it sends its subscribers away it answers 503, with a time to come back."""
-    with HubProcess(steady_redis.url, None, **(GUARDED | {"BROADCASTER_HUB__DRAIN_S": "2"})) as hub:
+    with HubThread(steady_redis.url, None, **(GUARDED | {"BROADCASTER_HUB__DRAIN_S": "2"})) as hub:
         hub.until_ready()
         with contextlib.ExitStack() as stack:
             for _ in range(5):
@@ -727,7 +728,7 @@ def test_a_hub_that_is_stopping_publishes_nothing_more(steady_redis: RedisServer
 # From the command line
 
 
-def test_a_token_of_the_command_line_lets_a_subscriber_in(guarded: HubProcess, client: RedisClient) -> None:
+def test_a_token_of_the_command_line_lets_a_subscriber_in(guarded: Hub, client: RedisClient) -> None:
     """`broadcaster token create`, and `broadcaster subscribe` with it, which does not say it."""
     keys = {name: GUARDED[name] for name in ("BROADCASTER_AUTH__JWT_KEYS", "BROADCASTER_AUTH__ISSUER")}
     made = finished(
@@ -798,7 +799,7 @@ def over_tls(certificates: Certificates) -> dict[str, str]:
     return {"BROADCASTER_HUB__TLS_CERT": certificates.certificate, "BROADCASTER_HUB__TLS_KEY": certificates.key}
 
 
-def wss(hub: HubProcess) -> str:
+def wss(hub: Hub) -> str:
     return f"wss://127.0.0.1:{hub.port}/ws"
 
 
@@ -808,9 +809,9 @@ def trusting(certificates: Certificates) -> ssl.SSLContext:
 
 
 @contextlib.contextmanager
-def encrypted(redis: RedisServer, certificates: Certificates, **variables: str) -> Iterator[HubProcess]:
+def encrypted(redis: RedisServer, certificates: Certificates, **variables: str) -> Iterator[Hub]:
     """A hub that speaks TLS, ready."""
-    with HubProcess(redis.url, None, **over_tls(certificates), **variables) as hub:
+    with HubThread(redis.url, None, **over_tls(certificates), **variables) as hub:
         hub.said("ready: ")
         yield hub
 
@@ -818,11 +819,13 @@ def encrypted(redis: RedisServer, certificates: Certificates, **variables: str) 
 @pytest.fixture(scope="module")
 def secure(steady_redis: RedisServer, certificates: Certificates) -> Iterator[HubProcess]:
     """A hub with TLS and access control, for tests that leave it as it is."""
-    with encrypted(steady_redis, certificates, **GUARDED, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S="1") as hub:
+    settings = GUARDED | over_tls(certificates) | {"BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S": "1"}
+    with HubProcess(steady_redis.url, None, **settings) as hub:
+        hub.said("ready: ")
         yield hub
 
 
-def numbers(hub: HubProcess, tls: ssl.SSLContext) -> dict[str, Any]:
+def numbers(hub: Hub, tls: ssl.SSLContext) -> dict[str, Any]:
     """The hub's /stats over https."""
     fields: dict[str, Any] = json.loads(
         ask(hub.port, b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n", tls).partition(b"\r\n\r\n")[2]
@@ -832,7 +835,7 @@ def numbers(hub: HubProcess, tls: ssl.SSLContext) -> dict[str, Any]:
 
 @in_loop
 async def test_a_subscriber_comes_over_tls(
-    secure: HubProcess, steady_redis: RedisServer, certificates: Certificates
+    secure: Hub, steady_redis: RedisServer, certificates: Certificates
 ) -> None:
     """wss:// with `subscriber.tls_ca`: events come, and after a while away those that were missed."""
     settings = client_settings(tls_ca=certificates.authority, token=WALL)
@@ -855,7 +858,7 @@ async def test_a_subscriber_comes_over_tls(
 @pytest.mark.parametrize("vouched", [False, True], ids=["nobody", "another authority"])
 @in_loop
 async def test_a_hub_that_nobody_vouches_for_is_not_believed(
-    secure: HubProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture, vouched: bool
+    secure: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture, vouched: bool
 ) -> None:
     """Without the right authority no token is sent; the subscriber says why, and keeps trying."""
     authority = make(tmp_path, "stranger").authority if vouched else ""
@@ -878,7 +881,7 @@ def test_authorities_that_cannot_be_read_are_a_wrong_setting(file: str) -> None:
         Subscriber("wss://127.0.0.1:1/ws", settings=client_settings(tls_ca=file))
 
 
-def test_pages_and_refusals_are_the_same_over_tls(secure: HubProcess, trusting: ssl.SSLContext) -> None:
+def test_pages_and_refusals_are_the_same_over_tls(secure: Hub, trusting: ssl.SSLContext) -> None:
     """https:// for everything: health, publishing, origins, tokens."""
     for path, status in (("/health", 200), ("/health/live", 200), ("/stats", 200), ("/nowhere", 404)):
         request = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
@@ -892,7 +895,7 @@ def test_pages_and_refusals_are_the_same_over_tls(secure: HubProcess, trusting: 
         assert status_of(guest.response) == 101
 
 
-def test_a_token_expires_over_tls_as_well(secure: HubProcess, trusting: ssl.SSLContext) -> None:
+def test_a_token_expires_over_tls_as_well(secure: Hub, trusting: ssl.SSLContext) -> None:
     """4001 and the end of the connection."""
     shown = good(exp=int(time.time()) + 1)
     with Guest(secure.port, upgrade_request(secure.port, **bearer(shown)), tls=trusting) as guest:
@@ -912,7 +915,7 @@ NO_TLS: dict[str, bytes] = {
 }
 
 
-def test_who_does_not_speak_tls_is_cut(secure: HubProcess, trusting: ssl.SSLContext) -> None:
+def test_who_does_not_speak_tls_is_cut(secure: Hub, trusting: ssl.SSLContext) -> None:
     """A handshake that does not come about ends within `hub.handshake_timeout_s`, and leaves the hub as it was."""
     lines, left = len(secure.lines), []
     with contextlib.ExitStack() as stack:
@@ -938,7 +941,7 @@ def test_who_does_not_speak_tls_is_cut(secure: HubProcess, trusting: ssl.SSLCont
     assert not [word for word in ("Traceback", "Error", "exception") if word in said_since], said_since
 
 
-def test_who_says_nothing_behind_the_handshake_is_cut(secure: HubProcess, trusting: ssl.SSLContext) -> None:
+def test_who_says_nothing_behind_the_handshake_is_cut(secure: Hub, trusting: ssl.SSLContext) -> None:
     """408, as without TLS."""
     with (
         socket.create_connection(("127.0.0.1", secure.port), timeout=(1 + 3) * UNIT_S) as plain,
@@ -948,7 +951,7 @@ def test_who_says_nothing_behind_the_handshake_is_cut(secure: HubProcess, trusti
         assert connection.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
-def test_half_a_handshake_does_not_keep_the_others_waiting(secure: HubProcess, trusting: ssl.SSLContext) -> None:
+def test_half_a_handshake_does_not_keep_the_others_waiting(secure: Hub, trusting: ssl.SSLContext) -> None:
     """A hundred that begin and go no further, and somebody who wants to be let in."""
     with contextlib.ExitStack() as stack:
         for _ in range(100):
@@ -997,12 +1000,17 @@ def test_what_is_not_read_over_tls_waits_in_the_ring(
     """A connection holds little more than without TLS, however far behind it is."""
     slow_ones = 20
     with (
-        encrypted(
-            redis, certificates, BROADCASTER_HUB__BEHIND_MAX_MS="60000", BROADCASTER_HUB__RING_BYTES=str(2**24)
+        HubProcess(
+            redis.url,
+            None,
+            **over_tls(certificates),
+            BROADCASTER_HUB__BEHIND_MAX_MS="60000",
+            BROADCASTER_HUB__RING_BYTES=str(2**24),
         ) as hub,
         redis_client(redis) as publish,
         contextlib.ExitStack() as stack,
     ):
+        hub.said("ready: ")
         for _ in range(slow_ones):
             stack.enter_context(Guest(hub.port, upgrade_request(hub.port), tls=trusting, receive_buffer=4096))
         with stack.enter_context(Guest(hub.port, upgrade_request(hub.port), tls=trusting)) as reader:

@@ -17,7 +17,6 @@ from pydantic import SecretStr
 from broadcaster import wire
 from broadcaster.auth.access import Access
 from broadcaster.core.runtime import CLOCK, LIMITS, Runtime
-from broadcaster.core.runtime import Clock as SystemClock
 from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted, PendingHandshake
 from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.connections.registry import ConnectionRegistry
@@ -25,23 +24,10 @@ from broadcaster.hub.connections.request import read_query
 from broadcaster.settings import ApiKey, AuthTable, ChannelsTable
 from broadcaster.wire import CloseCode, Refusal, Target
 from tests.hub.house import CHANNEL, House, Socket
-from tests.support import in_loop
+from tests.support import Clock, in_loop
 
 ADDRESS = "192.0.2.1"
 KEY = "0123456789abcdef"
-
-
-class Clock(SystemClock):
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def loop_s(self) -> float:
-        return self.now
-
-    def monotonic_s(self) -> float:
-        return self.now
 
 
 class Visitor:
@@ -86,21 +72,21 @@ class Guest:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 async def gate_of(
     *,
     channels: ChannelsTable | None = None,
     auth: AuthTable | None = None,
-    clock: SystemClock = CLOCK,
+    clock: Clock | None = None,
     **hub: Any,
 ) -> Gate:
     """A gate with these limits, before the channels of a hub."""
     house = await House.opened(channels=channels, **hub)
     settings = house.settings.model_copy(update={"auth": auth or AuthTable()})
     registry = ConnectionRegistry[Any](1)
-    return Gate(settings, house.channels, Access(settings.auth), registry, Runtime(clock))
+    return Gate(settings, house.channels, Access(settings.auth), registry, Runtime(clock or CLOCK))
 
 
 def ask(gate: AdmissionControl, query: str = "", address: str = ADDRESS) -> Admitted | Refusal:
@@ -446,10 +432,10 @@ def test_a_rate_gives_a_seconds_worth_at_once_and_then_so_many_a_second(
         burst = int(per_s)
         assert [may() for _ in range(burst + 20)] == [True] * burst + [False] * 20
         assert counted(gate) == {cause: 20}
-        clock.now += 3600.0
+        clock.move(3600.0)
         assert [may() for _ in range(burst + 5)] == [True] * burst + [False] * 5
         assert counted(gate) == {cause: 25}
-        clock.now += 2 / per_s + 1e-9
+        clock.move(2 / per_s + 1e-9)
         allowed = min(burst, int(per_s - burst + 2))
         assert [may() for _ in range(allowed + 3)] == [True] * allowed + [False] * 3
         assert counted(gate) == {cause: 28}
@@ -469,9 +455,9 @@ def test_a_rate_is_never_exceeded(clock: Clock, seed: int) -> None:
         allowed: list[float] = []
         refused = 0
         for _ in range(3000):
-            clock.now += chance.expovariate(2 * per_s)
+            clock.move(chance.expovariate(2 * per_s))
             if gate.allows_handshake():
-                allowed.append(clock.now)
+                allowed.append(clock.monotonic_s())
             else:
                 refused += 1
         for _ in range(200):
@@ -491,11 +477,11 @@ def test_a_flood_does_not_keep_a_rate_from_being_used(clock: Clock, per_s: float
     @in_loop
     async def story() -> None:
         gate = await gate_of(clock=clock, handshakes_per_s=per_s)
-        began_at, allowed = clock.now, 0
+        began_at, allowed = clock.monotonic_s(), 0
         for _ in range(5000):
-            clock.now += 0.02 / per_s
+            clock.move(0.02 / per_s)
             allowed += gate.allows_handshake()
-        seconds = clock.now - began_at
+        seconds = clock.monotonic_s() - began_at
         assert int(per_s) + (seconds - 1) * per_s - 2 <= allowed <= per_s + seconds * per_s
 
     story()
@@ -592,20 +578,20 @@ async def test_with_room_for_one_the_newcomer_is_it() -> None:
 @in_loop
 async def test_who_is_too_late_goes() -> None:
     """At the deadline and not before it, in order; counted as too late, once."""
-    clock = Clock()
+    clock = Clock(1000.0)
     gate = await watching(clock, handshake_timeout_s=5.0)
     guests = watched(gate, 2)
-    clock.now += 1.0
+    clock.move(1.0)
     guests += watched(gate, 2)
     gate.forget(guests[0])
     gate.forget(guests[0])
-    clock.now += 3.99
+    clock.move(3.99)
     gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([], {})
-    clock.now += 0.02
+    clock.move(0.02)
     gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1], {"too_late": 1})
-    clock.now += 1.0
+    clock.move(1.0)
     gate.evict_overdue()
     gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1, 2, 3], {"too_late": 3})
@@ -614,16 +600,16 @@ async def test_who_is_too_late_goes() -> None:
 @in_loop
 async def test_who_is_handed_on_begins_anew_and_counts_once() -> None:
     """A request whose head is complete has the whole time for its body and its answer, and one place."""
-    clock = Clock()
+    clock = Clock(1000.0)
     gate = await watching(clock, handshake_timeout_s=5.0, max_handshakes=2)
     guests = watched(gate, 2)
-    clock.now += 4.0
+    clock.move(4.0)
     gate.watch(guests[0])
     assert counted(gate) == {}
-    clock.now += 2.0
+    clock.move(2.0)
     gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([1], {"too_late": 1})
-    clock.now += 3.0
+    clock.move(3.0)
     gate.evict_overdue()
     assert (who_expired(guests), counted(gate)) == ([0, 1], {"too_late": 2})
 
@@ -653,7 +639,7 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
 
     @in_loop
     async def story() -> None:
-        clock = Clock()
+        clock = Clock(1000.0)
         gate = await watching(clock, handshake_timeout_s=5.0, max_handshakes=most)
         everybody: list[Guest] = []
         model: list[tuple[Guest, float]] = []
@@ -667,7 +653,7 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
                 guest = chance.choice(everybody[-30:])
             if what < 0.6 and not guest.expired:
                 model = [(other, deadline) for other, deadline in model if other is not guest]
-                model.append((guest, clock.now + 5.0))
+                model.append((guest, clock.monotonic_s() + 5.0))
                 gate.watch(guest)
                 if len(model) > most:
                     expected["half_open"] += 1
@@ -676,16 +662,16 @@ def test_any_order_of_watching_forgetting_and_waiting(seed: int) -> None:
                 model = [(other, deadline) for other, deadline in model if other is not guest]
                 gate.forget(guest)
             else:
-                clock.now += chance.expovariate(1.0)
+                clock.move(chance.expovariate(1.0))
                 gate.evict_overdue()
-                late = [other for other, deadline in model if deadline <= clock.now]
+                late = [other for other, deadline in model if deadline <= clock.monotonic_s()]
                 expected["too_late"] += len(late)
                 assert all(other.expired == 1 for other in late)
                 model = model[len(late) :]
             assert not any(other.expired for other, _ in model)
             assert counted(gate) == +expected
         assert sum(guest.expired for guest in everybody) == expected.total()
-        clock.now += 5.0
+        clock.move(5.0)
         gate.evict_overdue()
         assert gate._pending == {}
 

@@ -17,7 +17,9 @@ from broadcaster.wire import CloseCode
 from tests.hub.house import House, turns
 from tests.support import (
     UNIT_S,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -36,12 +38,12 @@ CLOSE_S = 0.3 * UNIT_S
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[tuple[HubProcess, RedisClient]]:
+def house() -> Iterator[tuple[Hub, RedisClient]]:
     """A hub that pings often and cuts soon, and somebody who publishes."""
     with (
         RedisServer.start() as server,
         redis_client(server) as client,
-        HubProcess(
+        HubThread(
             server.url,
             BROADCASTER_HUB__PING_INTERVAL_S=str(PING_S),
             BROADCASTER_HUB__CLOSE_TIMEOUT_S=str(CLOSE_S),
@@ -52,14 +54,14 @@ def house() -> Iterator[tuple[HubProcess, RedisClient]]:
 
 
 @pytest.fixture
-def pinging(house: tuple[HubProcess, RedisClient]) -> HubProcess:
+def pinging(house: tuple[Hub, RedisClient]) -> Hub:
     """That hub, without anybody else."""
     house[0].until_connected(0)
     return house[0]
 
 
 @pytest.fixture
-def publish(house: tuple[HubProcess, RedisClient]) -> RedisClient:
+def publish(house: tuple[Hub, RedisClient]) -> RedisClient:
     return house[1]
 
 
@@ -72,11 +74,11 @@ def quiet() -> Iterator[HubProcess]:
 
 
 @pytest.fixture(scope="module")
-def impatient() -> Iterator[HubProcess]:
+def impatient() -> Iterator[Hub]:
     """The same with little time to answer a close."""
     with (
         RedisServer.start() as server,
-        HubProcess(server.url, BROADCASTER_HUB__CLOSE_TIMEOUT_S=str(CLOSE_S)) as process,
+        HubThread(server.url, BROADCASTER_HUB__CLOSE_TIMEOUT_S=str(CLOSE_S)) as process,
     ):
         yield process.until_ready()
         assert_calm(process)
@@ -86,7 +88,7 @@ def impatient() -> Iterator[HubProcess]:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"x" * 125], ids=["empty", "short", "longest"])
-def test_a_ping_is_answered_with_its_payload(quiet: HubProcess, payload: bytes) -> None:
+def test_a_ping_is_answered_with_its_payload(quiet: Hub, payload: bytes) -> None:
     """The hub answers the pings of its clients, as often as they come."""
     with RawClient(quiet.port) as client:
         for _ in range(3):
@@ -94,7 +96,7 @@ def test_a_ping_is_answered_with_its_payload(quiet: HubProcess, payload: bytes) 
             assert next_but_ping(client) == (10, payload)
 
 
-def test_a_ping_cut_in_pieces_is_answered(quiet: HubProcess) -> None:
+def test_a_ping_cut_in_pieces_is_answered(quiet: Hub) -> None:
     """A frame may arrive byte by byte, and together with others."""
     with RawClient(quiet.port) as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -118,9 +120,7 @@ SIGNS: dict[str, tuple[int, bytes]] = {
 }
 
 
-def test_whoever_gives_a_sign_of_life_stays_and_who_gives_none_is_cut(
-    pinging: HubProcess, publish: RedisClient
-) -> None:
+def test_whoever_gives_a_sign_of_life_stays_and_who_gives_none_is_cut(pinging: Hub, publish: RedisClient) -> None:
     """Anything a client sends keeps it, as does a stock library; silence for two rounds is closed 1011 and cut."""
     before = pinging.stats()
     with contextlib.ExitStack() as stack:
@@ -148,7 +148,7 @@ def test_whoever_gives_a_sign_of_life_stays_and_who_gives_none_is_cut(
         assert stats["aborted"] == before["aborted"] + 1
 
 
-def test_who_answers_the_close_of_a_ping_timeout_is_not_aborted(pinging: HubProcess) -> None:
+def test_who_answers_the_close_of_a_ping_timeout_is_not_aborted(pinging: Hub) -> None:
     """The close of a ping timeout can be answered like any other."""
     before = pinging.stats()
     with RawClient(pinging.port) as client:
@@ -174,7 +174,7 @@ CLOSES: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize("talked", [False, True], ids=["silent before", "talked before"])
 @pytest.mark.parametrize(("sent", "answered"), CLOSES.values(), ids=CLOSES.keys())
 def test_a_close_is_answered_and_the_connection_ended(
-    impatient: HubProcess, sent: bytes, answered: bytes, talked: bool
+    impatient: Hub, sent: bytes, answered: bytes, talked: bool
 ) -> None:
     """A client that closes gets its code back and the end of the connection, at once and orderly."""
     aborted = impatient.stats()["aborted"]
@@ -188,7 +188,7 @@ def test_a_close_is_answered_and_the_connection_ended(
     assert impatient.stats()["aborted"] == aborted
 
 
-def test_a_stock_client_closes_cleanly(quiet: HubProcess) -> None:
+def test_a_stock_client_closes_cleanly(quiet: Hub) -> None:
     """A client library sees its own code come back."""
     with connect(quiet.url, compression=None, proxy=None) as client:
         client.close(1000, "bye")
@@ -206,7 +206,7 @@ BREACHES: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("data", "code"), BREACHES.values(), ids=BREACHES.keys())
-def test_who_answers_the_hubs_close_is_let_go_at_once(quiet: HubProcess, data: bytes, code: int) -> None:
+def test_who_answers_the_hubs_close_is_let_go_at_once(quiet: Hub, data: bytes, code: int) -> None:
     """A client closed for its mistake that answers the close does not have to wait for the deadline."""
     aborted = quiet.stats()["aborted"]
     with RawClient(quiet.port) as client:
@@ -218,7 +218,7 @@ def test_who_answers_the_hubs_close_is_let_go_at_once(quiet: HubProcess, data: b
     assert quiet.stats()["aborted"] == aborted
 
 
-def test_who_is_closed_and_stays_silent_is_cut_at_the_deadline(impatient: HubProcess) -> None:
+def test_who_is_closed_and_stays_silent_is_cut_at_the_deadline(impatient: Hub) -> None:
     """Nobody keeps a connection by not answering the close."""
     with RawClient(impatient.port) as client:
         client.socket.sendall(client_frame(1, b"x" * 4097))
@@ -227,7 +227,7 @@ def test_who_is_closed_and_stays_silent_is_cut_at_the_deadline(impatient: HubPro
     impatient.until_connected(0)
 
 
-def test_who_is_closed_and_talks_on_is_cut_at_the_deadline(impatient: HubProcess) -> None:
+def test_who_is_closed_and_talks_on_is_cut_at_the_deadline(impatient: Hub) -> None:
     """Neither does talking on: what comes after the mistake is not read, and not answered."""
     with RawClient(impatient.port) as client:
         client.socket.sendall(client_frame(1, b"\xff"))
@@ -243,7 +243,7 @@ def test_who_is_closed_and_talks_on_is_cut_at_the_deadline(impatient: HubProcess
     impatient.until_connected(0)
 
 
-def test_a_closed_connection_gets_no_more_events(pinging: HubProcess, publish: RedisClient) -> None:
+def test_a_closed_connection_gets_no_more_events(pinging: Hub, publish: RedisClient) -> None:
     """The close frame is the last frame, whatever is broadcast after it."""
     before = pinging.stats()
     with RawClient(pinging.port) as client:
@@ -262,7 +262,7 @@ def test_a_closed_connection_gets_no_more_events(pinging: HubProcess, publish: R
 # What a talker may cost
 
 
-def test_messages_are_drained_and_change_nothing(quiet: HubProcess) -> None:
+def test_messages_are_drained_and_change_nothing(quiet: Hub) -> None:
     """A subscriber may talk: all of it is read and dropped, pings in between are answered."""
     with RawClient(quiet.port) as client:
         for _ in range(9):
@@ -279,7 +279,7 @@ TOO_MUCH: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("data", TOO_MUCH.values(), ids=TOO_MUCH.keys())
-def test_who_says_too_much_is_closed_1008(quiet: HubProcess, data: bytes) -> None:
+def test_who_says_too_much_is_closed_1008(quiet: Hub, data: bytes) -> None:
     """Far more frames than inbound_max_per_s allows are a policy violation, and counted."""
     before = quiet.stats()["talkers_closed"]
     with RawClient(quiet.port) as client:
@@ -304,17 +304,17 @@ async def test_a_talker_has_a_first_second_free_and_then_its_rate() -> None:
 
 
 @pytest.fixture(scope="module")
-def taciturn() -> Iterator[HubProcess]:
+def taciturn() -> Iterator[Hub]:
     """A hub that allows 20 frames a second."""
     with (
         RedisServer.start() as server,
-        HubProcess(server.url, BROADCASTER_HUB__INBOUND_MAX_PER_S="20") as process,
+        HubThread(server.url, BROADCASTER_HUB__INBOUND_MAX_PER_S="20") as process,
     ):
         yield process.until_ready()
         assert_calm(process)
 
 
-def test_who_talks_steadily_within_the_rate_is_kept(taciturn: HubProcess) -> None:
+def test_who_talks_steadily_within_the_rate_is_kept(taciturn: Hub) -> None:
     """Messages and pings at less than the rate, for longer than the first second, are welcome."""
     with RawClient(taciturn.port) as client:
         for number in range(13):
@@ -323,7 +323,7 @@ def test_who_talks_steadily_within_the_rate_is_kept(taciturn: HubProcess) -> Non
             time.sleep(0.12)
 
 
-def test_silence_is_not_saved_up(taciturn: HubProcess) -> None:
+def test_silence_is_not_saved_up(taciturn: Hub) -> None:
     """Whoever was silent for long may not flood the hub for long afterwards."""
     with RawClient(taciturn.port) as client:
         client.send(1, b"hello")
@@ -344,7 +344,7 @@ TOO_BIG: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("parts", TOO_BIG.values(), ids=TOO_BIG.keys())
-def test_a_message_over_the_limit_is_closed_1009(quiet: HubProcess, parts: list[bytes]) -> None:
+def test_a_message_over_the_limit_is_closed_1009(quiet: Hub, parts: list[bytes]) -> None:
     """Neither a frame nor a sum of fragments may hold more than inbound_max_bytes of the hub's memory."""
     with RawClient(quiet.port) as client:
         for part in parts:
@@ -352,7 +352,7 @@ def test_a_message_over_the_limit_is_closed_1009(quiet: HubProcess, parts: list[
         assert client.close_code() == 1009
 
 
-def test_a_message_of_exactly_the_limit_passes(quiet: HubProcess) -> None:
+def test_a_message_of_exactly_the_limit_passes(quiet: Hub) -> None:
     """The limit itself is allowed, whole and in fragments."""
     with RawClient(quiet.port) as client:
         client.send(1, b"x" * 4096)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from broadcaster.redis.server import RedisServer
-from tests.hub.house import CHANNEL, HASTY, House, Proxy, payload, store_by_script
+from tests.hub.house import CHANNEL, HASTY, House, payload, store_by_script
 from tests.support import (
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
+    Proxy,
     RawClient,
     RedisClient,
     assert_calm,
@@ -157,7 +159,7 @@ async def test_an_event_that_did_not_come_is_a_trouble_with_the_name_of_its_chan
 class Ward:
     """A hub whose subscription goes through a proxy, and its Redis."""
 
-    def __init__(self, server: RedisServer, proxy: Proxy, hub: HubProcess, client: RedisClient) -> None:
+    def __init__(self, server: RedisServer, proxy: Proxy, hub: Hub, client: RedisClient) -> None:
         self.server, self.proxy, self.hub, self.client = server, proxy, hub, client
 
     def until_red(self, *words: str) -> str:
@@ -193,7 +195,7 @@ def house() -> Iterator[Ward]:
     with (
         RedisServer.start() as server,
         Proxy(server.port) as proxy,
-        HubProcess(server.url, BROADCASTER_REDIS__SUBSCRIBE_URL=proxy.url, **HASTY) as hub,
+        HubThread(server.url, BROADCASTER_REDIS__SUBSCRIBE_URL=proxy.url, **HASTY) as hub,
         redis_client(server) as client,
     ):
         yield Ward(server, proxy, hub, client)
@@ -320,11 +322,11 @@ def test_the_proof_keeps_a_silent_channel_in_memory(ward: Ward) -> None:
 
 
 @contextlib.contextmanager
-def rightful(*rights: str) -> Iterator[tuple[HubProcess, RedisClient]]:
+def rightful(*rights: str) -> Iterator[tuple[Hub, RedisClient]]:
     """A hub that logs in as a user of its own, who has these rights."""
     with RedisServer.start() as server, redis_client(server) as client:
         assert client.command("ACL", "SETUSER", "hub", "on", ">pw", "~*", "&*", "+@all", *rights) == b"OK"
-        with HubProcess(server.url.replace("//", "//hub:pw@"), **HASTY) as hub:
+        with HubThread(server.url.replace("//", "//hub:pw@"), **HASTY) as hub:
             yield hub, client
 
 
@@ -375,7 +377,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
 def test_a_replica_as_redis_url_is_red(pair: tuple[RedisServer, RedisServer]) -> None:
     """Nothing can be stored there; once it is a master, it is green."""
     _, replica = pair
-    with HubProcess(replica.url, **HASTY) as hub, redis_client(replica) as client:
+    with HubThread(replica.url, **HASTY) as hub, redis_client(replica) as client:
         eventually(lambda: hub.get("/health/live")[0] == 200, "the hub does not start")
         eventually(lambda: "READONLY" in hub.get("/health/ready")[1]["trouble"], hub.output, within=5.0)
         assert hub.get("/health/ready")[0] == 503
@@ -390,7 +392,7 @@ def test_subscribing_at_a_replica_is_proven_and_red_when_it_is_detached(
     """Its connections are fine and it answers; but what is published does not get there, which turns it red."""
     master, replica = pair
     with (
-        HubProcess(master.url, BROADCASTER_REDIS__SUBSCRIBE_URL=replica.url, **HASTY) as hub,
+        HubThread(master.url, BROADCASTER_REDIS__SUBSCRIBE_URL=replica.url, **HASTY) as hub,
         redis_client(replica) as client,
         redis_client(master) as publisher,
     ):

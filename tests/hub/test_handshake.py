@@ -17,17 +17,19 @@ from sanic import HTTPResponse, Request, Sanic, text
 from sanic.config import Config
 
 from broadcaster.hub.connections.handshake import HandshakeProtocol
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from tests.hub.house import House
 from tests.support import (
     ROOT,
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     Running,
     assert_calm,
     client_frame,
     eventually,
+    free_port,
     next_but_ping,
     server_frames,
     upgrade_request,
@@ -37,19 +39,19 @@ DEADLINE_S = 0.3 * UNIT_S
 
 
 @pytest.fixture(scope="module")
-def patient() -> Iterator[HubProcess]:
+def patient() -> Iterator[Hub]:
     """A hub for all tests of this file: they leave nothing behind."""
-    with RedisServer.start() as server, HubProcess(server.url) as process:
+    with RedisServer.start() as server, HubThread(server.url) as process:
         yield process.until_ready()
         assert_calm(process)
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[HubProcess]:
+def hasty() -> Iterator[Hub]:
     """The same with little time for a request's head."""
     with (
         RedisServer.start() as server,
-        HubProcess(server.url, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S=str(DEADLINE_S)) as process,
+        HubThread(server.url, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S=str(DEADLINE_S)) as process,
     ):
         yield process.until_ready()
         assert_calm(process)
@@ -97,7 +99,7 @@ def singly(data: bytes) -> list[bytes]:
 # What is let in
 
 
-def test_a_head_may_come_in_single_bytes(patient: HubProcess) -> None:
+def test_a_head_may_come_in_single_bytes(patient: Hub) -> None:
     """An upgrade is understood however it is cut into segments."""
     with dialled(patient.port) as connection:
         for byte in singly(upgrade_request(patient.port)):
@@ -114,7 +116,7 @@ def test_a_head_may_come_in_single_bytes(patient: HubProcess) -> None:
             frames += more
 
 
-def test_a_request_for_sanic_may_come_in_single_bytes(patient: HubProcess) -> None:
+def test_a_request_for_sanic_may_come_in_single_bytes(patient: Hub) -> None:
     """So is any other request."""
     assert status(exchange(patient.port, *singly(get("/health/live")))) == 200
 
@@ -122,7 +124,7 @@ def test_a_request_for_sanic_may_come_in_single_bytes(patient: HubProcess) -> No
 PADDING = ["X-Padding: " + "x" * 4000] * 3
 
 
-def test_a_head_of_almost_16_kib_is_let_in(patient: HubProcess) -> None:
+def test_a_head_of_almost_16_kib_is_let_in(patient: Hub) -> None:
     """The bound is the documented one, not a smaller one of some part behind it."""
     head = upgrade_request(patient.port)[:-2] + "\r\n".join(PADDING).encode() + b"\r\n"
     head += b"X-Last: " + b"x" * (16_384 - len(head) - 12) + b"\r\n\r\n"
@@ -144,7 +146,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_websocket_has_one_path(patient: HubProcess, path: str) -> None:
+def test_the_websocket_has_one_path(patient: Hub, path: str) -> None:
     """With or without channels, positions and filters."""
     with RawClient(patient.port, path=path) as client:
         assert client.response.startswith(b"HTTP/1.1 101 ")
@@ -187,9 +189,7 @@ WEBSOCKET_REFUSALS: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("request_", "code"), WEBSOCKET_REFUSALS.values(), ids=WEBSOCKET_REFUSALS.keys())
-def test_a_request_that_cannot_become_a_websocket_is_told_so(
-    patient: HubProcess, request_: bytes, code: int
-) -> None:
+def test_a_request_that_cannot_become_a_websocket_is_told_so(patient: Hub, request_: bytes, code: int) -> None:
     """One complete answer with the right status, then the end; and nobody is connected."""
     answer = exchange(patient.port, request_)
     assert answer, "the client is left without any answer"
@@ -216,7 +216,7 @@ GARBAGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_is_answered_400(patient: HubProcess, garbage: bytes) -> None:
+def test_garbage_is_answered_400(patient: Hub, garbage: bytes) -> None:
     """What is no HTTP request gets one answer and the end."""
     answer = exchange(patient.port, garbage)
     assert status(answer) == 400
@@ -232,7 +232,7 @@ EARLY: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("early", EARLY.values(), ids=EARLY.keys())
-def test_bytes_after_the_request_are_refused(patient: HubProcess, early: bytes) -> None:
+def test_bytes_after_the_request_are_refused(patient: Hub, early: bytes) -> None:
     """Who talks before the 101 may be smuggling a second request."""
     answer = exchange(patient.port, upgrade_request(patient.port) + early)
     assert status(answer) == 400
@@ -252,7 +252,7 @@ TOO_LONG: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("parts", TOO_LONG.values(), ids=TOO_LONG.keys())
-def test_a_head_over_16_kib_is_answered_431(patient: HubProcess, parts: list[bytes]) -> None:
+def test_a_head_over_16_kib_is_answered_431(patient: Hub, parts: list[bytes]) -> None:
     """Beyond the bound nothing more is read, finished or not."""
     answer = exchange(patient.port, *parts)
     assert status(answer) == 431
@@ -267,7 +267,7 @@ HALVES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("half", HALVES.values(), ids=HALVES.keys())
-def test_half_a_head_is_answered_408_at_its_deadline(hasty: HubProcess, half: bytes) -> None:
+def test_half_a_head_is_answered_408_at_its_deadline(hasty: Hub, half: bytes) -> None:
     """Not before the deadline, and soon after it; who has sent nothing is not kept either."""
     started = time.monotonic()
     answer = exchange(hasty.port, half)
@@ -276,7 +276,7 @@ def test_half_a_head_is_answered_408_at_its_deadline(hasty: HubProcess, half: by
     assert 0.9 * DEADLINE_S < waited < DEADLINE_S + 3 * UNIT_S
 
 
-def test_a_dripping_head_does_not_get_more_time(hasty: HubProcess) -> None:
+def test_a_dripping_head_does_not_get_more_time(hasty: Hub) -> None:
     """The deadline is for the whole head: bytes in between do not move it."""
     with dialled(hasty.port) as connection:
         started = time.monotonic()
@@ -292,7 +292,7 @@ def test_a_dripping_head_does_not_get_more_time(hasty: HubProcess) -> None:
         pytest.fail("it was never told")
 
 
-def test_a_complete_head_ends_the_deadline(hasty: HubProcess) -> None:
+def test_a_complete_head_ends_the_deadline(hasty: Hub) -> None:
     """A WebSocket that was let in in time is not cut by the handshake's deadline."""
     with RawClient(hasty.port) as client:
         time.sleep(2 * DEADLINE_S)
@@ -300,7 +300,7 @@ def test_a_complete_head_ends_the_deadline(hasty: HubProcess) -> None:
         assert next_but_ping(client) == (10, b"hi")
 
 
-def test_many_half_heads_hold_up_nobody_and_are_all_ended(hasty: HubProcess) -> None:
+def test_many_half_heads_hold_up_nobody_and_are_all_ended(hasty: Hub) -> None:
     """200 unfinished requests: others are served at once, and at the deadline all are gone."""
     with contextlib.ExitStack() as stack:
         halves = [stack.enter_context(dialled(hasty.port)) for _ in range(200)]
@@ -313,7 +313,7 @@ def test_many_half_heads_hold_up_nobody_and_are_all_ended(hasty: HubProcess) -> 
             assert [status(rest(half)) for half in halves] == [408] * 200
 
 
-def test_who_leaves_before_the_head_is_complete_leaves_nothing(hasty: HubProcess) -> None:
+def test_who_leaves_before_the_head_is_complete_leaves_nothing(hasty: Hub) -> None:
     """A connection that ends in the middle of its head is forgotten, with or without an error."""
     for _ in range(20):
         with dialled(hasty.port) as connection:
@@ -345,14 +345,14 @@ SANICS: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("request_", "code"), SANICS.values(), ids=SANICS.keys())
-def test_every_other_request_is_answered_by_sanic(patient: HubProcess, request_: bytes, code: int) -> None:
+def test_every_other_request_is_answered_by_sanic(patient: Hub, request_: bytes, code: int) -> None:
     """The front hands it on with all its bytes; after one answer the connection ends."""
     answer = exchange(patient.port, request_)
     assert status(answer) == code
     assert b"connection: close" in answer.lower()
 
 
-def test_a_body_may_come_in_parts(patient: HubProcess) -> None:
+def test_a_body_may_come_in_parts(patient: Hub) -> None:
     """A request whose body arrives after its head is one request, and is answered once."""
     head = get("/health", "Content-Length: 30", method="POST")
     answer = exchange(patient.port, head[:40], head[40:] + b"x" * 10, b"y" * 10, b"z" * 10)
@@ -360,7 +360,7 @@ def test_a_body_may_come_in_parts(patient: HubProcess) -> None:
     assert answer.count(b"HTTP/1.1") == 1
 
 
-def test_an_upgrade_on_a_used_connection_is_not_lost_in_sanic(patient: HubProcess) -> None:
+def test_an_upgrade_on_a_used_connection_is_not_lost_in_sanic(patient: Hub) -> None:
     """Sanic closes after each answer, so that a proxy opens a new connection for the WebSocket."""
     with dialled(patient.port) as connection:
         connection.sendall(get("/health", "Connection: keep-alive"))
@@ -470,7 +470,7 @@ def test_a_websocket_never_reaches_sanic(echo: int) -> None:
     eventually(lambda: exchange(echo, get("/connected")).endswith(b"0 of 1"), "the connection was not forgotten")
 
 
-def test_the_hub_counts_only_websockets(patient: HubProcess) -> None:
+def test_the_hub_counts_only_websockets(patient: Hub) -> None:
     """HTTP requests and refused upgrades are no subscribers."""
     eventually(lambda: patient.stats()["connected"] == 0, "somebody is left")
     peak = patient.stats()["peak"]

@@ -20,13 +20,15 @@ from typing import Any
 
 import pytest
 
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.wire import read_control
 from tests import certificates
 from tests.hub.test_handshake import dialled, exchange, get, rest, status
 from tests.support import (
     UNIT_S,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     Running,
@@ -35,6 +37,7 @@ from tests.support import (
     cpu_s,
     event_payload,
     eventually,
+    free_port,
     memory_bytes,
     next_but_ping,
     upgrade_request,
@@ -45,7 +48,7 @@ KEY = "0123456789abcdef"
 UNFINISHED = b"POST /publish HTTP/1.1\r\nHost: hub\r\nContent-Length: 9\r\n\r\nhalf"
 
 
-def refused(hub: HubProcess) -> dict[str, int]:
+def refused(hub: Hub) -> dict[str, int]:
     """Who was refused so far, by cause, without what never happened."""
     return {cause: count for cause, count in hub.stats()["refused"].items() if count}
 
@@ -78,11 +81,11 @@ def gets_in(port: int, path: str = "/ws") -> bool:
 
 
 @pytest.fixture(scope="module")
-def strict(steady_redis: RedisServer) -> Iterator[HubProcess]:
+def strict(steady_redis: RedisServer) -> Iterator[Hub]:
     """A hub with access control; nobody who comes here is let in."""
     key = {"name": "wall", "key": KEY, "subscribe": ["events.*", "other"]}
     access: dict[str, Any] = {"BROADCASTER_AUTH__MODE": "token", "BROADCASTER_AUTH__API_KEYS": json.dumps([key])}
-    with HubProcess(steady_redis.url, **access) as hub:
+    with HubThread(steady_redis.url, **access) as hub:
         yield hub.until_ready()
         assert hub.stats()["peak"] == 0
         assert_calm(hub)
@@ -117,7 +120,7 @@ FAULTS: dict[str, tuple[list[bytes], int, str]] = {
 
 @pytest.mark.parametrize(("parts", "code", "cause"), FAULTS.values(), ids=FAULTS.keys())
 def test_what_is_wrong_is_told_by_its_status_and_counted_by_its_cause(
-    strict: HubProcess, parts: list[bytes], code: int, cause: str
+    strict: Hub, parts: list[bytes], code: int, cause: str
 ) -> None:
     """One answer, one count, of this cause and no other; nobody is told to try again, and nobody is let in."""
     before = Counter(refused(strict))
@@ -128,7 +131,7 @@ def test_what_is_wrong_is_told_by_its_status_and_counted_by_its_cause(
     assert Counter(refused(strict)) - before == {cause: 1}
 
 
-def test_who_talks_before_the_answer_is_counted_as_well(strict: HubProcess) -> None:
+def test_who_talks_before_the_answer_is_counted_as_well(strict: Hub) -> None:
     """Bytes behind the request are refused however they come, and each time they are counted."""
     before = refused(strict).get("malformed", 0)
     for _ in range(20):
@@ -158,7 +161,7 @@ def test_without_room_the_answer_is_come_later_and_later_there_is(
     steady_redis: RedisServer, variables: dict[str, str], held: str, asked: str, cause: str
 ) -> None:
     """503 with Retry-After: 5 before the upgrade, each counted; who is in stays, and who leaves makes room."""
-    with HubProcess(steady_redis.url, None, **variables) as hub:
+    with HubThread(steady_redis.url, None, **variables) as hub:
         hub.until_ready()
         with contextlib.ExitStack() as stack:
             inside = [stack.enter_context(RawClient(hub.port, path=held)) for _ in range(3)]
@@ -202,7 +205,7 @@ def test_more_than_so_many_a_second_are_told_to_come_in_a_second(
 ) -> None:
     """A second's worth is served at once, the rest gets Retry-After: 1, and in a second there is more."""
     limit: dict[str, Any] = {variable: "10"}
-    with HubProcess(steady_redis.url, **limit) as hub:
+    with HubThread(steady_redis.url, **limit) as hub:
         hub.said("events get through")
         time.sleep(1.1)  # whoever asked for its health before: now the bucket is full
         began_at = time.monotonic()
@@ -224,7 +227,7 @@ def test_more_than_so_many_a_second_are_told_to_come_in_a_second(
 
 def test_health_is_answered_in_a_flood_of_other_requests(steady_redis: RedisServer) -> None:
     """Whoever supervises the hub must not take a busy one for a dead one: never refused, whatever the limits."""
-    with HubProcess(
+    with HubThread(
         steady_redis.url, BROADCASTER_HUB__REQUESTS_PER_S="1", BROADCASTER_HUB__REQUESTS_PER_ADDRESS="1"
     ) as hub:
         hub.until_ready()
@@ -245,7 +248,7 @@ HEALTH: dict[str, tuple[bytes, int, bytes]] = {
 
 
 @pytest.mark.parametrize(("words", "code", "body"), HEALTH.values(), ids=HEALTH.keys())
-def test_every_way_to_ask_for_the_health(strict: HubProcess, words: bytes, code: int, body: bytes) -> None:
+def test_every_way_to_ask_for_the_health(strict: Hub, words: bytes, code: int, body: bytes) -> None:
     """As probes and load balancers ask; the connection ends with the answer."""
     head, _, got = exchange(strict.port, words).partition(b"\r\n\r\n")
     assert (status(head), got) == (code, body)
@@ -331,7 +334,7 @@ class Flood:
         self.leave()
 
 
-def assert_served(hub: HubProcess, publish: RedisClient) -> None:
+def assert_served(hub: Hub, publish: RedisClient) -> None:
     """Somebody honest gets in at once, gets his event, and the hub says that it is well."""
     with RawClient(hub.port) as client:
         assert client.response.startswith(b"HTTP/1.1 101 ")
@@ -516,7 +519,7 @@ TALKERS = 40
 class Bystander:
     """A subscriber that must get everything, and somebody who publishes all the time."""
 
-    def __init__(self, hub: HubProcess, publish: RedisClient) -> None:
+    def __init__(self, hub: Hub, publish: RedisClient) -> None:
         self._client = RawClient(hub.port)
         self._publish = publish
         self._sent: list[bytes] = []
@@ -647,7 +650,7 @@ def suppressed(talk: Talk, client: RawClient, frame: bytes, count: int) -> None:
         talk(client, frame, count)
 
 
-def test_who_keeps_to_the_limit_may_talk_for_ever(listening: HubProcess) -> None:
+def test_who_keeps_to_the_limit_may_talk_for_ever(listening: Hub) -> None:
     """A client that pings 80 times a second stays, however long it goes on."""
     with RawClient(listening.port) as client:
         began_at = time.monotonic()

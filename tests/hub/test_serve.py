@@ -19,11 +19,13 @@ from broadcaster.core.event import CAUSES
 from broadcaster.core.version import VERSION
 from broadcaster.hub.connections.admission import REFUSALS
 from broadcaster.hub.stats import ChannelStatistics, HubStatistics
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from tests.hub.house import store_by_script
 from tests.support import (
     UNIT_S,
+    Hub,
     HubProcess,
+    HubThread,
     RawClient,
     RedisClient,
     assert_calm,
@@ -31,6 +33,7 @@ from tests.support import (
     crashed,
     event_payload,
     eventually,
+    free_port,
     next_but_ping,
     upgrade_request,
 )
@@ -42,7 +45,7 @@ def test_ready_follows_redis_and_live_does_not() -> None:
     """503 before Redis is there, 200 while events get through, 503 after it is gone; live is always 200."""
     port = free_port()
 
-    def readiness(hub: HubProcess) -> tuple[int, bool]:
+    def readiness(hub: Hub) -> tuple[int, bool]:
         code, body = hub.get("/health/ready")
         assert hub.get("/health")[0] == code
         assert hub.get("/health/live") == (200, {"live": True})
@@ -53,7 +56,7 @@ def test_ready_follows_redis_and_live_does_not() -> None:
         assert body["redis"] or not body["ready"]
         return code, body["ready"]
 
-    with HubProcess(f"redis://127.0.0.1:{port}/0") as hub:
+    with HubThread(f"redis://127.0.0.1:{port}/0") as hub:
         eventually(lambda: hub.get("/health/live")[0] == 200, "the hub did not start without Redis")
         assert readiness(hub) == (503, False)
         with RedisServer.start(port) as server:
@@ -161,14 +164,14 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
         }
 
 
-def test_stats_show_every_counter_there_is(hub: HubProcess) -> None:
+def test_stats_show_every_counter_there_is(hub: Hub) -> None:
     """`/stats` is the statistics of the hub, field by field, and time passes in it."""
     stats = hub.stats()
     assert set(stats) == set(HubStatistics.__dataclass_fields__)
     eventually(lambda: hub.stats()["uptime_s"] > stats["uptime_s"], "the uptime stands still")
 
 
-def test_the_channels_stand_in_the_statistics(hub: HubProcess, publish: RedisClient) -> None:
+def test_the_channels_stand_in_the_statistics(hub: Hub, publish: RedisClient) -> None:
     """Per open channel, field by field; filtered, refused, twins, forged and told are counted apart."""
     path = "/ws?channel=events.critical&channel=events.audit"
     with (
@@ -210,7 +213,7 @@ def test_the_channels_stand_in_the_statistics(hub: HubProcess, publish: RedisCli
         assert stats["ring_bytes"] == critical["ring_bytes"] + audit["ring_bytes"]
 
 
-def test_stored_events_pass_as_they_are_stored(hub: HubProcess, publish: RedisClient) -> None:
+def test_stored_events_pass_as_they_are_stored(hub: Hub, publish: RedisClient) -> None:
     """Channel, epoch and offset in front, then the bytes of the publisher, the same for everybody."""
     payload = event_payload(3, note="unknown field", data={"text": "Süd 🔥"})
     with RawClient(hub.port) as plain, RawClient(hub.port, subprotocol="broadcaster.v1") as v1:
@@ -224,7 +227,7 @@ def test_stored_events_pass_as_they_are_stored(hub: HubProcess, publish: RedisCl
         assert plain.text() == v1.text() == front + payload.decode()[1:]
 
 
-def test_events_pass_as_they_are(hub: HubProcess, publish: RedisClient) -> None:
+def test_events_pass_as_they_are(hub: Hub, publish: RedisClient) -> None:
     """A subscriber gets the very bytes that were published, in their order, one text frame per event."""
     payloads = [
         event_payload(1, note="unknown field"),
@@ -245,10 +248,10 @@ def test_events_pass_as_they_are(hub: HubProcess, publish: RedisClient) -> None:
 
 
 def test_two_hubs_give_the_same_positions_and_one_can_go_on_at_the_other(
-    hub: HubProcess, redis: RedisServer, publish: RedisClient
+    hub: Hub, redis: RedisServer, publish: RedisClient
 ) -> None:
     """What one hub has given, the other one knows: nothing is missing, and nothing comes twice."""
-    with HubProcess(redis.url) as other:
+    with HubThread(redis.url) as other:
         other.until_ready()
         with RawClient(hub.port) as here, RawClient(other.port) as there:
             hub.until_connected(1)
@@ -270,10 +273,10 @@ def test_a_hub_that_is_started_anew_gives_what_was_published_before(
     redis: RedisServer, publish: RedisClient
 ) -> None:
     """It has seen nothing of it, and reads it from the log; who comes without a position begins now."""
-    with HubProcess(redis.url) as first:
+    with HubThread(redis.url) as first:
         first.until_ready()
         sent = [store_by_script(publish, event_payload(n))[0] for n in range(300)]
-    with HubProcess(redis.url, first.port) as second:
+    with HubThread(redis.url, first.port) as second:
         second.until_ready()
         path = f"/ws?since={sent[9]}"
         with RawClient(second.port, path=path) as back, RawClient(second.port) as newcomer:
@@ -297,7 +300,7 @@ def rest_of(client: RawClient) -> bytes:
 
 def test_connections_beyond_the_limit_are_told_to_come_later(redis: RedisServer) -> None:
     """The limit answers 503 with Retry-After, keeps whom it has, and lets in the next one when one leaves."""
-    with HubProcess(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="2") as hub:
+    with HubThread(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="2") as hub:
         hub.until_ready()
         with RawClient(hub.port) as first, RawClient(hub.port) as second:
             hub.until_connected(2)
@@ -326,7 +329,7 @@ def test_the_limits_of_channels(redis: RedisServer) -> None:
         "BROADCASTER_CHANNELS__ALLOW": '["*"]',
         "BROADCASTER_CHANNELS__LINGER_S": "0.2",
     }
-    with HubProcess(redis.url, **limits) as hub:
+    with HubThread(redis.url, **limits) as hub:
         hub.until_ready()
 
         def refused(path: str) -> bytes:
@@ -351,7 +354,7 @@ def test_the_limits_of_channels(redis: RedisServer) -> None:
 def test_opening_channels_does_not_turn_the_hub_red(redis: RedisServer) -> None:
     """A channel that has just been opened is not expected to be there yet."""
     quick: dict[str, Any] = {"BROADCASTER_HUB__PROVE_INTERVAL_S": "0.02"}
-    with HubProcess(redis.url, **quick) as hub:
+    with HubThread(redis.url, **quick) as hub:
         hub.until_ready()
         for number in range(30):
             with RawClient(hub.port, path=f"/ws?channel=events.{number}", subprotocol="broadcaster.v1") as client:
@@ -363,7 +366,7 @@ def test_opening_channels_does_not_turn_the_hub_red(redis: RedisServer) -> None:
 # The end
 
 
-def stops_within(hub: HubProcess, seconds: float, number: signal.Signals = signal.SIGTERM) -> int:
+def stops_within(hub: Hub, seconds: float, number: signal.Signals = signal.SIGTERM) -> int:
     """The exit code after a signal; fails when it took longer."""
     started = time.monotonic()
     hub.signal(number)
@@ -378,17 +381,17 @@ ENDS = [("SIGTERM", signal.SIGTERM, 0), ("Ctrl-C", signal.SIGINT, 130)]
 
 
 @pytest.mark.parametrize(("number", "code"), [case[1:] for case in ENDS], ids=[case[0] for case in ENDS])
-def test_everybody_is_told_of_the_restart(hub: HubProcess, number: signal.Signals, code: int) -> None:
+def test_everybody_is_told_of_the_restart(hub_process: HubProcess, number: signal.Signals, code: int) -> None:
     """The end is a close 1012 for every subscriber, whatever it speaks, and an orderly exit."""
     with (
-        RawClient(hub.port) as plain,
-        RawClient(hub.port, subprotocol="broadcaster.v1") as v1,
-        connect(hub.url, compression=None, proxy=None) as stock,
+        RawClient(hub_process.port) as plain,
+        RawClient(hub_process.port, subprotocol="broadcaster.v1") as v1,
+        connect(hub_process.url, compression=None, proxy=None) as stock,
         ThreadPoolExecutor() as threads,
     ):
-        hub.until_connected(3)
+        hub_process.until_connected(3)
         waiting = threads.submit(stock.recv, timeout=10 * UNIT_S)
-        hub.signal(number)
+        hub_process.signal(number)
         for client in (plain, v1):
             assert client.close_code() == 1012
             client.send(8, b"\x03\xf4")
@@ -396,13 +399,13 @@ def test_everybody_is_told_of_the_restart(hub: HubProcess, number: signal.Signal
         assert isinstance(closed, ConnectionClosed)
         assert closed.rcvd is not None
         assert closed.rcvd.code == 1012
-        assert hub.wait(4) == code
-    assert "Traceback" not in hub.output
+        assert hub_process.wait(4) == code
+    assert "Traceback" not in hub_process.output
 
 
 def test_a_hub_without_redis_ends_as_well() -> None:
     """Between two attempts, or in the middle of one."""
-    with HubProcess(f"redis://127.0.0.1:{free_port()}/0") as hub:
+    with HubThread(f"redis://127.0.0.1:{free_port()}/0") as hub:
         eventually(lambda: hub.get("/health/live")[0] == 200, "the hub did not start")
         with RawClient(hub.port) as client:
             hub.signal(signal.SIGTERM)
@@ -411,7 +414,7 @@ def test_a_hub_without_redis_ends_as_well() -> None:
 
 
 @contextlib.contextmanager
-def stuck(hub: HubProcess, publish: RedisClient) -> Iterator[None]:
+def stuck(hub: Hub, publish: RedisClient) -> Iterator[None]:
     """Somebody of every kind who will not leave: silent, with a full socket, half a head, half a body."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(RawClient(hub.port))
@@ -429,27 +432,27 @@ def stuck(hub: HubProcess, publish: RedisClient) -> Iterator[None]:
         yield
 
 
-def test_nobody_can_keep_the_hub_from_ending(hub: HubProcess, publish: RedisClient) -> None:
+def test_nobody_can_keep_the_hub_from_ending(hub_process: HubProcess, publish: RedisClient) -> None:
     """SIGTERM ends the hub within 4 s, exit code 0, whoever does not read, answer or finish."""
-    with stuck(hub, publish):
-        assert stops_within(hub, 4.0) == 0
+    with stuck(hub_process, publish):
+        assert stops_within(hub_process, 4.0) == 0
 
 
-def test_two_signals_are_one(hub: HubProcess) -> None:
+def test_two_signals_are_one(hub_process: HubProcess) -> None:
     """A second SIGTERM, as a shell and honcho may both send one, changes nothing."""
-    with RawClient(hub.port) as client:
-        hub.until_connected(1)
-        hub.signal(signal.SIGTERM)
+    with RawClient(hub_process.port) as client:
+        hub_process.until_connected(1)
+        hub_process.signal(signal.SIGTERM)
         assert client.close_code() == 1012
-        hub.signal(signal.SIGTERM)
+        hub_process.signal(signal.SIGTERM)
         client.send(8, b"\x03\xf4")
-        assert hub.wait(4) == 0
-    assert "Traceback" not in hub.output
+        assert hub_process.wait(4) == 0
+    assert "Traceback" not in hub_process.output
 
 
 def test_while_it_ends_nobody_is_let_in(redis: RedisServer) -> None:
     """From SIGTERM on no new subscriber is admitted, also on a connection that was open before."""
-    with HubProcess(redis.url) as hub:
+    with HubThread(redis.url) as hub:
         hub.until_ready()
         with RawClient(hub.port) as client, socket.create_connection(("127.0.0.1", hub.port), 5 * UNIT_S) as early:
             hub.until_connected(1)
@@ -470,7 +473,7 @@ def test_while_it_ends_nobody_is_let_in(redis: RedisServer) -> None:
 # Refusing to start
 
 
-def assert_one_line(hub: HubProcess, code: int, *words: str) -> None:
+def assert_one_line(hub: Hub, code: int, *words: str) -> None:
     """The process ended with this code and said one line, which has these words."""
     assert hub.wait() == code
     assert len(hub.lines) == 1, hub.output
@@ -479,7 +482,7 @@ def assert_one_line(hub: HubProcess, code: int, *words: str) -> None:
         assert word in hub.lines[0]
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_69(hub: HubProcess, redis: RedisServer) -> None:
+def test_a_port_that_is_taken_is_one_line_and_exit_69(hub: Hub, redis: RedisServer) -> None:
     """The second hub says which address is taken; the first one does not notice."""
     with HubProcess(redis.url, hub.port) as second:
         assert_one_line(second, 69, f"127.0.0.1:{hub.port}", "in use")
@@ -514,7 +517,7 @@ def test_a_wrong_password_is_one_clear_line_and_the_end() -> None:
 
 
 def test_a_password_that_is_changed_ends_the_hub_when_it_comes_back(
-    redis: RedisServer, hub: HubProcess, publish: RedisClient
+    redis: RedisServer, hub: Hub, publish: RedisClient
 ) -> None:
     """When Redis will have us no more, subscribers are closed 1012 and the hub exits non-zero."""
     with RawClient(hub.port) as client:

@@ -23,8 +23,8 @@ from broadcaster.hub.stats import ChannelStatistics
 from broadcaster.settings import ChannelsTable
 from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import CloseCode
-from tests.hub.house import CHANNEL, Clock, House, Peer, payload, splice, turns
-from tests.support import client_frame, in_loop, server_frames
+from tests.hub.house import CHANNEL, House, Peer, payload, splice, turns
+from tests.support import Clock, client_frame, in_loop, server_frames
 
 OTHER = "events.other"
 DROPS = ChannelsTable(drop_oldest=("events.*",))

@@ -19,7 +19,8 @@ from tests.hub.house import CHANNEL, HASTY, House, store_by_script, turns
 from tests.support import (
     ROOT,
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     RedisClient,
     event_payload,
@@ -133,13 +134,13 @@ ALLOWED: dict[str, Any] = {"BROADCASTER_CHANNELS__ALLOW": '["events.*", "orders.
 
 
 @contextlib.contextmanager
-def shipped_rights() -> Iterator[tuple[HubProcess, RedisClient]]:
+def shipped_rights() -> Iterator[tuple[Hub, RedisClient]]:
     """A hub that logs in with the rights of config/redis.acl, and a client that may do everything."""
     with RedisServer.start() as server, redis_client(server) as client:
         for line in (ROOT / "config" / "redis.acl").read_text().splitlines():
             if words := re.fullmatch(r"user (hub|publisher) (.*)", line):
                 assert client.command("ACL", "SETUSER", words[1], *words[2].split()) == b"OK"
-        with HubProcess(server.url.replace("//", "//hub:change-me-hub@"), **HASTY, **ALLOWED) as hub:
+        with HubThread(server.url.replace("//", "//hub:change-me-hub@"), **HASTY, **ALLOWED) as hub:
             yield hub.until_ready(), client
             assert hub.get("/health/ready")[0] == 200
             assert "Traceback" not in hub.output
@@ -159,7 +160,7 @@ def assert_closed(client: RawClient, *words: str) -> None:
     assert all(word in reason for word in words), reason
 
 
-def until_served(hub: HubProcess, client: RedisClient, channel: str) -> None:
+def until_served(hub: Hub, client: RedisClient, channel: str) -> None:
     """Until a channel that is asked for again is served."""
 
     def served() -> bool:

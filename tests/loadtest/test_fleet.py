@@ -21,7 +21,7 @@ from broadcaster.loadtest import measuring, records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.measuring import process_number, share
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, SubscriberTable, load
 from tests.support import (
     HubProcess,
@@ -30,6 +30,7 @@ from tests.support import (
     event_payload,
     eventually,
     finished,
+    free_port,
     run_async,
     until,
 )

@@ -16,9 +16,9 @@ from broadcaster.loadtest import archive, records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.report import present, read_run, summary_rows
 from broadcaster.loadtest.run import Run
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import dump, load
-from tests.support import CommandLine, finished
+from tests.support import CommandLine, finished, free_port
 
 MS = 1_000_000
 MACHINE = {

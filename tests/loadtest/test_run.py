@@ -10,9 +10,8 @@ import pytest
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.loadtest.run import Run, locked
-from broadcaster.redis.server import free_port
 from broadcaster.settings import LoadtestTable
-from tests.support import ROOT, Running, eventually, finished
+from tests.support import ROOT, Running, eventually, finished, free_port
 
 PRINT_FOLDER = """
 from broadcaster.loadtest.run import Run

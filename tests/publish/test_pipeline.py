@@ -24,14 +24,16 @@ from broadcaster.core.position import Position
 from broadcaster.publish.pipeline import Outcome, Pending, PublishPipeline
 from broadcaster.redis import stream
 from broadcaster.redis.connection import RedisConnection
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.redis.stream import Stored
 from broadcaster.settings import HistoryTable, PublisherTable, Settings
 from tests.support import (
     UNIT_S,
+    Proxy,
     RedisClient,
     connections_taken,
     dead,
+    free_port,
     frozen,
     hasty,
     in_loop,
@@ -140,76 +142,10 @@ async def ear(url: str) -> AsyncIterator[list[int]]:
         await link.lost
 
 
-class Proxy:
-    """A wire between a link and Redis that can be cut, also between Redis' work and its reply."""
-
-    def __init__(self, port: int) -> None:
-        self.url = ""
-        self._port = port
-        self._replies = asyncio.Event()
-        self._replies.set()
-        self._ends: set[asyncio.StreamWriter] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
-
-    def withhold(self) -> None:
-        """From here on replies do not arrive; commands do."""
-        self._replies.clear()
-
-    def let_through(self) -> None:
-        """Replies arrive again; those of connections that were cut are gone."""
-        self._replies.set()
-
-    def cut(self) -> None:
-        """Every connection ends at once, at both sides."""
-        for end in self._ends:
-            end.transport.abort()
-        for pump in self._pumps:
-            pump.cancel()
-        self._ends.clear()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._ends |= {writer, redis_writer}
-        pumps = {
-            asyncio.create_task(self._pump(reader, redis_writer)),
-            asyncio.create_task(self._pump(redis_reader, writer, self._replies)),
-        }
-        self._pumps |= pumps
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.wait(pumps)
-        self._pumps -= pumps
-        for end in (writer, redis_writer):
-            end.transport.abort()
-            self._ends.discard(end)
-
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event | None = None
-    ) -> None:
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                if gate is not None:
-                    await gate.wait()
-                writer.write(data)
-                await writer.drain()
-
-
 @contextlib.asynccontextmanager
 async def proxy_to(server: RedisServer) -> AsyncIterator[Proxy]:
-    proxy = Proxy(server.port)
-    listener = await asyncio.start_server(proxy.serve, "127.0.0.1")
-    proxy.url = f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}/0"
-    try:
+    with Proxy(server.port) as proxy:
         yield proxy
-    finally:
-        listener.close()
-        proxy.cut()
-        await until(lambda: not proxy._pumps, "a connection of the proxy was left")
 
 
 # In quiet times

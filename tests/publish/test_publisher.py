@@ -21,17 +21,19 @@ from broadcaster.core.event import decode, draft
 from broadcaster.core.position import Position
 from broadcaster.publish.publisher import Published
 from broadcaster.publish.schedule import due_times, on_schedule, padding
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, PublisherTable, RedisTable
 from broadcaster.subscribe import hub_status
 from tests.support import (
-    HubProcess,
+    Hub,
+    HubThread,
     RawClient,
     RedisClient,
     Running,
     broadcaster,
     eventually,
     finished,
+    free_port,
     next_message,
     redis_client,
     run_async,
@@ -535,7 +537,7 @@ def test_the_role_waits_for_a_subscriber(redis: RedisServer) -> None:
     """It starts before the hub, waits for hub and one subscriber, and then publishes at its rate from #1 on."""
     port = free_port()
     with role(redis.url, port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher:
-        with HubProcess(redis.url, port) as hub:
+        with HubThread(redis.url, port) as hub:
             hub.until_ready()
             assert hub.stats()["events_received"] == 0
             with RawClient(port) as client:
@@ -549,7 +551,7 @@ def test_the_role_waits_for_a_subscriber(redis: RedisServer) -> None:
 def test_the_role_outlives_its_redis(redis: RedisServer) -> None:
     """A Redis that is away for longer than the deadline is a line in the log; the numbers show what was lost."""
     with (
-        HubProcess(redis.url) as hub,
+        HubThread(redis.url) as hub,
         RawClient(hub.until_ready().port, subprotocol="broadcaster.v1") as client,
         role(
             redis.url,
@@ -572,7 +574,7 @@ def test_the_role_outlives_its_redis(redis: RedisServer) -> None:
 def test_the_role_loses_nothing_to_a_restart_of_redis(redis: RedisServer) -> None:
     """A Redis that is back within the deadline costs no number: they go on as if nothing had happened."""
     with (
-        HubProcess(redis.url) as hub,
+        HubThread(redis.url) as hub,
         RawClient(hub.until_ready().port, subprotocol="broadcaster.v1") as client,
         role(redis.url, hub.port, BROADCASTER_PUBLISHER__RATE_HZ="20") as publisher,
     ):
@@ -607,7 +609,7 @@ def other_server(body: bytes | None) -> Iterator[int]:
         def log_message(self, *arguments: Any) -> None:
             """Be quiet."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", free_port()), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -645,7 +647,7 @@ def test_the_role_gives_up_without_a_hub(redis: RedisServer) -> None:
     assert f"waited 0.3 s for the hub at http://127.0.0.1:{port}" in ended.complaint
 
 
-def test_the_role_gives_up_without_a_subscriber(hub: HubProcess, redis: RedisServer) -> None:
+def test_the_role_gives_up_without_a_subscriber(hub: Hub, redis: RedisServer) -> None:
     """A hub that nobody subscribes to is told as such."""
     ended = finished(
         "publisher",

@@ -13,8 +13,8 @@ import pytest
 
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis.connection import RedisConnection
-from broadcaster.redis.server import RedisServer, free_port
-from tests.support import UNIT_S, RedisClient, Talk, frozen, in_loop, stand_in, until
+from broadcaster.redis.server import RedisServer
+from tests.support import UNIT_S, RedisClient, Talk, free_port, frozen, in_loop, stand_in, until
 
 
 @contextlib.asynccontextmanager

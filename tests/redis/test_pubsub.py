@@ -15,13 +15,14 @@ from broadcaster.core.backoff import backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.redis.commands import CommandLink, server_version
 from broadcaster.redis.pubsub import PubSubLink
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import RedisTable
 from tests.support import (
     UNIT_S,
     RedisClient,
     connections_taken,
     dead,
+    free_port,
     frozen,
     hasty,
     in_loop,
@@ -230,7 +231,7 @@ REVOLVING: dict[str, bytes] = {
 async def test_a_redis_that_will_not_keep_us_is_tried_again_and_again(words: bytes) -> None:
     """Many attempts, with a wait before each one: neither giving up nor spinning."""
     visits = Visits(words)
-    server = await asyncio.start_server(visits.serve, "127.0.0.1")
+    server = await asyncio.start_server(visits.serve, "127.0.0.1", free_port())
     url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
     async with watching(hasty(url)) as watch:
         await until(lambda: visits.count >= 6, "it gave up")

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
-from broadcaster.redis.server import RedisServer, answers, find_binary, free_port
-from tests.support import broadcaster, clean_environment, eventually, finished, redis_client
+from broadcaster.redis import server as redis_server
+from broadcaster.redis.server import RedisServer, answers, find_binary
+from tests.support import broadcaster, clean_environment, eventually, finished, free_port, redis_client
 
 
 def exists(pid: int) -> bool:
@@ -109,7 +110,7 @@ def test_a_server_that_cannot_start_says_why() -> None:
 def test_a_port_that_is_taken_is_told() -> None:
     """Something else on the port: the error has Redis' own complaint about it."""
     taken = pytest.raises(RedisUnavailable, match=r"(?s:.*)[Aa]ddress already in use")
-    with socket.create_server(("127.0.0.1", 0)) as other, taken:
+    with socket.create_server(("127.0.0.1", free_port())) as other, taken:
         RedisServer.start(other.getsockname()[1], timeout_s=5)
 
 
@@ -142,7 +143,7 @@ ANSWERS = {
 @pytest.mark.parametrize(("reply", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_what_counts_as_an_answer(reply: bytes, expected: bool) -> None:
     """A Redis that cannot serve us yet is one; another service, or silence, is none."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         url = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
         # The reply is in the socket before the question: the kernel accepts for us.
         process = subprocess.Popen(
@@ -179,7 +180,7 @@ def test_a_redis_behind_a_unix_socket_answers(tmp_path: Path) -> None:
 
 def test_free_ports_are_free() -> None:
     """Each can be bound, on loopback."""
-    for port in {free_port() for _ in range(10)}:
+    for port in {redis_server.free_port() for _ in range(10)}:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
 
@@ -330,7 +331,7 @@ def test_the_role_starts_one_that_answers_under_its_url(host: str) -> None:
 
 def has_ipv6() -> bool:
     try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+        with socket.create_server(("::1", free_port()), family=socket.AF_INET6):
             return True
     except OSError:
         return False
@@ -357,7 +358,7 @@ def test_the_role_without_any_server_says_how_to_get_one() -> None:
 
 def test_the_role_on_a_taken_port_shows_redis_own_words() -> None:
     """Something else listens there: redis-server's own complaint is shown, and the exit code is not 0."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.create_server(("127.0.0.1", free_port())) as other:
         url = url_of(other.getsockname()[1])
         with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
             assert role.wait() != 0

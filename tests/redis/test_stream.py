@@ -21,10 +21,18 @@ from broadcaster.core.position import Head, Position
 from broadcaster.redis import stream
 from broadcaster.redis.commands import server_info
 from broadcaster.redis.connection import RUN_ID, Command
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.redis.stream import Stored
 from broadcaster.settings import HistoryTable
-from tests.support import RedisClient, connections_taken, event_payload, eventually, next_message, redis_client
+from tests.support import (
+    RedisClient,
+    connections_taken,
+    event_payload,
+    eventually,
+    free_port,
+    next_message,
+    redis_client,
+)
 
 CHANNEL = "events.critical"
 META, LOG = f"{{{CHANNEL}}}:meta", f"{{{CHANNEL}}}:log"

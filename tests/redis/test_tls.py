@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -23,18 +20,21 @@ from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
 from broadcaster.redis.connection import Command, RedisConnection
 from broadcaster.redis.pubsub import PubSubLink
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, PublisherTable, Settings
 from broadcaster.subscribe.subscriber import Subscriber
 from tests.certificates import Certificates, make
 from tests.support import (
     ROOT,
     UNIT_S,
-    HubProcess,
+    Hub,
+    HubThread,
+    Proxy,
     assert_calm,
     broadcaster,
     dead,
     finished,
+    free_port,
     hasty,
     in_loop,
     until,
@@ -45,72 +45,6 @@ ACL = ROOT / "config" / "redis.acl"
 ADMIN = "admin:of-the-tests"
 HUB = "hub:change-me-hub"
 PUBLISHER = "publisher:change-me-publisher"
-
-
-class TlsProxy:
-    """Ends TLS in front of a Redis; an event loop in a thread of its own.
-
-    Attributes:
-        port: Where it listens on 127.0.0.1.
-    """
-
-    def __init__(self, redis_port: int, certificates: Certificates) -> None:
-        self.port = free_port()
-        self._redis_port = redis_port
-        self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._tls.load_cert_chain(certificates.certificate, certificates.key)
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._loop.set_exception_handler(lambda loop, what: None)  # a client that breaks off is none of its cares
-        server = await asyncio.start_server(self._join, "127.0.0.1", self.port, ssl=self._tls)
-        self._pairs: set[asyncio.Task[None]] = set()
-        self._listening.set()
-        await self._stop.wait()
-        server.close()
-        for pair in self._pairs:
-            pair.cancel()
-        await asyncio.gather(*self._pairs, return_exceptions=True)
-
-    def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pair = asyncio.ensure_future(self._carry(reader, writer))
-        self._pairs.add(pair)
-        pair.add_done_callback(self._pairs.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Bytes both ways, until one side ends."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(writer.transport.abort)
-            with contextlib.suppress(OSError):
-                from_redis, to_redis = await asyncio.open_connection("127.0.0.1", self._redis_port)
-                stack.callback(to_redis.transport.abort)
-                ways = [asyncio.ensure_future(_pump(*way)) for way in ((reader, to_redis), (from_redis, writer))]
-                try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for way in ways:
-                        way.cancel()
-                    await asyncio.gather(*ways, return_exceptions=True)
-
-    def __enter__(self) -> TlsProxy:
-        self._thread.start()
-        assert self._listening.wait(10 * UNIT_S)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10 * UNIT_S)
-        assert not self._thread.is_alive()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
 
 
 # A Redis with users, behind TLS
@@ -151,13 +85,13 @@ def steady(acl: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def proxy(guarded: RedisServer, certificates: Certificates) -> Iterator[TlsProxy]:
-    with TlsProxy(guarded.port, certificates) as proxy:
+def proxy(guarded: RedisServer, certificates: Certificates) -> Iterator[Proxy]:
+    with Proxy(guarded.port, certificates) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def address(proxy: TlsProxy, certificates: Certificates) -> Callable[[str], str]:
+def address(proxy: Proxy, certificates: Certificates) -> Callable[[str], str]:
     """The rediss:// address for a user."""
     return lambda user: f"rediss://{user}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
 
@@ -173,10 +107,10 @@ def settings(redis_url: str, publish_deadline_s: float = 10 * UNIT_S) -> Setting
 
 
 @contextlib.asynccontextmanager
-async def running(redis_url: str, **variables: str) -> AsyncIterator[HubProcess]:
+async def running(redis_url: str, **variables: str) -> AsyncIterator[Hub]:
     """A ready hub."""
     hub = await asyncio.to_thread(
-        HubProcess, redis_url, None, BROADCASTER_REDIS__RECONNECT_MAX_S="0.1", **variables
+        HubThread, redis_url, None, BROADCASTER_REDIS__RECONNECT_MAX_S="0.1", **variables
     )
     try:
         await asyncio.to_thread(hub.until_ready)
@@ -418,7 +352,7 @@ def test_who_cannot_log_in_ends_with_a_line(
     steady: RedisServer, certificates: Certificates, who: str, role: str
 ) -> None:
     """Exit code 69 and one line, at once, over TLS as well, and without the password."""
-    with TlsProxy(steady.port, certificates) as proxy:
+    with Proxy(steady.port, certificates) as proxy:
         url = f"rediss://{who}127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
         options = ("--type", "T", "--source", "s") if role == "publish" else ()
         hub_port = str(free_port())
@@ -507,12 +441,12 @@ async def test_a_subscription_works_over_tls(address: Callable[[str], str]) -> N
 
 @in_loop
 async def test_a_redis_that_nobody_vouches_for_is_not_believed(
-    guarded: RedisServer, proxy: TlsProxy, certificates: Certificates, tmp_path: Path
+    guarded: RedisServer, proxy: Proxy, certificates: Certificates, tmp_path: Path
 ) -> None:
     """An authority nobody trusts, a certificate for somebody else: no password is sent, and it is said why."""
     stranger = make(tmp_path, "stranger")
     elsewhere = make(tmp_path, "elsewhere", host="127.0.0.2")
-    with TlsProxy(guarded.port, elsewhere) as other:
+    with Proxy(guarded.port, elsewhere) as other:
         for port, query in (
             (proxy.port, ""),
             (proxy.port, f"?ssl_ca_certs={stranger.authority}"),
@@ -535,7 +469,7 @@ AUTHORITIES: dict[str, str] = {
 
 @pytest.mark.parametrize("file", AUTHORITIES.values(), ids=AUTHORITIES.keys())
 @in_loop
-async def test_authorities_that_cannot_be_read_are_told(proxy: TlsProxy, file: str) -> None:
+async def test_authorities_that_cannot_be_read_are_told(proxy: Proxy, file: str) -> None:
     """Nobody is believed then, and nobody waits."""
     url = f"rediss://{HUB}@127.0.0.1:{proxy.port}/0?ssl_ca_certs={file}"
     with pytest.raises(Unavailable, match=r"\S") as caught:
@@ -587,7 +521,7 @@ async def test_a_redis_that_goes_away_and_comes_back_behind_its_proxy_loses_noth
     redis: RedisServer, certificates: Certificates
 ) -> None:
     """Behind a proxy that stays, Redis can be replaced: who publishes is heard again, and gaps are told."""
-    with TlsProxy(redis.port, certificates) as proxy:
+    with Proxy(redis.port, certificates) as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={certificates.authority}"
         async with (
             running(url) as hub,

@@ -7,10 +7,9 @@ import contextlib
 
 import pytest
 
-from broadcaster.redis.server import free_port
 from broadcaster.settings import SubscriberTable
 from broadcaster.subscribe.connector import Connector
-from tests.support import run_async
+from tests.support import free_port, run_async
 
 
 class Attempts:

@@ -20,10 +20,21 @@ from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale,
 from broadcaster.core.errors import HubRefused
 from broadcaster.core.runtime import LIMITS
 from broadcaster.core.status_events import Received
-from broadcaster.redis.server import RedisServer, free_port
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
-from tests.faults.ledger import Proxy
-from tests.support import HubProcess, RawClient, RedisClient, event_payload, redis_client, run_async, until
+from tests.support import (
+    Hub,
+    HubProcess,
+    HubThread,
+    Proxy,
+    RawClient,
+    RedisClient,
+    event_payload,
+    free_port,
+    redis_client,
+    run_async,
+    until,
+)
 
 SETTINGS = Settings.model_construct(subscriber=SubscriberTable(connect_timeout_s=2.0, reconnect_max_s=0.2))
 
@@ -67,23 +78,25 @@ async def receiving(url: str, settings: Settings = SETTINGS) -> AsyncIterator[Co
 
 
 @contextlib.asynccontextmanager
-async def ready_hub(redis: RedisServer, port: int | None = None) -> AsyncIterator[HubProcess]:
+async def ready_hub(
+    redis: RedisServer, port: int | None = None, kind: type[HubProcess] | type[HubThread] = HubThread
+) -> AsyncIterator[Hub]:
     """A hub of the test's own, ended when the block ends."""
-    hub = HubProcess(redis.url, port)
+    hub = kind(redis.url, port)
     try:
         yield await asyncio.to_thread(hub.until_ready)
     finally:
         await asyncio.to_thread(hub.__exit__, None, None, None)
 
 
-async def connected(hub: HubProcess, count: int = 1) -> None:
+async def connected(hub: Hub, count: int = 1) -> None:
     await asyncio.to_thread(hub.until_connected, count)
 
 
 # Receiving
 
 
-def test_events_arrive_as_they_were_published(steady_hub: HubProcess, client: RedisClient) -> None:
+def test_events_arrive_as_they_were_published(steady_hub: Hub, client: RedisClient) -> None:
     """An event has all its fields, the bytes it travelled as, and the time at which it was received."""
     payload = event_payload(7, severity="info", data={"rack": "ü"}, extra=[1])
 
@@ -106,7 +119,7 @@ def test_events_arrive_as_they_were_published(steady_hub: HubProcess, client: Re
     assert event.latency_ms == (event.received_at_us - fields["published_at_us"]) / 1000
 
 
-def test_every_subscriber_receives_every_event_in_order(steady_hub: HubProcess, client: RedisClient) -> None:
+def test_every_subscriber_receives_every_event_in_order(steady_hub: Hub, client: RedisClient) -> None:
     """Three subscribers each receive 300 events, in the order of Redis."""
 
     async def story() -> None:
@@ -125,7 +138,7 @@ def publish_numbers(client: RedisClient, *numbers: int) -> None:
 
 
 def test_it_reads_settings_of_its_own(
-    steady_hub: HubProcess, client: RedisClient, monkeypatch: pytest.MonkeyPatch
+    steady_hub: Hub, client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Subscriber()` takes the hub's address from the configuration."""
     monkeypatch.setenv("BROADCASTER_HUB__PORT", str(steady_hub.port))
@@ -141,7 +154,7 @@ def test_it_reads_settings_of_its_own(
     assert run_async(story()) == 3
 
 
-def test_a_wait_that_is_given_up_does_not_end_the_iteration(steady_hub: HubProcess, client: RedisClient) -> None:
+def test_a_wait_that_is_given_up_does_not_end_the_iteration(steady_hub: Hub, client: RedisClient) -> None:
     """Who waits for an event with a time-out, and gets none, can go on waiting and receives the next one."""
 
     async def publish_all_the_time() -> None:
@@ -234,7 +247,7 @@ def test_it_comes_back_after_the_hub(
     port = free_port()
 
     async def story() -> None:
-        async with ready_hub(redis, port) as first, receiving(first.url) as received:
+        async with ready_hub(redis, port, HubProcess) as first, receiving(first.url) as received:
             await connected(first)
             publish.publish(event_payload(1))
             await received.until(1)
@@ -287,7 +300,7 @@ def test_a_hub_that_does_not_answer_is_given_up_and_tried_again() -> None:
 
     async def story() -> None:
         table = SubscriberTable(connect_timeout_s=0.2, reconnect_max_s=0.05)
-        server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(Silent, "127.0.0.1", free_port())
         url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
         async with server:
             async with receiving(url, Settings.model_construct(subscriber=table)):
@@ -380,7 +393,7 @@ REFUSALS = {"no_such_channel": "?channel=other", "unknown_parameter": "?chanel=e
 
 
 @pytest.mark.parametrize("query", REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_refusal_for_good_ends_it(query: str, steady_hub: HubProcess) -> None:
+def test_a_refusal_for_good_ends_it(query: str, steady_hub: Hub) -> None:
     """A hub that will never have us is an error: trying for ever would look like a quiet system."""
 
     async def story() -> None:
@@ -398,7 +411,7 @@ def test_a_full_hub_is_tried_again(
 ) -> None:
     """A hub that refuses for now (503) is asked again until there is room."""
 
-    async def story(hub: HubProcess) -> None:
+    async def story(hub: Hub) -> None:
         in_the_way = await asyncio.to_thread(RawClient, hub.port)
         with in_the_way:
             await connected(hub)
@@ -410,7 +423,7 @@ def test_a_full_hub_is_tried_again(
                 await received.until(2)
 
     caplog.set_level(logging.INFO)
-    with HubProcess(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="1") as hub:
+    with HubThread(redis.url, BROADCASTER_HUB__MAX_CONNECTIONS="1") as hub:
         run_async(story(hub.until_ready()))
 
 
@@ -471,7 +484,7 @@ async def noticing(url: str, settings: Settings = SETTINGS, **options: Any) -> A
             await asyncio.wait([notices.task])
 
 
-def test_it_knows_where_it_stands(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+def test_it_knows_where_it_stands(steady_redis: RedisServer, steady_hub: Hub) -> None:
     """A stored event has channel and position; the subscriber's own position is that of the last one."""
 
     async def story() -> None:
@@ -498,7 +511,7 @@ SINCE: dict[str, Callable[[Position], Any]] = {
 
 @pytest.mark.parametrize("given", SINCE.values(), ids=SINCE.keys())
 def test_it_begins_where_it_is_told(
-    given: Callable[[Position], Any], steady_redis: RedisServer, steady_hub: HubProcess
+    given: Callable[[Position], Any], steady_redis: RedisServer, steady_hub: Hub
 ) -> None:
     """`since` at construction: everything stored after it comes first, then what is published now."""
 
@@ -523,7 +536,7 @@ def test_what_is_no_position_is_an_error_at_once(since: Any) -> None:
         Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since)
 
 
-def test_a_position_nobody_has_given_is_told(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+def test_a_position_nobody_has_given_is_told(steady_redis: RedisServer, steady_hub: Hub) -> None:
     """Who comes with a position of the future gets a gap as a value, then what is published now."""
 
     async def story() -> None:
@@ -539,7 +552,7 @@ def test_a_position_nobody_has_given_is_told(steady_redis: RedisServer, steady_h
     run_async(story())
 
 
-def test_several_channels_each_go_on_where_they_were(steady_redis: RedisServer, steady_hub: HubProcess) -> None:
+def test_several_channels_each_go_on_where_they_were(steady_redis: RedisServer, steady_hub: Hub) -> None:
     """Two channels on one connection, each with its own position; what was missed on each comes in its order."""
 
     async def story() -> None:
@@ -565,7 +578,7 @@ def test_several_channels_each_go_on_where_they_were(steady_redis: RedisServer, 
 def test_a_filter_holds_back_and_loses_nothing(redis: RedisServer) -> None:
     """Only what was asked for comes; the position goes on over the rest, which is neither gap nor missing."""
 
-    async def story(hub: HubProcess) -> None:
+    async def story(hub: Hub) -> None:
         wanted: dict[str, Any] = {"types": ["SERVER_DOWN"], "severities": ["critical"]}
         async with noticing(hub.url, **wanted) as notices:
             await connected(hub)
@@ -577,7 +590,7 @@ def test_a_filter_holds_back_and_loses_nothing(redis: RedisServer) -> None:
             await until(lambda: subscriber.position == last, "no beat moved it on")
             assert (subscriber.gaps, subscriber.missing) == (0, {})
 
-    with HubProcess(redis.url, BROADCASTER_HUB__BEAT_INTERVAL_S="0.2") as hub:
+    with HubThread(redis.url, BROADCASTER_HUB__BEAT_INTERVAL_S="0.2") as hub:
         run_async(story(hub.until_ready()))
 
 
@@ -590,7 +603,7 @@ def test_it_goes_on_where_it_was_after_the_hub(number: signal.Signals, code: int
     port = free_port()
 
     async def story() -> None:
-        async with ready_hub(redis, port) as first, noticing(first.url) as notices:
+        async with ready_hub(redis, port, HubProcess) as first, noticing(first.url) as notices:
             await connected(first)
             await publish_stored(redis, 1)
             await notices.until(1)
@@ -963,12 +976,8 @@ def test_a_hub_that_does_not_beat_but_lives_is_kept(monkeypatch: pytest.MonkeyPa
 @contextlib.asynccontextmanager
 async def swallowing(url: str) -> AsyncIterator[Proxy]:
     """A link to a hub that can be made to swallow everything."""
-    proxy = Proxy(int(url.split(":")[2].removesuffix("/ws")))
-    await proxy.start()
-    try:
+    with Proxy(int(url.split(":")[2].removesuffix("/ws"))) as proxy:
         yield proxy
-    finally:
-        await proxy.stop()
 
 
 def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -993,7 +1002,7 @@ def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
             noticing(f"ws://127.0.0.1:{proxy.port}/ws") as notices,
         ):
             await notices.until(1)
-            await proxy.swallow()
+            proxy.swallow()
             await until(lambda: "fresh" in notices.short and 2 in notices.short, "it does not come back")
             assert sorted(map(str, notices.short)) == ["1", "2", "fresh", "stale"]
             assert notices.short[:2] == [1, "stale"]
@@ -1035,7 +1044,7 @@ def test_a_foreign_hub_is_never_blind() -> None:
 # Leaving
 
 
-def test_leaving_leaves_nothing(steady_hub: HubProcess, client: RedisClient) -> None:
+def test_leaving_leaves_nothing(steady_hub: Hub, client: RedisClient) -> None:
     """After the block no task is left, and the hub has nobody connected, though events were waiting."""
 
     async def story() -> None:
@@ -1070,7 +1079,7 @@ def test_leaving_before_connecting_leaves_nothing() -> None:
     run_async(story())
 
 
-def test_an_error_in_the_loop_leaves_nothing(steady_hub: HubProcess, client: RedisClient) -> None:
+def test_an_error_in_the_loop_leaves_nothing(steady_hub: Hub, client: RedisClient) -> None:
     """An exception in the body of `async for` passes through, and the connection is closed."""
 
     async def story() -> None:

@@ -3,9 +3,11 @@
 Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow machine.
 """
 
+from tests.support.clock import Clock
 from tests.support.events import event_payload
-from tests.support.hub import HubProcess, assert_calm
-from tests.support.loop import in_loop, run_async
+from tests.support.hub import Hub, HubProcess, HubThread, assert_calm
+from tests.support.loop import in_loop, run_async, unblocked
+from tests.support.ports import free_port
 from tests.support.process import (
     ROOT,
     CommandLine,
@@ -17,6 +19,7 @@ from tests.support.process import (
     finished,
     memory_bytes,
 )
+from tests.support.proxy import Proxy
 from tests.support.redis import (
     RedisClient,
     Talk,
@@ -43,9 +46,13 @@ from tests.support.websocket import (
 __all__ = [
     "ROOT",
     "UNIT_S",
+    "Clock",
     "CommandLine",
     "Finished",
+    "Hub",
     "HubProcess",
+    "HubThread",
+    "Proxy",
     "RawClient",
     "RedisClient",
     "Running",
@@ -61,6 +68,7 @@ __all__ = [
     "event_payload",
     "eventually",
     "finished",
+    "free_port",
     "frozen",
     "hasty",
     "in_loop",
@@ -73,6 +81,7 @@ __all__ = [
     "run_async",
     "server_frames",
     "stand_in",
+    "unblocked",
     "until",
     "upgrade_request",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import uvloop
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockBuster
 
 from tests.support.timing import UNIT_S
 
@@ -16,9 +18,46 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+class _Watch:
+    """One for all event loops of this process: what blocks is replaced for every thread, and must not be twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched = 0
+        self._blockbuster = BlockBuster("broadcaster")
+        for function in self._blockbuster.functions.values():
+            # Sanic reads the source of its routes; nobody is connected yet.
+            function.can_block_in("broadcaster/hub/serve.py", "_listen")
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._watched:
+                self._blockbuster.activate()
+            self._watched += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._watched -= 1
+            if not self._watched:
+                self._blockbuster.deactivate()
+
+
+_WATCH = _Watch()
+
+
+@contextlib.contextmanager
+def unblocked() -> Iterator[None]:
+    """Meanwhile a call of the product that blocks the event loop it runs in, in whatever thread, is an error."""
+    _WATCH.begin()
+    try:
+        yield
+    finally:
+        _WATCH.end()
+
+
 def run_async(story: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine with asyncio's debug mode on; a call in the product that blocks the loop is an error."""
-    with blockbuster_ctx("broadcaster"):
+    with unblocked():
         return asyncio.run(story, debug=True)
 
 
@@ -35,7 +74,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
                 await test(*args, **kwargs)
 
         with (
-            blockbuster_ctx("broadcaster"),
+            unblocked(),
             asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(story())

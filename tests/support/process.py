@@ -27,10 +27,30 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | variables
 
 
-class Running:
+class Speaking:
+    """Whoever says something, line by line."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def said(self, words: str, within: float = 10.0) -> str:
+        """Wait for a line that has `words`; return it."""
+
+        def look() -> str:
+            return next((line for line in list(self.lines) if words in line), "")
+
+        return eventually(look, f"no line with {words!r} in:\n{self.output}", within)
+
+
+class Running(Speaking):
     """A process of the product with its output; ended when the block ends, whatever happens."""
 
     def __init__(self, *command: str, cwd: Path | str | None = None, **variables: str) -> None:
+        super().__init__()
         self.process = subprocess.Popen(
             command,
             cwd=cwd or tempfile.gettempdir(),
@@ -41,7 +61,6 @@ class Running:
             text=True,
             start_new_session=True,
         )
-        self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -49,10 +68,6 @@ class Running:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
-
-    @property
-    def output(self) -> str:
-        return "\n".join(self.lines)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -65,14 +80,6 @@ class Running:
             raise AssertionError(f"still running after {within} units:\n{self.output}") from None
         self._reader.join(1)
         return code
-
-    def said(self, words: str, within: float = 10.0) -> str:
-        """Wait for a line that has `words`; return it."""
-
-        def look() -> str:
-            return next((line for line in list(self.lines) if words in line), "")
-
-        return eventually(look, f"no line with {words!r} in:\n{self.output}", within)
 
     def __enter__(self) -> Running:
         return self

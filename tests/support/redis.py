@@ -12,6 +12,7 @@ import hiredis
 
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import RedisTable
+from tests.support.ports import free_port
 from tests.support.timing import UNIT_S
 
 
@@ -122,7 +123,7 @@ async def stand_in(talk: Talk) -> AsyncIterator[str]:
         with contextlib.suppress(ConnectionError):
             await talk(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1")
+    server = await asyncio.start_server(serve, "127.0.0.1", free_port())
     try:
         yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
     finally:
