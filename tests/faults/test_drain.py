@@ -35,6 +35,7 @@ from tests.support import (
     ROOT,
     UNIT_S,
     Hub,
+    HubProcess,
     HubThread,
     RawClient,
     RedisClient,
@@ -440,9 +441,10 @@ def test_the_hub_is_gone_in_time_whatever_a_peer_does(
     """Within `hub.drain_s` + `hub.shutdown_s`, with exit code 0 and no complaint."""
     drain_s = 0.5
     with (
-        drained(
+        HubProcess(
             redis.url,
-            drain_s,
+            None,
+            BROADCASTER_HUB__DRAIN_S=str(drain_s),
             BROADCASTER_HUB__SHUTDOWN_S=str(SHUTDOWN_S),
             BROADCASTER_HUB__CLOSE_TIMEOUT_S="60",
             BROADCASTER_HUB__BEHIND_MAX_MS="60000",
@@ -715,8 +717,8 @@ def test_thousands_move_to_another_hub_and_miss_nothing(
     monkeypatch.setattr(fleet_module, "_SLICE_S", 0.05)  # once, and does not wait for a quiet moment
     with (
         many_files(),
-        drained(redis.url, MOVE_DRAIN_S) as first,
-        HubThread(redis.url) as second,
+        HubProcess(redis.url, None, BROADCASTER_HUB__DRAIN_S=str(MOVE_DRAIN_S)) as first,
+        HubProcess(redis.url) as second,
         forwarded(first.until_ready(), second.until_ready()) as (forwarder, url),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,  # in debug mode the fleet would crawl
     ):

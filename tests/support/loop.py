@@ -26,7 +26,8 @@ class _Watch:
         self._watched = 0
         self._blockbuster = BlockBuster("broadcaster")
         for function in self._blockbuster.functions.values():
-            # Sanic reads the source of its routes; nobody is connected yet.
+            # Before it serves: settings are files, and Sanic reads the source of its routes.
+            function.can_block_in("tests/support/hub.py", "settings_of")
             function.can_block_in("broadcaster/hub/serve.py", "_listen")
 
     def begin(self) -> None:
