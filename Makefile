@@ -1,15 +1,17 @@
-# make loadtest | start | test | lint | soak | bench    Needs Python 3.11+ and make; everything else goes into .venv.
+# make loadtest | start | test | test-fast | lint | soak | bench    Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 PRESET ?=
+WORKERS ?= 4
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help loadtest start test lint bench soak clean
+.PHONY: help loadtest start test test-fast lint bench soak clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
 	@echo "make start      the system to watch: redis, hub, publisher, subscriber"
-	@echo "make test       all tests"
+	@echo "make test       all tests, in parallel; WORKERS=2 for fewer processes"
+	@echo "make test-fast  those that need no processes and no patience"
 	@echo "make lint       ruff and mypy"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
@@ -21,7 +23,10 @@ start: $(VENV)/installed
 	@honcho start
 
 test: $(VENV)/installed-dev
-	@python -m pytest -q
+	@python -m pytest -q -n $(WORKERS) --dist worksteal
+
+test-fast: $(VENV)/installed-dev
+	@python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: $(VENV)/installed-dev
 	@ruff check .

@@ -5,12 +5,48 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from broadcaster.redis import server as redis_server
 from broadcaster.redis.server import RedisServer
 from tests.support import Hub, HubProcess, HubThread, RedisClient, free_port, redis_client
+
+HERE = Path(__file__).parent
+
+SLOW = (
+    "clients",
+    "faults",
+    "fuzz",
+    "hub/test_access.py",
+    "hub/test_backpressure.py",
+    "hub/test_limits.py",
+    "loadtest/test_coming_back.py",
+    "loadtest/test_fleet.py",
+    "loadtest/test_run.py",
+    "loadtest/test_whole_run.py",
+    "publish/test_publisher.py",
+    "soak",
+    "test_cli.py",
+    "test_honcho.py",
+    "test_wheel.py",
+)
+"""Folders and modules of tests with processes of their own, long waits, or very many cases."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in `SLOW`."""
+    for item in items:
+        path = item.path.relative_to(HERE).as_posix()
+        if any(path == each or path.startswith(f"{each}/") for each in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how to have this order again; `-q` keeps it to itself."""
+    if (seed := getattr(config.option, "randomly_seed", None)) not in (None, "default"):
+        terminalreporter.write_line(f"the order was that of --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,7 @@ import pytest
 from broadcaster.redis.server import RedisServer
 from tests.support import (
     UNIT_S,
+    Frame,
     Hub,
     HubThread,
     RawClient,
@@ -35,8 +36,6 @@ LIMIT: Final = 4096
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 CONT = 0
-
-Frame = tuple[int, bytes]
 
 
 def frame(
@@ -76,26 +75,7 @@ def fragments(opcode: int, *parts: bytes) -> bytes:
 
 
 class Client(RawClient):
-    """A client that is strict with what a server sends (RFC 6455 5.1 to 5.5)."""
-
-    def next_frame(self) -> Frame:
-        first, second = self._take(2)
-        assert first & 0x80, "the hub never fragments"
-        assert first & 0x70 == 0, "no extension was agreed on"
-        assert second & 0x80 == 0, "a server does not mask"
-        opcode, length = first & 0x0F, second
-        assert opcode in (TEXT, CLOSE, PING, PONG)
-        assert opcode < 8 or length <= 125, "a control frame is short"
-        if length == 126:
-            length = int.from_bytes(self._take(2), "big")
-            assert length > 125, "a length is written as short as can be"
-        elif length == 127:
-            length = int.from_bytes(self._take(8), "big")
-            assert length > 65_535, "a length is written as short as can be"
-        found = (opcode, self._take(length))
-        assert not any(kind == CLOSE for kind, _ in self.frames), "something follows the close frame"
-        self.frames.append(found)
-        return found
+    """A client that waits for the end."""
 
     def __enter__(self) -> Client:
         return self

@@ -43,10 +43,10 @@ from tests.support import (
     client_frame,
     event_payload,
     eventually,
+    frames_from,
     free_port,
     frozen,
     redis_client,
-    server_frames,
     until,
 )
 
@@ -140,9 +140,8 @@ class Crowd:
             selector.unregister(client.socket)
             return
         data = self._bytes[client] + data
-        used = 0
-        for opcode, payload in server_frames(data):
-            used += 2 + len(payload) + (2 if len(payload) > 125 else 0)
+        frames, used = frames_from(data)
+        for opcode, payload in frames:
             self.seen[client].take(opcode, payload, now)
             if opcode == 8:
                 with contextlib.suppress(ConnectionError):

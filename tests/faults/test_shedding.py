@@ -19,14 +19,15 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import SubscriberTable
 from tests.faults.ledger import Entry, Ledger, Library, Reader, settings_for
 from tests.support import (
+    Frame,
     Hub,
     HubProcess,
     HubThread,
     RawClient,
     assert_calm,
     eventually,
+    frames_from,
     memory_bytes,
-    server_frames,
 )
 
 MIB = 1 << 20
@@ -103,7 +104,7 @@ class Tap:
         self._client = client
         self._bytes = bytearray(client._buffer)
         self._read = 0  # how many of the bytes are in `frames`
-        self._frames: list[tuple[int, bytes]] = []
+        self._frames: list[Frame] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -120,10 +121,9 @@ class Tap:
                 time.sleep(0.01)
 
     @property
-    def frames(self) -> list[tuple[int, bytes]]:
-        for opcode, payload in server_frames(bytes(self._bytes[self._read :])):
-            self._frames.append((opcode, payload))
-            self._read += len(payload) + (2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10)
+    def frames(self) -> list[Frame]:
+        more, self._read = frames_from(self._bytes, self._read)
+        self._frames += more
         return self._frames
 
     def controls(self, kind: str) -> list[dict[str, Any]]:

@@ -22,12 +22,10 @@ from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.fanout.filters import EVERYTHING
 from tests.fuzz import CUTS, cut, fuzzed, mutated
 from tests.hub.house import House, Socket
-from tests.support import client_frame
+from tests.support import Frame, client_frame, frames_from
 
 LIMIT: Final = 4096
 """`hub.inbound_max_bytes`"""
-
-Frame = tuple[int, bytes]
 
 
 class Wire(Socket):
@@ -125,21 +123,15 @@ class Heard(NamedTuple):
 
 def read_frames(data: bytes) -> list[Frame]:
     """The frames of a server; fails if one is not of the RFC, or cut, or if something follows a close."""
-    frames: list[Frame] = []
-    at = 0
-    while at < len(data):
-        assert not frames or frames[-1][0] != 8, "something follows the close frame"
-        assert data[at] & 0xF0 == 0x80, "a server sends whole frames, without reserved bits"
-        opcode, length = data[at] & 0x0F, data[at + 1]
-        assert opcode in (1, 8, 9, 10)
-        assert length <= 125, "replies are short, and never masked"
-        payload = data[at + 2 : at + 2 + length]
-        assert len(payload) == length
-        if opcode == 8 and payload:
-            assert is_code(int.from_bytes(payload[:2], "big"))
-            payload[2:].decode()
-        frames.append((opcode, payload))
-        at += 2 + length
+    frames, end = frames_from(data)
+    assert end == len(data), "a frame is cut"
+    for number, (opcode, payload) in enumerate(frames):
+        assert len(payload) <= 125, "replies are short"
+        if opcode == 8:
+            assert number == len(frames) - 1, "something follows the close frame"
+            if payload:
+                assert is_code(int.from_bytes(payload[:2], "big"))
+                payload[2:].decode()
     return frames
 
 

@@ -109,20 +109,7 @@ class Guest(RawClient):
     def __init__(
         self, port: int, request: bytes, *, tls: ssl.SSLContext | None = None, receive_buffer: int = 0
     ) -> None:
-        plain = socket.socket()
-        if receive_buffer:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        plain.settimeout(10 * UNIT_S)
-        plain.connect(("127.0.0.1", port))
-        self.socket = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
-        self.socket.sendall(request)
-        self._buffer = b""
-        self.frames = []
-        while b"\r\n\r\n" not in self._buffer:
-            more = self.socket.recv(65_536)
-            assert more, f"closed during the handshake: {self._buffer!r}"
-            self._buffer += more
-        self.response, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        super().__init__(port, request=request, tls=tls, receive_buffer=receive_buffer)
 
 
 def ask(port: int, request: bytes, tls: ssl.SSLContext | None = None) -> bytes:

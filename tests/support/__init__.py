@@ -35,8 +35,10 @@ from tests.support.redis import (
 )
 from tests.support.timing import UNIT_S, eventually, until
 from tests.support.websocket import (
+    Frame,
     RawClient,
     client_frame,
+    frames_from,
     next_but_ping,
     read_to_end,
     server_frames,
@@ -49,6 +51,7 @@ __all__ = [
     "Clock",
     "CommandLine",
     "Finished",
+    "Frame",
     "Hub",
     "HubProcess",
     "HubThread",
@@ -68,6 +71,7 @@ __all__ = [
     "event_payload",
     "eventually",
     "finished",
+    "frames_from",
     "free_port",
     "frozen",
     "hasty",

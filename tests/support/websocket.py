@@ -7,46 +7,69 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 from types import TracebackType
 from typing import Any
 
 from tests.support.timing import UNIT_S
 
+Frame = tuple[int, bytes]
+"""Opcode and payload."""
+
 
 class RawClient:
     """A WebSocket client down at the bytes, for what a well-behaved library would not send.
 
-    `text` and `close_code` wait for the next frame of that kind; `frames` keeps all, as (opcode, payload).
+    It is strict with what a server sends. `text` and `close_code` wait for the next frame of that kind; `frames`
+    keeps all.
+
+    Args:
+        request: Instead of a correct upgrade request with `path` and `subprotocol`.
+        tls: The connection is encrypted.
     """
 
-    def __init__(self, port: int, *, path: str = "/ws", subprotocol: str = "", receive_buffer: int = 0) -> None:
-        self.socket = socket.socket()
+    def __init__(
+        self,
+        port: int,
+        *,
+        path: str = "/ws",
+        subprotocol: str = "",
+        receive_buffer: int = 0,
+        request: bytes = b"",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        plain = socket.socket()
         if receive_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(10 * UNIT_S)
-        self.socket.connect(("127.0.0.1", port))
-        self.socket.sendall(upgrade_request(port, path=path, subprotocol=subprotocol))
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        plain.settimeout(10 * UNIT_S)
+        plain.connect(("127.0.0.1", port))
+        self.socket = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
+        self.socket.sendall(request or upgrade_request(port, path=path, subprotocol=subprotocol))
         self._buffer = b""
         while b"\r\n\r\n" not in self._buffer:
             more = self.socket.recv(65_536)
             assert more, f"closed during the handshake: {self._buffer!r}"
             self._buffer += more
         self.response, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        self.frames: list[tuple[int, bytes]] = []
+        self.frames: list[Frame] = []
 
     def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bool = True) -> None:
         """Send one frame, right or wrong."""
         self.socket.sendall(client_frame(opcode, payload, fin=fin, mask=mask))
 
-    def next_frame(self) -> tuple[int, bytes]:
+    def next_frame(self) -> Frame:
         """The next whole frame; raises EOFError when the hub has closed the connection."""
-        head = self._take(2)
-        length = head[1] & 0x7F
-        if length == 126:
-            length = int.from_bytes(self._take(2), "big")
-        elif length == 127:
-            length = int.from_bytes(self._take(8), "big")
-        frame = (head[0] & 0x0F, self._take(length))
+        while (found := frame_at(self._buffer)) is None:
+            try:
+                more = self.socket.recv(1 << 20)
+            except ConnectionResetError:
+                more = b""
+            if not more:
+                raise EOFError("the hub closed the connection")
+            self._buffer += more
+        frame, end = found
+        self._buffer = self._buffer[end:]
+        assert not self.frames or self.frames[-1][0] != 8, "something follows the close frame"
         self.frames.append(frame)
         return frame
 
@@ -66,18 +89,6 @@ class RawClient:
             opcode, payload = self.next_frame()
             if opcode == 8:
                 return int.from_bytes(payload[:2], "big")
-
-    def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            try:
-                more = self.socket.recv(1 << 20)
-            except ConnectionResetError:
-                more = b""
-            if not more:
-                raise EOFError("the hub closed the connection")
-            self._buffer += more
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
-        return taken
 
     def vanish(self) -> None:
         """Go away without a close frame (RST)."""
@@ -122,19 +133,41 @@ def client_frame(opcode: int, payload: bytes = b"", *, fin: bool = True, mask: b
     return head + (b"\0\0\0\0" if mask else b"") + payload
 
 
-def server_frames(data: bytes) -> list[tuple[int, bytes]]:
-    """Whole frames as a hub sends them, as (opcode, payload); what is cut at the end is left out."""
+def frame_at(data: bytes | bytearray, at: int = 0) -> tuple[Frame, int] | None:
+    """The frame of a server that begins at an offset, and where it ends; None if it is cut.
+
+    Fails if it is not as RFC 6455 (5.1 to 5.5) and docs/contract.md want the frames of a server.
+    """
+    if len(data) < at + 2:
+        return None
+    first, length, start = data[at], data[at + 1], at + 2
+    opcode = first & 0x0F
+    assert first & 0xF0 == 0x80, "a server sends whole frames, without reserved bits"
+    assert opcode in (1, 8, 9, 10), "a server sends text and control frames"
+    assert length < 128, "a server does not mask"
+    assert opcode < 8 or length <= 125, "a control frame is short"
+    if width := {126: 2, 127: 8}.get(length, 0):
+        if len(data) < start + width:
+            return None
+        length, start = int.from_bytes(data[start : start + width], "big"), start + width
+        assert length > (125 if width == 2 else 65_535), "a length is written as short as can be"
+    if len(data) < start + length:
+        return None
+    return (opcode, bytes(data[start : start + length])), start + length
+
+
+def frames_from(data: bytes | bytearray, at: int = 0) -> tuple[list[Frame], int]:
+    """Whole frames as a hub sends them, from an offset on, and where the first begins that is cut."""
     frames = []
-    at = 0
-    while len(data) >= at + 2:
-        start, length = at + 2, data[at + 1] & 0x7F
-        if width := {126: 2, 127: 8}.get(length, 0):
-            length, start = int.from_bytes(data[start : start + width], "big"), start + width
-        if len(data) < start + length:
-            break
-        frames.append((data[at] & 0x0F, data[start : start + length]))
-        at = start + length
-    return frames
+    while found := frame_at(data, at):
+        frame, at = found
+        frames.append(frame)
+    return frames, at
+
+
+def server_frames(data: bytes) -> list[Frame]:
+    """Whole frames as a hub sends them, as (opcode, payload); what is cut at the end is left out."""
+    return frames_from(data)[0]
 
 
 def read_to_end(client: RawClient, within: float = 5.0) -> None:
