@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,41 +20,45 @@ P = ParamSpec("P")
 
 
 class _Watch:
-    """One for all event loops of this process: what blocks is replaced for every thread, and must not be twice."""
+    """What blocks is replaced in the whole process, once; it is an error in the threads that are watched.
+
+    A thread is watched for as long as one of its blocks lasts.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched = 0
+        self._threads: Counter[int] = Counter()
         self._blockbuster = BlockBuster("broadcaster")
         for function in self._blockbuster.functions.values():
             # Before it serves: settings are files, and Sanic reads the source of its routes.
             function.can_block_in("tests/support/hub.py", "settings_of")
             function.can_block_in("broadcaster/hub/serve.py", "_listen")
+            function.can_block_predicate = self._unless_watched(function.can_block_predicate)
 
-    def begin(self) -> None:
+    def _unless_watched(self, may_block: Callable[..., bool]) -> Callable[..., bool]:
+        return lambda *args, **kwargs: not self._threads[threading.get_ident()] or may_block(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def thread(self) -> Iterator[None]:
         with self._lock:
-            if not self._watched:
+            if not self._threads:
                 self._blockbuster.activate()
-            self._watched += 1
-
-    def end(self) -> None:
-        with self._lock:
-            self._watched -= 1
-            if not self._watched:
-                self._blockbuster.deactivate()
+            self._threads[me := threading.get_ident()] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._threads -= Counter([me])  # drops what is zero
+                if not self._threads:
+                    self._blockbuster.deactivate()
 
 
 _WATCH = _Watch()
 
 
-@contextlib.contextmanager
-def unblocked() -> Iterator[None]:
-    """Meanwhile a call of the product that blocks the event loop it runs in, in whatever thread, is an error."""
-    _WATCH.begin()
-    try:
-        yield
-    finally:
-        _WATCH.end()
+def unblocked() -> contextlib.AbstractContextManager[None]:
+    """Meanwhile a call of the product that blocks the event loop of this thread is an error."""
+    return _WATCH.thread()
 
 
 def run_async(story: Coroutine[Any, Any, T]) -> T:
