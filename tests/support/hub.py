@@ -20,9 +20,10 @@ import threading
 import traceback
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 import uvloop
@@ -32,6 +33,7 @@ from sanic.touchup import TouchUp
 from broadcaster.core.errors import BroadcasterError
 from broadcaster.core.text import escaped
 from broadcaster.hub import serve
+from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.settings import Settings, load
 from tests.support.loop import unblocked
 from tests.support.ports import free_port
@@ -158,7 +160,12 @@ class HubThread(Hub):
     async def _serve(self) -> int:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._begun.set()
-        code = await serve.serve(self._settings, self._stop)
+        try:
+            code = await serve.serve(self._settings, self._stop)
+        finally:
+            for transport in _ALONE.transports_of(self._loop):
+                transport.abort()  # as the end of a process ends all connections there are
+            await asyncio.sleep(0)
         return 130 if self._interrupted else code
 
     @property
@@ -243,6 +250,7 @@ class _Alone:
         self._undo = contextlib.ExitStack()
         self._touch_up: Any = TouchUp.run
         self._touched = False
+        self._transports: dict[asyncio.AbstractEventLoop, weakref.WeakSet[asyncio.BaseTransport]] = {}
 
     def begin(self) -> None:
         with self._lock:
@@ -265,6 +273,21 @@ class _Alone:
             self._undo.callback(setattr, TouchUp, "run", self._touch_up)
             setattr(TouchUp, "run", self._touch_up_once)  # noqa: B010
             self._undo.callback(Sanic._app_registry.clear)  # it keeps every app there was
+            self._remember_transports()
+
+    def _remember_transports(self) -> None:
+        made = HandshakeProtocol.connection_made
+
+        def remembered(protocol: HandshakeProtocol, transport: asyncio.BaseTransport) -> None:
+            self._transports.setdefault(asyncio.get_running_loop(), weakref.WeakSet()).add(transport)
+            made(protocol, transport)
+
+        self._undo.callback(setattr, HandshakeProtocol, "connection_made", made)
+        setattr(HandshakeProtocol, "connection_made", remembered)  # noqa: B010
+
+    def transports_of(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Transport]:
+        """Connections that hubs of this process have taken in a loop."""
+        return [cast(asyncio.Transport, each) for each in self._transports.pop(loop, ())]
 
     def _touch_up_once(self, app: Any) -> None:
         with self._lock:
