@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,33 +12,44 @@ from broadcaster.redis import server as redis_server
 from broadcaster.redis.server import RedisServer
 from tests.support import Hub, HubProcess, HubThread, RedisClient, free_port, redis_client
 
-HERE = Path(__file__).parent
-
 SLOW = (
-    "clients",
-    "faults",
-    "fuzz",
+    "auth/test_access.py::test_tokens_without_end",
+    "clients/",
+    "faults/",
+    "fuzz/",
     "hub/test_access.py",
     "hub/test_backpressure.py",
+    "hub/test_counters.py::test_they_add_up",
     "hub/test_limits.py",
+    "hub/test_memory.py::test_real_servers",
+    "hub/test_replay.py::test_whatever_happens",
+    "hub/test_sequencer.py::test_whatever_happens",
+    "hub/test_serve.py",
+    "hub/test_slow.py::test_a_subscriber_finds_every_gap",
+    "hub/test_slow.py::test_whatever_happens",
+    "hub/test_verdicts.py",
     "loadtest/test_coming_back.py",
     "loadtest/test_fleet.py",
+    "loadtest/test_ledger.py::test_a_large_run",
     "loadtest/test_run.py",
     "loadtest/test_whole_run.py",
+    "publish/test_pipeline.py",
     "publish/test_publisher.py",
-    "soak",
+    "redis/test_server.py",
+    "redis/test_tls.py",
+    "soak/",
+    "subscribe/test_subscriber.py",
     "test_cli.py",
     "test_honcho.py",
     "test_wheel.py",
 )
-"""Folders and modules of tests with processes of their own, long waits, or very many cases."""
+"""Beginnings of the names of tests with processes of their own, long waits, or very many cases."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is in `SLOW`."""
     for item in items:
-        path = item.path.relative_to(HERE).as_posix()
-        if any(path == each or path.startswith(f"{each}/") for each in SLOW):
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
