@@ -21,9 +21,9 @@ import traceback
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import pytest
 import uvloop
@@ -241,6 +241,14 @@ def _logged(lines: list[str]) -> Iterator[None]:
             logging.getLogger(name).removeHandler(handler)
 
 
+def _reference(transport: asyncio.BaseTransport) -> Callable[[], Any]:
+    """A weak reference, but for a transport of TLS, which has none."""
+    try:
+        return weakref.ref(transport)
+    except TypeError:
+        return lambda: transport
+
+
 class _Alone:
     """What a hub does to its whole process is undone when the last hub of this process has ended."""
 
@@ -250,7 +258,7 @@ class _Alone:
         self._undo = contextlib.ExitStack()
         self._touch_up: Any = TouchUp.run
         self._touched = False
-        self._transports: dict[asyncio.AbstractEventLoop, weakref.WeakSet[asyncio.BaseTransport]] = {}
+        self._transports: dict[asyncio.AbstractEventLoop, list[Callable[[], Any]]] = {}
 
     def begin(self) -> None:
         with self._lock:
@@ -279,7 +287,7 @@ class _Alone:
         made = HandshakeProtocol.connection_made
 
         def remembered(protocol: HandshakeProtocol, transport: asyncio.BaseTransport) -> None:
-            self._transports.setdefault(asyncio.get_running_loop(), weakref.WeakSet()).add(transport)
+            self._transports.setdefault(asyncio.get_running_loop(), []).append(_reference(transport))
             made(protocol, transport)
 
         self._undo.callback(setattr, HandshakeProtocol, "connection_made", made)
@@ -287,7 +295,7 @@ class _Alone:
 
     def transports_of(self, loop: asyncio.AbstractEventLoop) -> list[asyncio.Transport]:
         """Connections that hubs of this process have taken in a loop."""
-        return [cast(asyncio.Transport, each) for each in self._transports.pop(loop, ())]
+        return [transport for each in self._transports.pop(loop, ()) if (transport := each())]
 
     def _touch_up_once(self, app: Any) -> None:
         with self._lock:

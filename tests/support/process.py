@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -16,9 +17,13 @@ from typing import NamedTuple
 import pytest
 
 from broadcaster.cli import main
+from tests.support.forked import Forked
 from tests.support.timing import UNIT_S, eventually
 
 ROOT = Path(__file__).parent.parent.parent
+
+PRODUCT = (sys.executable, "-m", "broadcaster")
+"""The command that is forked instead of started."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
@@ -46,27 +51,40 @@ class Speaking:
         return eventually(look, f"no line with {words!r} in:\n{self.output}", within)
 
 
+def start(
+    command: Sequence[str], cwd: Path | str | None, out: int, err: int, **variables: str
+) -> subprocess.Popen[bytes] | Forked:
+    """Start a process that writes to these open files, by default in a folder without a broadcaster.toml."""
+    folder, environment = cwd or tempfile.gettempdir(), clean_environment(**variables)
+    if tuple(command[:3]) == PRODUCT:
+        return Forked(command[3:], folder, environment, out, err)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        start_new_session=True,
+    )
+
+
 class Running(Speaking):
     """A process of the product with its output; ended when the block ends, whatever happens."""
 
     def __init__(self, *command: str, cwd: Path | str | None = None, **variables: str) -> None:
         super().__init__()
-        self.process = subprocess.Popen(
-            command,
-            cwd=cwd or tempfile.gettempdir(),
-            env=clean_environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        reading, writing = os.pipe()
+        try:
+            self.process = start(command, cwd, writing, writing, **variables)
+        finally:
+            os.close(writing)
+        self._output = os.fdopen(reading, encoding="utf-8")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self._output:
             self.lines.append(line.rstrip("\n"))
 
     def signal(self, number: signal.Signals) -> None:
@@ -96,13 +114,12 @@ class Running(Speaking):
             self.process.kill()
             self.process.wait()
         self._reader.join(1)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self._output.close()
 
 
 def broadcaster(*arguments: str, cwd: Path | str | None = None, **variables: str) -> Running:
     """Run `broadcaster ...` as a process of its own, by default in a folder without a broadcaster.toml."""
-    return Running(sys.executable, "-m", "broadcaster", *arguments, cwd=cwd, **variables)
+    return Running(*PRODUCT, *arguments, cwd=cwd, **variables)
 
 
 class Finished(NamedTuple):
@@ -123,17 +140,15 @@ class Finished(NamedTuple):
 
 def finished(*arguments: str, cwd: Path | str | None = None, within: float = 20.0, **variables: str) -> Finished:
     """Run `broadcaster ...` to its end, by default in a folder without a broadcaster.toml."""
-    done = subprocess.run(
-        [sys.executable, "-m", "broadcaster", *arguments],
-        cwd=cwd or tempfile.gettempdir(),
-        env=clean_environment(**variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=within * UNIT_S,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = start((*PRODUCT, *arguments), cwd, out.fileno(), err.fileno(), **variables)
+        try:
+            code = process.wait(within * UNIT_S)
+        finally:
+            process.kill()
+        out.seek(0)
+        err.seek(0)
+        return Finished(code, out.read().decode(), err.read().decode())
 
 
 def memory_bytes(process: Running) -> int:

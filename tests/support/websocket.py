@@ -38,20 +38,30 @@ class RawClient:
         request: bytes = b"",
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        plain = socket.socket()
-        if receive_buffer:
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        plain.settimeout(10 * UNIT_S)
-        plain.connect(("127.0.0.1", port))
-        self.socket = tls.wrap_socket(plain, server_hostname="127.0.0.1") if tls else plain
-        self.socket.sendall(request or upgrade_request(port, path=path, subprotocol=subprotocol))
-        self._buffer = b""
-        while b"\r\n\r\n" not in self._buffer:
-            more = self.socket.recv(65_536)
-            assert more, f"closed during the handshake: {self._buffer!r}"
-            self._buffer += more
-        self.response, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         self.frames: list[Frame] = []
+        self.socket = socket.socket()
+        try:
+            if receive_buffer:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            self.socket.settimeout(10 * UNIT_S)
+            self.socket.connect(("127.0.0.1", port))
+            if tls:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
+            self.socket.sendall(request or upgrade_request(port, path=path, subprotocol=subprotocol))
+            self.response, self._buffer = self._read_response()
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def _read_response(self) -> tuple[bytes, bytes]:
+        """The head of the response, and what has come after it."""
+        read = b""
+        while b"\r\n\r\n" not in read:
+            more = self.socket.recv(65_536)
+            assert more, f"closed during the handshake: {read!r}"
+            read += more
+        head, _, rest = read.partition(b"\r\n\r\n")
+        return head, rest
 
     def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, mask: bool = True) -> None:
         """Send one frame, right or wrong."""
