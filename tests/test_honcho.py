@@ -16,8 +16,7 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -281,7 +280,7 @@ class Scenario:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-SCENARIOS = [  # those that wait longest come first
+SCENARIOS = [
     Scenario("too_few_fleet_processes", (78,), "fleet.processes is 2, but there is no fleet.2",
              variables={"BROADCASTER_FLEET__PROCESSES": "2", "BROADCASTER_LOADTEST__START_TIMEOUT_S": "30"}),
     Scenario("hub_frozen_at_the_start", (69,), "waited", before_the_start("hub.1", signal.SIGSTOP)),
@@ -327,28 +326,10 @@ def play(scenario: Scenario, folder: Path) -> Ended:
     return Ended(code, run.output, run.printed("report.1"), leftovers)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def played(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Ended]]]:
-    """How each scenario ended. They begin with the first test of this file, a few at a time: most only wait."""
-    folder = tmp_path_factory.mktemp("faults")
-    chosen = {item.name.partition("[")[2].rstrip("]") for item in request.session.items if "fault" in item.name}
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        futures = {
-            scenario.name: pool.submit(play, scenario, folder / scenario.name)
-            for scenario in SCENARIOS
-            if scenario.name in chosen
-        }
-        yield futures
-        for future in futures.values():
-            future.cancel()
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_a_fault_ends_the_load_test_red(scenario: Scenario, played: dict[str, Future[Ended]]) -> None:
+def test_a_fault_ends_the_load_test_red(scenario: Scenario, tmp_path: Path) -> None:
     """Whatever dies, freezes or disagrees: the run ends, not green, with the reason, and leaves nothing."""
-    ended = played[scenario.name].result(timeout=55 * UNIT_S)
+    ended = play(scenario, tmp_path)
     assert ended.code != 0, ended.output
     assert scenario.codes is None or ended.code in scenario.codes, ended.output
     assert scenario.words in ended.output, ended.output

@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import pytest
 import uvloop
-from blockbuster import blockbuster_ctx
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from tests.support import (
     client_frame,
     eventually,
     server_frames,
+    unblocked,
 )
 
 T = TypeVar("T")
@@ -93,8 +93,8 @@ def hub() -> Iterator[Hub]:
     unhandled: list[str] = []
     with (
         pytest.MonkeyPatch.context() as patch,
-        blockbuster_ctx("broadcaster"),
-        asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
+        unblocked(),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         patch.setattr(handshake, "_SanicProtocol", Page)
 

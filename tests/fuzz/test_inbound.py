@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 import uvloop
-from blockbuster import blockbuster_ctx
 from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.frames import CloseCode
@@ -22,7 +21,7 @@ from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.fanout.filters import EVERYTHING
 from tests.fuzz import CUTS, cut, fuzzed, mutated
 from tests.hub.house import House, Socket
-from tests.support import Frame, client_frame, frames_from
+from tests.support import Frame, client_frame, frames_from, unblocked
 
 LIMIT: Final = 4096
 """`hub.inbound_max_bytes`"""
@@ -86,7 +85,7 @@ class Hub(NamedTuple):
 
 def hub_with(**settings: Any) -> Iterator[Hub]:
     unhandled: list[str] = []
-    with blockbuster_ctx("broadcaster"), asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner:
+    with unblocked(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 
         async def build() -> House:
             asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(str(what)))

@@ -15,7 +15,6 @@ from urllib.parse import quote, quote_plus
 import jwt
 import pytest
 import uvloop
-from blockbuster import blockbuster_ctx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
@@ -31,7 +30,7 @@ from broadcaster.settings import ApiKey, AuthTable, JwtKey, Settings
 from broadcaster.wire.bearer import token_of
 from tests.fuzz import fuzzed, mutated
 from tests.hub.house import House
-from tests.support import UNIT_S, HubThread, assert_calm
+from tests.support import UNIT_S, HubThread, assert_calm, unblocked
 
 DEFAULT: Final = "events.critical"
 
@@ -451,7 +450,7 @@ class Door(NamedTuple):
 @pytest.fixture(scope="module")
 def door() -> Iterator[Door]:
     """Two gates before the same channels: one for everybody, and one for those who have a token."""
-    with blockbuster_ctx("broadcaster"), asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner:
+    with unblocked(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 
         async def build() -> dict[str, AdmissionControl]:
             house = House()

@@ -558,6 +558,7 @@ def test_what_is_published_over_http_arrives(guarded: Hub, body: bytes, fields: 
     with Guest(
         guarded.port, upgrade_request(guarded.port, path=f"/ws?channel={channel}", **bearer(WALL))
     ) as guest:
+        eventually(lambda: guarded.stats()["channels"].get(channel, {}).get("position"), "it was not opened")
         status, answer = post(guarded, body, as_root())
         assert status == 201, answer
         told = json.loads(answer.partition(b"\r\n\r\n")[2])

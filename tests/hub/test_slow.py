@@ -1039,8 +1039,9 @@ class Story:
             assert gap["last"] is None or gap["first"] <= gap["last"]
             end = truth.places[goes_on] + 1
             assert end > reading.at, f"{gap} comes too late"
-            before = [told.position for told in truth.all[: reading.at] if told.position and reading.wants(told)]
-            assert not before or before[-1] < (gap["epoch"], gap["first"]) or before[-1].epoch != gap["epoch"]
+            given = (told for told in reversed(truth.all[: reading.at]) if told.position and reading.wants(told))
+            before = next((told.position for told in given), None)
+            assert not before or before < (gap["epoch"], gap["first"]) or before.epoch != gap["epoch"]
             for told in truth.all[reading.at : end]:
                 place = told.position
                 if place and place.epoch == gap["epoch"] and place.offset < gap["first"]:

@@ -334,7 +334,7 @@ def test_a_part_ends_though_clients_come_and_go_for_ever(tmp_path: Path) -> None
             assert fleet.reconnects > 3
             await fleet.close()
 
-    asyncio.run(story(), debug=True)
+    asyncio.run(story())
 
 
 def test_a_fleet_that_only_counts_keeps_the_last_loss() -> None:
@@ -536,7 +536,7 @@ def test_a_part_ends_with_its_losses(comes_back: bool, redis: RedisServer, tmp_p
                 await part
             return published
 
-    published = asyncio.run(story(), debug=True)
+    published = asyncio.run(story())
     deliveries = records.read(run / "deliveries.1.csv", DeliveryRecord)
     losses = records.read(run / "losses.1.csv", LossRecord)
     result = json.loads((run / "fleet.1.json").read_text())
@@ -561,7 +561,7 @@ def test_beats_do_not_keep_a_part_from_ending(redis: RedisServer, tmp_path: Path
                 await part
             assert time.monotonic() - began >= 0.5
 
-    asyncio.run(story(), debug=True)
+    asyncio.run(story())
     losses = records.read(tmp_path / "test" / "losses.1.csv", LossRecord)
     deliveries = records.read(tmp_path / "test" / "deliveries.1.csv", DeliveryRecord)
     assert (len(deliveries), losses) == (400, [])
@@ -582,7 +582,7 @@ def test_who_never_connected_is_a_named_loss(redis: RedisServer, tmp_path: Path)
                 await part
             return published
 
-    published = asyncio.run(story(), debug=True)
+    published = asyncio.run(story())
     deliveries = records.read(tmp_path / "test" / "deliveries.1.csv", DeliveryRecord)
     losses = records.read(tmp_path / "test" / "losses.1.csv", LossRecord)
     ledger = balance(published, deliveries, losses, range(5))

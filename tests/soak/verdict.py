@@ -22,7 +22,7 @@ BYTES_PER_CONNECT: Final = 60
 The smallest leak that matters is one object of a connection for each who comes, and what it holds: its transport
 at least. That is 930 bytes, as measured with a roster that kept a list of everybody. In 10 minutes some 20,000
 connections come between the two ends of the comparison, 17,000 of them are let in: that leak is 15 MiB, and the
-bound is 4.1 MiB. (In 20 s it would not be seen: test_forgotten.py looks for it there in another way.)
+bound is 4.1 MiB. (In a few seconds it would not be seen: test_forgotten.py looks for it there in another way.)
 """
 
 SPARE_FILES: Final = 3

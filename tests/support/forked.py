@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -100,6 +101,7 @@ class _Files:
 
 def _run(arguments: list[str], cwd: str, env: dict[str, str], files: _Files) -> None:
     os.setsid()
+    gc.freeze()  # what has been imported is nobody's garbage
     files.take()
     os.chdir(cwd)
     os.environ.clear()

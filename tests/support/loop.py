@@ -29,6 +29,7 @@ class _Watch:
         self._lock = threading.Lock()
         self._threads: Counter[int] = Counter()
         self._blockbuster = BlockBuster("broadcaster")
+        del self._blockbuster.functions["os.stat"]  # asyncio's debug mode does it for each callback
         for function in self._blockbuster.functions.values():
             # Before it serves: settings are files, and Sanic reads the source of its routes.
             function.can_block_in("tests/support/hub.py", "settings_of")
@@ -62,9 +63,9 @@ def unblocked() -> contextlib.AbstractContextManager[None]:
 
 
 def run_async(story: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine with asyncio's debug mode on; a call in the product that blocks the loop is an error."""
+    """Run a coroutine; a call in the product that blocks the loop is an error."""
     with unblocked():
-        return asyncio.run(story, debug=True)
+        return asyncio.run(story)
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -81,7 +82,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
 
         with (
             unblocked(),
-            asyncio.Runner(debug=True, loop_factory=uvloop.new_event_loop) as runner,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
             runner.run(story())
         assert not unhandled, unhandled
