@@ -247,14 +247,14 @@ def test_the_seeds_are_right(payload: bytes) -> None:
     assert_agreement(payload)
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=100).map(str.encode)))
 def test_arbitrary_bytes_are_refused_with_a_cause(payload: bytes) -> None:
     """Noise is refused with a cause out of the fixed set, the one that an independent reading finds."""
     assert_agreement(payload)
 
 
-@fuzzed(1500)
+@fuzzed(600)
 @given(mutated(st.sampled_from(GOOD), SNIPPETS))
 @example(GOOD[0].replace(b"7,", b"-0,"))
 @example(GOOD[0].replace(b"7,", b"7e0,"))
@@ -264,14 +264,14 @@ def test_a_damaged_event_is_read_as_an_independent_reader_reads_it(payload: byte
     assert_agreement(payload)
 
 
-@fuzzed(1000)
+@fuzzed(400)
 @given(written())
 def test_odd_fields_are_judged_as_the_contract_says(payload: bytes) -> None:
     """Wrong types, limits, missing and doubled fields, in every way of writing them."""
     assert_agreement(payload)
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(st.dictionaries(st.text(max_size=4), JSON, max_size=4), st.booleans())
 def test_what_a_producer_may_say_is_accepted(data: dict[str, Any], stored: bool) -> None:
     """Any JSON object whatever may be `data`, and comes back as it was."""
@@ -338,7 +338,7 @@ def test_publisher_and_hub_refuse_the_same_nesting() -> None:
         assert from_further_down(payload, 200) == verdict(payload), f"{depth} levels"
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(
     st.integers(0, 300),
     st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True),
@@ -354,7 +354,7 @@ def test_a_place_does_not_count_for_the_size(size: int, channel: str, epoch: str
     assert verdict(plain, limit) == verdict(stored, limit) == (RIGHT if more >= 0 else "too_large")
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(st.one_of(st.none(), st.integers(), st.binary(max_size=9), st.text(max_size=200), st.just("x" * 129)))
 def test_anything_but_a_channel_name_is_refused(name: Any) -> None:
     """Whatever is given as the name of a channel, it is one, or an `InvalidEvent` says that it is none."""
@@ -381,7 +381,7 @@ def control_payload(control: tuple[str, str, dict[str, Any]]) -> bytes:
     return json.dumps({"control": kind, "channel": channel, **fields}).encode()
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(CONTROLS.filter(lambda control: not {"self", "control", "channel"} & control[2].keys()))
 def test_a_control_frame_is_read_as_it_was_written(control: tuple[str, str, dict[str, Any]]) -> None:
     """Every field comes back."""
@@ -389,7 +389,7 @@ def test_a_control_frame_is_read_as_it_was_written(control: tuple[str, str, dict
     assert wire.read_control(control_payload(control)) == {"control": kind, "channel": channel, **fields}
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(mutated(CONTROLS.map(control_payload), SNIPPETS))
 def test_a_damaged_control_frame_is_read_or_is_none(payload: bytes) -> None:
     """What is returned is an object with `control`, and without the field that tells an event."""
@@ -400,7 +400,7 @@ def test_a_damaged_control_frame_is_read_or_is_none(payload: bytes) -> None:
         assert json.loads(payload) == fields or fields != fields  # NaN is what Python reads, and equals nothing
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(st.sampled_from(GOOD), JSON)
 def test_an_event_is_never_taken_for_a_control_frame(payload: bytes, value: Any) -> None:
     """Not even one that begins as control frames do."""
@@ -421,7 +421,7 @@ def test_a_deep_control_frame_is_none_or_read(depth: int) -> None:
 EPOCHS: Final = st.from_regex(r"[0-9A-Za-z]{1,64}", fullmatch=True)
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(EPOCHS, st.integers(0, MAX_OFFSET))
 def test_a_position_is_read_as_it_is_written(epoch: str, offset: int) -> None:
     """From text and back."""
@@ -429,7 +429,7 @@ def test_a_position_is_read_as_it_is_written(epoch: str, offset: int) -> None:
     assert Position.parse(str(position)) == position == read_position(str(position))
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(
     st.one_of(
         st.text(max_size=20),
@@ -454,7 +454,7 @@ def test_any_other_text_is_no_position(text: str) -> None:
             Position.parse(text)
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(JSON)
 def test_no_other_value_is_a_position_or_an_epoch(value: Any) -> None:
     """Whatever a frame has in these fields, it is read or counts as not known."""

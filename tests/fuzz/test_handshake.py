@@ -287,7 +287,7 @@ def assert_documented(found: Outcome, sent: bytes) -> None:
         assert found.status != 431 or len(head) + 4 > HEAD_MAX
 
 
-@fuzzed(800)
+@fuzzed(320)
 @given(HEADS)
 @example(UPGRADE)
 @example(PAGE + PAGE)
@@ -298,7 +298,7 @@ def test_anything_in_one_piece_has_one_outcome(hub: Hub, sent: bytes) -> None:
     assert_documented(exchange(hub, [sent]), sent)
 
 
-@fuzzed(600)
+@fuzzed(240)
 @given(HEADS, CUTS)
 @example(UPGRADE, list(range(len(UPGRADE))))
 @example(PAGE + POST, list(range(len(PAGE + POST))))
@@ -307,7 +307,7 @@ def test_the_cuts_between_reads_change_nothing(hub: Hub, sent: bytes, places: li
     assert exchange(hub, cut(sent, places)) == exchange(hub, [sent])
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(HEADS, CUTS)
 def test_a_slow_sender_has_one_outcome_too(hub: Hub, sent: bytes, places: list[int]) -> None:
     """With all that can be done done between two segments, only what comes after a 101 is heard otherwise."""
@@ -315,7 +315,7 @@ def test_a_slow_sender_has_one_outcome_too(hub: Hub, sent: bytes, places: list[i
     assert found == whole or (found.kind == "upgraded" and whole == Outcome("answered", 400, b""))
 
 
-@fuzzed(100)
+@fuzzed(40)
 @given(HEADS, CUTS)
 def test_who_runs_out_of_time_is_answered_once(hub: Hub, sent: bytes, places: list[int]) -> None:
     """At the deadline everybody who is waiting, at whatever byte, is told 408 and closed; nobody else is."""

@@ -320,7 +320,7 @@ PING: Final = client_frame(9, b"hi")
 BYE: Final = client_frame(8, b"\x03\xe8")
 
 
-@fuzzed(800)
+@fuzzed(320)
 @given(ANYTHING)
 @example(BAD_TEXT + PING)
 @example(BAD_TEXT + BYE)
@@ -334,14 +334,14 @@ def test_anything_in_one_piece_is_answered_as_the_rfc_says(hub: Hub, data: bytes
     assert_right(converse(hub, [data]), data)
 
 
-@fuzzed(800)
+@fuzzed(320)
 @given(ANYTHING, CUTS)
 def test_anything_in_any_pieces_is_answered_as_the_rfc_says(hub: Hub, data: bytes, places: list[int]) -> None:
     """However the bytes are cut into reads."""
     assert_right(converse(hub, cut(data, places)), data)
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(st.lists(frames(), max_size=7), CUTS)
 @example([BAD_TEXT, PING], [])
 @example([BAD_TEXT, BYE], [])
@@ -360,7 +360,7 @@ def test_the_cuts_between_reads_change_nothing(hub: Hub, sent: list[bytes], plac
             assert converse(hub, parts) == whole
 
 
-@fuzzed(400)
+@fuzzed(160)
 @given(st.one_of(SEQUENCES, NOISE), CUTS)
 def test_the_library_itself_would_close_with_the_same_code(hub: Hub, data: bytes, places: list[int]) -> None:
     """As `ServerProtocol` of websockets does; only that it leaves text, and frames within messages, to others."""

@@ -127,14 +127,14 @@ MANY: Final = st.lists(
 )
 
 
-@fuzzed(600)
+@fuzzed(240)
 @given(st.one_of(PAIRS, MANY))
 def test_a_query_is_read_as_the_contract_says(pairs: Pairs) -> None:
     """Right parameters in any order, wrong ones, and everything between."""
     assert answer(tuple(pairs)) == wanted(pairs)
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(PAIRS, st.sampled_from([quote, quote_plus, functools.partial(quote, safe="")]))
 def test_a_query_comes_out_of_a_url_as_it_was_put_in(pairs: Pairs, write: Any) -> None:
     """Every way of escaping means the same; nothing of a value is lost."""
@@ -147,7 +147,7 @@ def test_a_query_comes_out_of_a_url_as_it_was_put_in(pairs: Pairs, write: Any) -
     assert answer(target.query) == wanted(pairs)
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(
     st.one_of(
         st.text(max_size=60),
@@ -218,7 +218,7 @@ def headers_of(fields: Pairs) -> Headers:
     return headers
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(HEADERS)
 def test_a_token_is_found_where_it_may_stand_and_nowhere_else(fields: Pairs) -> None:
     """In one `Authorization: Bearer`, else in a subprotocol; anything else is no token, or is said to be wrong."""
@@ -246,7 +246,7 @@ def test_a_token_is_found_where_it_may_stand_and_nowhere_else(fields: Pairs) -> 
             assert token is None
 
 
-@fuzzed(200)
+@fuzzed(80)
 @given(st.text(max_size=40).filter(lambda text: text.strip() == text != ""), st.booleans())
 def test_every_token_can_be_shown_in_a_subprotocol(token: str, first: bool) -> None:
     """Also one that a header could not carry."""
@@ -287,7 +287,7 @@ def grant(token: str | None) -> Grant | None:
         return None
 
 
-@fuzzed(400)
+@fuzzed(160)
 @given(
     st.one_of(
         st.none(),
@@ -359,7 +359,7 @@ def signed(header: Any, claims: Any, algorithm: str) -> str:
     return (signing + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")).decode()
 
 
-@fuzzed(600)
+@fuzzed(240)
 @given(changes(), st.sampled_from(["HS256", "EdDSA"]))
 def test_a_signed_token_is_good_for_what_it_says_and_never_longer(claims: dict[str, Any], algorithm: str) -> None:
     """Whatever types its claims have: it is denied, or all that is required is there, and right."""
@@ -381,7 +381,7 @@ def test_a_signed_token_is_good_for_what_it_says_and_never_longer(claims: dict[s
         assert claims != CLAIMS, "a good token was refused"
 
 
-@fuzzed(300)
+@fuzzed(120)
 @given(
     st.one_of(
         ODD, st.dictionaries(st.sampled_from(["alg", "typ", "kid", "crit", "b64", "jwk", "x5c", "zip"]), ODD)
@@ -397,7 +397,7 @@ def test_a_header_chooses_no_algorithm(header: Any, named: str, algorithm: str) 
         assert header["alg"] == algorithm
 
 
-@fuzzed(400)
+@fuzzed(160)
 @given(
     mutated(
         st.sampled_from([signed({"alg": name}, CLAIMS, name).encode() for name in ("HS256", "EdDSA")]),
@@ -479,7 +479,7 @@ ADDRESSES: Final = st.one_of(
 STATUSES: Final = {400, 401, 403, 404, 503}
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(TARGETS, ADDRESSES, st.sampled_from(["none", "token"]))
 def test_the_gate_admits_or_says_why_not(door: Door, target: wire.Target, address: str, mode: str) -> None:
     """Whatever is asked for and shown: one documented status, and one count of one cause."""
@@ -521,7 +521,7 @@ UPGRADE: Final = (
 )
 
 
-@fuzzed(500)
+@fuzzed(200)
 @given(
     st.one_of(
         st.just(b"/ws"),
