@@ -255,7 +255,8 @@ async def test_who_waits_to_be_closed_gets_no_heartbeat() -> None:
     house.publish(1)
     house.timer.tick()
     await turns(5)
-    assert [client.told for client in waiting] == [["welcome", "welcome"]] * len(waiting)
+    for client in waiting:  # its turn may have come meanwhile
+        assert [told for told in client.told if told != "close 4010"] == ["welcome", "welcome"]
 
 
 # With a real hub
