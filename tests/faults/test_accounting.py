@@ -632,6 +632,9 @@ def test_a_replica_that_lagged_and_was_promoted(tmp_path: Path) -> None:
             eventually(lambda: client.command("EXISTS", META), "nothing is replicated")
             eventually(lambda: away.got, "nothing comes")
             ledger.send_away(away)
+            left_at = away.got[-1].position
+            assert left_at is not None
+            eventually(lambda: int(client.command("HGET", META, "offset")) > left_at.offset, "it lags too much")
             ledger.flows(50)
             assert client.command("REPLICAOF", "NO", "ONE") == b"OK"
             survived = int(client.command("HGET", META, "offset"))
