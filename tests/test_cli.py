@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -61,10 +62,17 @@ class System:
 
     @contextlib.contextmanager
     def subscribe(self, *arguments: str) -> Iterator[Running]:
-        """`broadcaster subscribe ...`, connected."""
+        """`broadcaster subscribe ...`, connected, and its channels are open."""
         before = self.hub.stats()["connected"]
+        wanted = {value for name, value in itertools.pairwise(arguments) if name == "--channel"}
+
+        def is_served() -> bool:
+            stats = self.hub.stats()
+            opened = {name for name, channel in stats["channels"].items() if channel["position"]}
+            return stats["connected"] > before and wanted <= opened
+
         with broadcaster("subscribe", *arguments, **self.variables) as running:
-            eventually(lambda: self.hub.stats()["connected"] > before, f"not connected:\n{running.output}")
+            eventually(is_served, f"not connected:\n{running.output}")
             yield running
 
 
