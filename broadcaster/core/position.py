@@ -37,6 +37,16 @@ class Position(NamedTuple):
         return cls(match[1], int(match[2]))
 
 
+def is_timed(epoch: str) -> bool:
+    """Whether the name of an epoch is the time at which it began.
+
+    Then it orders the epoch for ever: `T`, milliseconds since 1970 as 9 digits to the base of 32, and 6 digits by
+    chance, so that the later of two is the greater text. A name of another form is of an earlier version of the
+    product, and older than all of these.
+    """
+    return _TIMED(epoch) is not None
+
+
 def is_epoch(value: object) -> bool:
     return type(value) is str and _EPOCH(value) is not None
 
@@ -123,4 +133,5 @@ def read_position(value: object) -> Position | None:
 
 
 _EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}").fullmatch
+_TIMED: Final = re.compile(r"T[0-9a-v]{9}[0-9a-f]{6}").fullmatch
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,16})", re.ASCII).fullmatch

@@ -97,7 +97,7 @@ class Limits:
         kept_pages: Pages that are cached for other readers.
         kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
         page_retry_s: Seconds until a page is read again that did not hold what was missing.
-        known_epochs: Epochs of a channel that a hub remembers; Redis remembers 16.
+        known_epochs: Epochs without a time that a hub remembers of a channel.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
         known_labels: Distinct labels per channel that are one object each, and whose matching filters are known.
         ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.

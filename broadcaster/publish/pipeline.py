@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
+from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
+from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
@@ -63,6 +65,7 @@ class PublishPipeline:
         self._limits = runtime.limits
         self._clock = runtime.clock
         self._chance = runtime.chance
+        self._runtime = runtime
         self._history = settings.history
         self._deadline_s = settings.publisher.publish_deadline_s
         self._max_unanswered = settings.publisher.max_unanswered
@@ -75,6 +78,7 @@ class PublishPipeline:
         self._events = 0  # in it, without an outcome
         self._unsent = 0  # commands in it that were not sent on any connection
         self._last: dict[str, Pending] = {}  # per channel the last one in it
+        self._newest = BoundedDict[str, Position](runtime.limits.publish_sources)  # answered, per channel
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
         self._tried = False
@@ -160,7 +164,10 @@ class PublishPipeline:
             return ("PUBLISH", pending.channel, pending.events[0][1])
         # An unanswered one may fail: then this must not be stored before it.
         after = before.events[-1][0] if before is not None else None
-        return stream.store(pending.channel, pending.events, self._history, after=after, chance=self._chance)
+        floor = self._newest.get(pending.channel)
+        return stream.store(
+            *(pending.channel, pending.events, self._history), after=after, floor=floor, runtime=self._runtime
+        )
 
     async def settle(self, sent: Sequence[Pending]) -> list[Stored | RedisUnavailable]:
         """Per event: its position and the number of receivers, or the error.
@@ -219,7 +226,17 @@ class PublishPipeline:
                 raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}")
         except RedisUnavailable as error:
             outcomes = [error] * len(pending.events)
+        else:
+            self._note_newest(pending.channel, outcomes)
         self._conclude(pending, outcomes)
+
+    def _note_newest(self, channel: str, outcomes: Sequence[Outcome]) -> None:
+        """Redis must never again stand before what it has answered."""
+        for outcome in reversed(outcomes):
+            # One that had been stored before may be of an older epoch.
+            if isinstance(outcome, Stored) and outcome.receivers is not None and outcome.position is not None:
+                self._newest[channel] = outcome.position
+                break
 
     def _fail(self, pending: Pending, error: RedisUnavailable | RedisRefused) -> None:
         self._conclude(pending, [error] * len(pending.events))

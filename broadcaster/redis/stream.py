@@ -3,7 +3,7 @@
 Per channel, under one hash tag so that a cluster keeps them together:
 
     {ch}:meta           hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
-                        epochs: the last 16, each with its first offset ("a1:1 b2:451")
+                        epochs: those of which there are events, each with its first offset ("a1:1 b2:451")
     {ch}:log            stream: the events, id <offset>-0, about the last `history.max_events` of them
     {ch}:id:<event_id>  the position an event was given, for `history.dedupe_s`: a retry is answered with it
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.position import Head, Position, is_epoch
-from broadcaster.core.runtime import CHANCE, Chance
+from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.redis.connection import RUN_ID, Command
 from broadcaster.settings import HistoryTable
 
@@ -51,7 +51,8 @@ def store(
     table: HistoryTable,
     *,
     after: str | None = None,
-    chance: Chance = CHANCE,
+    floor: Position | None = None,
+    runtime: Runtime = RUNTIME,
 ) -> Command:
     """Build the command that stores and publishes events in order; the reply is for `read_stored`.
 
@@ -60,22 +61,30 @@ def store(
         events: Id and payload of each.
         table: How many of them are kept, and how long.
         after: Id of an event that must have been stored before; else this is an error (`ORDER`).
-        chance: Draws the name of the epoch that may begin.
+        floor: The newest position of this channel that the caller has seen. A Redis that stands before it has come
+            back to an older memory, and begins an epoch. Never what a client says.
+        runtime: Clock and chance, for the name of the epoch that may begin.
     """
     prefix = f"{{{channel}}}:id:"
     ids = [prefix + event_id for event_id, _ in events]
     payloads = [payload for _, payload in events]
-    # A fresh epoch each time, also when the same events are sent again: Redis may have been restarted meanwhile.
+    # Fresh digits each time, also when the same events are sent again: Redis may have been restarted meanwhile.
     return (
         *("EVALSHA", SHA, 3 + len(ids), *_keys(channel), prefix + (after or ""), *ids),
-        *(channel, chance.hex(6), table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
+        *(channel, runtime.chance.hex(3), runtime.clock.wall_ns() // 1_000_000, str(floor or "")),
+        *(table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
         *(int(after is not None), *payloads),
     )
 
 
-def ensure_epoch(channel: str, table: HistoryTable, *, chance: Chance = CHANCE) -> Command:
-    """Build the command that reads a channel's head and begins an epoch if due; the reply is for `read_head`."""
-    return store(channel, (), table, chance=chance)
+def ensure_epoch(
+    channel: str, table: HistoryTable, *, floor: Position | None = None, runtime: Runtime = RUNTIME
+) -> Command:
+    """Build the command that reads a channel's head and begins an epoch if due; the reply is for `read_head`.
+
+    See `store` for the floor.
+    """
+    return store(channel, (), table, floor=floor, runtime=runtime)
 
 
 def peek_head(channel: str) -> Command:

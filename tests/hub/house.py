@@ -11,7 +11,7 @@ from typing import Any, cast
 from broadcaster import wire
 from broadcaster.auth.access import Access
 from broadcaster.core.errors import RedisUnavailable
-from broadcaster.core.position import Position
+from broadcaster.core.position import Position, is_timed
 from broadcaster.core.runtime import Runtime
 from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.catchup.event_log import EventLog
@@ -99,7 +99,8 @@ class Shelf:
     """One channel in Redis.
 
     Attributes:
-        epochs: All there ever were; Redis lists the last 16.
+        epochs: All there ever were.
+        oldest: Per epoch the first offset in the log when it began; epochs that had ended by then are not listed.
         offset: Of the last event.
         began_by: Which process began the last epoch.
         log: What can be found.
@@ -110,6 +111,7 @@ class Shelf:
     epochs: list[Position]
     offset: int
     began_by: int
+    oldest: dict[str, int] = field(default_factory=dict)
     log: dict[int, bytes] = field(default_factory=dict)
     gone: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     ids: dict[str, Position] = field(default_factory=dict)
@@ -131,7 +133,9 @@ class Memory:
         looks, pages: How often each was asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, timed: bool = False) -> None:
+        """Nothing is stored. Epochs are e1, e2, ... as in earlier versions, or `timed` as the script does it."""
+        self._epoch_name = "T{:09}000000".format if timed else "e{}".format
         self.shelves: dict[str, Shelf] = {}
         self.run = 1
         self.failures = 0
@@ -147,14 +151,16 @@ class Memory:
 
     # As a publisher
 
-    def shelf(self, channel: str = CHANNEL) -> Shelf:
+    def shelf(self, channel: str = CHANNEL, floor: Position | None = None) -> Shelf:
         """A channel; its epoch is begun if that is due."""
         shelf = self.shelves.get(channel)
         if shelf is None:
             shelf = self.shelves[channel] = Shelf([], 0, 0)
-        if shelf.began_by != self.run:
+        if shelf.began_by != self.run or (floor is not None and _is_before(shelf, floor)):
             self._epochs += 1
-            shelf.epochs.append(Position(f"e{self._epochs}", shelf.offset + 1))
+            name = self._epoch_name(self._epochs)
+            shelf.epochs.append(Position(name, shelf.offset + 1))
+            shelf.oldest[name] = min(shelf.log, default=shelf.offset + 1)
             shelf.began_by = self.run
         return shelf
 
@@ -181,13 +187,17 @@ class Memory:
         """Another process, with all data; or a channel is as it last was when it stood at the offset `kept`."""
         self.run += 1
         if kept is not None:
-            shelf = self.shelves[channel]
-            shelf.offset = kept
-            log = shelf.log | {offset: event for offset, (head, event) in shelf.gone.items() if head > kept}
-            shelf.log = {offset: event for offset, event in log.items() if offset <= kept}
-            shelf.gone = {offset: gone for offset, gone in shelf.gone.items() if gone[0] <= kept}
-            shelf.ids = {key: position for key, position in shelf.ids.items() if position.offset <= kept}
-            shelf.epochs = [epoch for epoch in shelf.epochs if epoch.offset <= kept + 1]
+            self.set_back(kept, channel)
+
+    def set_back(self, kept: int, channel: str = CHANNEL) -> None:
+        """The same process; a channel is as it last was when it stood at the offset `kept`."""
+        shelf = self.shelves[channel]
+        shelf.offset = kept
+        log = shelf.log | {offset: event for offset, (head, event) in shelf.gone.items() if head > kept}
+        shelf.log = {offset: event for offset, event in log.items() if offset <= kept}
+        shelf.gone = {offset: gone for offset, gone in shelf.gone.items() if gone[0] <= kept}
+        shelf.ids = {key: position for key, position in shelf.ids.items() if position.offset <= kept}
+        shelf.epochs = [epoch for epoch in shelf.epochs if epoch.offset <= kept + 1]
 
     def forget(self, channel: str = CHANNEL) -> None:
         """All that was known of a channel is gone."""
@@ -254,13 +264,13 @@ class Memory:
 
     def _run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
         """As `stream.lua` does, but that an epoch has a name of ours."""
-        channel, must_exist, payloads = arguments[0], arguments[6], arguments[7:]
+        channel, floor, must_exist, payloads = arguments[0], arguments[3], arguments[8], arguments[9:]
         self.looks += not payloads
         if not all(event.startswith(b'{"') for event in payloads):
             raise RedisUnavailable('Redis says: BADEVENT the payload of an event begins with {"')
         if must_exist and not (channel in self.shelves and keys[2] in self.shelves[channel].ids):
             raise RedisUnavailable("Redis says: ORDER what comes before it was not stored")
-        shelf = self.shelf(channel)
+        shelf = self.shelf(channel, Position.parse(floor) if floor else None)
         replies: list[Any] = []
         for key, event in zip(keys[3:], payloads, strict=True):
             heard = -1
@@ -268,7 +278,7 @@ class Memory:
                 shelf.ids[key] = self.next(channel)
                 heard = self._publish(self.store(event, channel))
             replies += [str(shelf.ids[key]).encode(), heard]
-        epochs = " ".join(f"{epoch}:{first}" for epoch, first in shelf.epochs[-16:])
+        epochs = "" if payloads else " ".join(f"{epoch}:{first}" for epoch, first in _listed(shelf))
         return [epochs.encode(), b"%d" % shelf.offset, *replies]
 
     def _publish(self, payload: bytes) -> int:
@@ -288,6 +298,20 @@ class Memory:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _is_before(shelf: Shelf, floor: Position) -> bool:
+    """Whether a channel does not stand yet where somebody has seen it: its memory is an older one."""
+    ours, seen = [int(name[1:10]) for name in (shelf.epochs[-1].epoch, floor.epoch)]
+    return seen > ours or (seen == ours and floor.offset > shelf.offset)
+
+
+def _listed(shelf: Shelf) -> list[Position]:
+    """Those epochs of which there were events when the last one began, and that one; all that have no time."""
+    *others, last = shelf.epochs
+    ended = [index for index, epoch in enumerate(others) if epoch.offset <= shelf.oldest[last.epoch]]
+    start = ended[-1] if ended and is_timed(last.epoch) else 0
+    return [*others[start:], last]
 
 
 def _channel_of(key: str) -> str:

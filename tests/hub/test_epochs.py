@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -69,7 +70,7 @@ NEXT: list[tuple[str, EpochOrder, str, int]] = [
     ("far beyond it", ROLLED_BACK, "a-9999", 401),
     ("before an epoch without events", RESTARTED, "a-500", 501),
     ("in the epoch without events", RESTARTED, "b-500", 501),
-    ("in an unknown one", RESTARTED, "x-600", 0),
+    ("in an unknown one", RESTARTED, "x-600", 1),
     ("when nothing is known", order(), "x-600", 601),
 ]
 
@@ -224,3 +225,48 @@ def test_a_walk_over_the_log_tells_every_missing_offset_once(seed: int) -> None:
     assert all(gap.position is not None and gap.first is not None for gap in told)
     crossed = [gap for gap in told if gap.cause == Cause.REDIS_RESTARTED]
     assert len(crossed) == len({gap.epoch for gap in crossed})
+
+
+# Epochs that are named by the time at which they began
+
+A, B, C, D = (f"T00000000{number}0a0b0c" for number in range(1, 5))
+LATER = "T0000000020a0b0d"
+"""Of the same millisecond as `B`, and greater."""
+
+
+def test_the_later_name_is_the_later_epoch() -> None:
+    """For everybody, whatever Redis remembers; what an earlier version has named is older."""
+    empty = order()
+    ranked = ["old-7", f"{A}-9", f"{B}-1", f"{B}-2", f"{LATER}-0", f"{C}-0", f"{D}-0"]
+    for (i, one), (j, other) in itertools.product(enumerate(ranked), repeat=2):
+        assert empty.is_after(P(one), P(other)) is (i > j)
+    assert order("old-1", "x-5", f"{A}-9").is_after(P("x-1"), P("old-400"))
+
+
+def test_a_reader_of_a_forgotten_epoch_goes_on_at_the_next_one() -> None:
+    """Its events have expired, or were in a memory that is gone: a gap with an open end, then what there is."""
+    known = order(f"{A}-1", f"{C}-41", f"{D}-60")
+    assert known.next_offset(P(f"{B}-700")) == 41
+    assert known.gaps(P(f"{B}-700"), P(f"{C}-41")) == [restarted(B, 701, f"{C}-40")]
+    assert known.gaps(P(f"{B}-700"), P(f"{C}-45")) == [restarted(B, 701, f"{C}-40"), expired(C, 41, 44)]
+    assert known.next_offset(P("old-700")) == 1
+    assert known.next_offset(P(f"{D}-70")) == 71
+    assert not known.has_given(P(f"{B}-700"), P(f"{D}-70"))
+
+
+def test_an_event_of_an_epoch_that_is_not_listed_is_told_apart() -> None:
+    """A hole between two epochs is never silent."""
+    assert order().gaps(P(f"{A}-7"), P(f"{B}-9")) == [restarted(A, 8, f"{B}-8")]
+    assert order(f"{B}-5").gaps(P(f"{A}-7"), P(f"{C}-9")) == [
+        restarted(A, 8, f"{B}-4"),
+        restarted(B, 5, f"{C}-8"),
+    ]
+
+
+def test_redis_lists_and_names_order() -> None:
+    """What only we remember is dropped where names say the order, and kept where they do not."""
+    known = order("a-1", "b-5", f"{A}-9", f"{B}-11").followed_by((P("a-1"), P(f"{C}-5")))
+    assert known.knows("b")
+    assert not known.knows(A)
+    assert known.is_after(P(f"{C}-5"), P(f"{B}-99"))
+    assert not order(f"{A}-1", f"{B}-5").followed_by((P(f"{A}-1"), P(f"{C}-5"))).knows(B)

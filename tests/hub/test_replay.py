@@ -114,26 +114,61 @@ async def test_a_gap_in_the_ring_is_told_to_whoever_resumes_before_it() -> None:
     late = house.connect("since=e2-3", v1=True)
     await house.settle()
     assert early.told == ["welcome", before[1], "gap", *after]
-    assert welcome(early) == ("e1-1", False)
+    assert welcome(early) == ("e1-1", True), "what follows joins on"
     assert plain.told == [before[1], "close 4009"]
     assert late.told == ["welcome", after[1]]
     assert welcome(late) == ("e2-3", True)
-    assert house.channel().replay.recovered == 1
+    assert house.channel().replay.recovered == 3
 
 
 @in_loop
-async def test_a_gap_of_the_same_epoch_in_the_ring_is_not_called_whole() -> None:
-    """`recovered` means that nothing is missing after the position: here something is, and is told."""
+async def test_a_gap_of_the_same_epoch_in_the_ring_is_told_in_its_place() -> None:
+    """`recovered`: what follows joins on to the position. For one it does, for the other a gap comes first."""
     house = await House.opened()
     house.publish(2)
     house.redis.store(INVALID)
     house.publish(1)
     await house.settle()
-    peer = house.connect("since=e1-1", v1=True)
+    peer, other = house.connect("since=e1-1", v1=True), house.connect("since=e1-2", v1=True)
     await house.settle()
     assert peer.story == [2, ("e1", 3, 3, "refused"), 4]
-    assert welcome(peer) == ("e1-1", False)
-    assert house.channel().replay.recovered == 0
+    assert welcome(peer) == ("e1-1", True)
+    assert other.story == [("e1", 3, 3, "refused"), 4]
+    assert welcome(other) == ("e1-2", False)
+    assert house.channel().replay.recovered == 1
+
+
+@in_loop
+async def test_who_gives_no_position_is_not_told_that_it_was_recovered() -> None:
+    """Not even if the channel was not caught up when it came, so that it begins at an earlier position."""
+    house = await House.opened()
+    house.publish(2)
+    await house.settle()
+    house.channel().sequencer.interrupt()
+    peer, asking = house.connect(v1=True), house.connect("since=e1-1", v1=True)
+    house.store(1)
+    house.channels.on_confirmed(CHANNEL)
+    await house.settle()
+    assert peer.story == [3]
+    assert welcome(peer) == ("e1-2", None)
+    assert welcome(asking) == ("e1-1", True)
+    replay = house.channel().replay
+    assert (replay.resumed, replay.recovered) == (1, 1)
+
+
+@pytest.mark.parametrize("since", ["e1-9", "T1k8c5q46427c26a-1"], ids=["of this epoch", "of a later one"])
+@in_loop
+async def test_a_position_beyond_the_head_is_not_waited_for(since: str) -> None:
+    """It was never given: told as unknown, at once."""
+    house = await House.opened()
+    house.publish(2)
+    await house.settle()
+    peer, plain = house.connect(f"since={since}", v1=True), house.connect(f"since={since}")
+    await house.settle()
+    epoch, _, offset = since.partition("-")
+    assert peer.story == [(epoch, int(offset) + 1, None, "position_unknown")]
+    assert welcome(peer) == ("e1-2", False)
+    assert plain.told == ["close 4009"]
 
 
 # From the log
@@ -384,7 +419,7 @@ async def test_stored_events_that_are_not_valid_are_told_as_refused(bad: list[ra
     ]
     places = [word if isinstance(word, int) else word[2] for word in peer.story]
     assert places == sorted(places), "a gap is not in its place"
-    assert welcome(peer) == ("e1-0", False) or bad[0].start > 250
+    assert welcome(peer) == ("e1-0", 1 not in refused)
 
 
 @in_loop
@@ -427,7 +462,7 @@ async def test_restarts_since_are_told_each_and_what_survived_is_given() -> None
         *(6, 7, 8, ("e2", 9, None, "redis_restarted")),
         *(("e3", 9, None, "redis_restarted"), 9, 10),
     ]
-    assert welcome(peer) == ("e1-3", False)
+    assert welcome(peer) == ("e1-3", True)
 
 
 @in_loop

@@ -17,7 +17,7 @@ import pytest
 
 from broadcaster.core import event
 from broadcaster.core.errors import RedisUnavailable
-from broadcaster.core.position import Head, Position
+from broadcaster.core.position import Head, Position, is_timed
 from broadcaster.redis import stream
 from broadcaster.redis.commands import server_info
 from broadcaster.redis.connection import RUN_ID, Command
@@ -547,7 +547,7 @@ def test_a_channel_recovers_from_nonsense_in_its_counter(
 
 
 def test_no_seed_makes_an_epoch_twice() -> None:
-    """A program that seeds its random numbers, at each of its starts alike, makes other epochs each time."""
+    """A program that seeds its random numbers, at each start alike, draws other digits for them each time."""
     state = random.getstate()
     try:
         made = []
@@ -556,22 +556,104 @@ def test_no_seed_makes_an_epoch_twice() -> None:
             made += [stream.ensure_epoch(CHANNEL, TABLE) for _ in range(100)]
     finally:
         random.setstate(state)
-    epochs = [word for command in made for word in command if isinstance(word, str) and len(word) == 12]
-    assert len(epochs) == len(set(epochs)) == 200
+    epochs = [word for command in made for word in command if isinstance(word, str) and len(word) == 6]
+    assert len(epochs) == 200
+    assert len(set(epochs)) > 190
 
 
-def test_sixteen_epochs_are_remembered(client: RedisClient) -> None:
-    """The list has the last 16 epochs, oldest first, each with the first offset it may have."""
+def test_every_epoch_with_an_event_is_listed(client: RedisClient) -> None:
+    """Oldest first, each with the first offset it may have; those of which there are no events are dropped."""
     epochs = []
     for number in range(40):
         client.command("HSET", META, "run_id", "another")
         head = look(client)
         epochs.append(Position(head.position.epoch, 2 * number + 1))
-        assert head.epochs == tuple(epochs[-16:])
+        assert head.epochs == tuple(epochs)
         positions(client, f"a{number} b{number}")
-    assert len(set(epochs)) == 40
-    assert look(client).offset == 80
-    assert len(client.command("HGET", META, "epochs").split()) == 16
+    assert [epoch for epoch, _ in epochs] == sorted({epoch for epoch, _ in epochs})
+    client.command("XTRIM", LOG, "MINID", "60-0")
+    client.command("HSET", META, "run_id", "another")
+    assert [first for _, first in look(client).epochs] == [*range(59, 80, 2), 81]
+    client.command("DEL", LOG)
+    client.command("HSET", META, "run_id", "another")
+    assert [first for _, first in look(client).epochs] == [81, 81], "the last one was not over yet"
+
+
+def test_five_hundred_and_twelve_epochs_are_listed(client: RedisClient) -> None:
+    """However often Redis is restarted, the list is bounded."""
+    positions(client, "a")
+    for _ in range(520):
+        client.command("HSET", META, "run_id", "another")
+        positions(client, f"b{_}")
+    head = look(client)
+    assert len(head.epochs) == 512
+    assert head.epochs[-1].offset == head.offset == 521
+
+
+def timed(ms: int, digits: str = "0a0b0c") -> str:
+    """The name of an epoch that begins at that time."""
+    alphabet = "0123456789abcdefghijklmnopqrstuv"
+    return "T" + "".join(alphabet[ms >> shift & 31] for shift in range(40, -1, -5)) + digits
+
+
+def test_an_epoch_is_named_by_the_time_of_redis(client: RedisClient) -> None:
+    """Whatever the clock of the caller says; of two names the later one is the greater text."""
+    before, after = (int(client.command("TIME")[0]) * 1000, int(client.command("TIME")[0]) * 1000 + 2000)
+    name = look(client).position.epoch
+    assert is_timed(name)
+    assert timed(before, "000000") < name < timed(after, "ffffff")
+
+
+LATER = 4_000_000_000_000  # milliseconds: in a hundred years
+
+
+@pytest.mark.parametrize("seen", [timed(LATER), timed(LATER, "ffffff")])
+def test_it_begins_after_whatever_was_seen(client: RedisClient, seen: str) -> None:
+    """The clock of Redis may have been set back, or its memory: what its caller has seen is older all the same."""
+    [first] = positions(client, "a")
+    [stored] = stream.read_stored(ask(client, stream.store(CHANNEL, batch("b"), TABLE, floor=Position(seen, 7))))
+    assert stored.position is not None
+    assert stored.position.offset == 2, "offsets count on"
+    assert timed(LATER + 1, "000000") <= stored.position.epoch <= timed(LATER + 1, "ffffff")
+    client.command("HSET", META, "run_id", "another")
+    assert timed(LATER + 2, "000000") <= look(client).position.epoch <= timed(LATER + 2, "ffffff")
+    assert [epoch.epoch for epoch in look(client).epochs][:2] == [first.epoch, stored.position.epoch]
+
+
+FLOORS: list[tuple[str, Callable[[Position], Position], bool]] = [
+    ("the head", lambda head: head, False),
+    ("an earlier offset", lambda head: Position(head.epoch, 0), False),
+    ("a later offset", lambda head: Position(head.epoch, head.offset + 1), True),
+    ("an older epoch", lambda head: Position(timed(5), 99), False),
+    ("a newer epoch", lambda head: Position(timed(LATER), 0), True),
+    ("an epoch of an earlier version", lambda head: Position("0a1b2c3d4e5f", 99), False),
+]
+
+
+@pytest.mark.parametrize(("floor", "begins"), [case[1:] for case in FLOORS], ids=[case[0] for case in FLOORS])
+def test_a_redis_that_stands_before_the_floor_begins_an_epoch(
+    client: RedisClient, floor: Callable[[Position], Position], begins: bool
+) -> None:
+    """Its memory is older than what somebody was handed out: that place must not be given again."""
+    positions(client, "a b c")
+    before = look(client).position
+    after = stream.read_head(ask(client, stream.ensure_epoch(CHANNEL, TABLE, floor=floor(before)))).position
+    assert (after.epoch != before.epoch) is begins
+    assert after.offset == before.offset
+
+
+def test_epochs_of_an_earlier_version_are_read(client: RedisClient) -> None:
+    """They are older than those with a time, and stay in the list, which alone has their order."""
+    client.command("HSET", META, "epoch", "bb22", "offset", "7", "run_id", "another", "epochs", "aa11:1 bb22:5")
+    head = look(client)
+    assert [*head.epochs[:2]] == [Position("aa11", 1), Position("bb22", 5)]
+    assert is_timed(head.position.epoch)
+    assert head.offset == 7
+    client.command("HSET", META, "epoch", "bb22", "offset", "7", "epochs", "aa11:1 bb22:5")
+    for known, begins in (("aa11", False), ("bb22", False), ("cc33", True)):
+        floor = Position(known, 7)
+        head = stream.read_head(ask(client, stream.ensure_epoch(CHANNEL, TABLE, floor=floor)))
+        assert (head.position.epoch != "bb22") is begins
 
 
 # What is kept

@@ -62,11 +62,19 @@ class Broker(Protocol):
     def unsubscribe(self, channel: str) -> None:
         """Give a channel up."""
 
-    async def ensure_epoch(self, channel: str) -> Head:
-        """Where a channel stands; its epoch is begun if that is due."""
+    async def ensure_epoch(self, channel: str, floor: Position | None) -> Head:
+        """Where a channel stands; its epoch is begun if that is due.
 
-    async def page(self, channel: str, first: int, count: int) -> StoredEvents:
-        """The first `count` stored events of a channel from offset `first` on, and where it stands."""
+        Args:
+            channel: Which one.
+            floor: The newest position of it that this hub has seen: it is never before that.
+        """
+
+    async def page(self, channel: str, first: int, count: int, floor: Position | None) -> StoredEvents:
+        """The first `count` stored events of a channel from offset `first` on, and where it stands.
+
+        See `ensure_epoch` for the floor.
+        """
 
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
-from broadcaster.core.position import Head
+from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.hub.broker.broker import StoredEvents, Whereabouts
@@ -40,13 +40,13 @@ class RedisBroker:
             commands: Made with `stream.LOAD` as its greeting if events are stored.
             pubsub: For the subscriptions.
             publisher: For what is published over HTTP.
-            runtime: Chance for the names of epochs.
+            runtime: Clock and chance for the names of epochs.
         """
         self._history = history
         self._commands = commands
         self._pubsub = pubsub
         self._publisher = publisher
-        self._chance = runtime.chance
+        self._runtime = runtime
 
     @classmethod
     def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
@@ -84,18 +84,18 @@ class RedisBroker:
     def unsubscribe(self, channel: str) -> None:
         self._pubsub.unsubscribe(channel)
 
-    async def ensure_epoch(self, channel: str) -> Head:
-        [reply] = await self._commands.execute(self._ensure_epoch(channel))
+    async def ensure_epoch(self, channel: str, floor: Position | None) -> Head:
+        [reply] = await self._commands.execute(self._ensure_epoch(channel, floor))
         return stream.read_head(reply)
 
-    async def page(self, channel: str, first: int, count: int) -> StoredEvents:
+    async def page(self, channel: str, first: int, count: int, floor: Position | None) -> StoredEvents:
         head, listed = await self._commands.execute(
-            self._ensure_epoch(channel), stream.page(channel, first, count)
+            self._ensure_epoch(channel, floor), stream.page(channel, first, count)
         )
         return StoredEvents(stream.read_head(head), stream.read_page(listed))
 
-    def _ensure_epoch(self, channel: str) -> tuple[Any, ...]:
-        return stream.ensure_epoch(channel, self._history, chance=self._chance)
+    def _ensure_epoch(self, channel: str, floor: Position | None) -> tuple[Any, ...]:
+        return stream.ensure_epoch(channel, self._history, floor=floor, runtime=self._runtime)
 
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool

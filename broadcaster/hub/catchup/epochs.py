@@ -1,22 +1,27 @@
 """The order of a channel's positions across the restarts of Redis, and what is missing between two of them.
 
-Pure arithmetic on the table of epochs (`Head`): offsets count on from one epoch to the next, but a
+Pure arithmetic: the name of an epoch is the time at which it began, and orders it for ever. The
+table of epochs (`Head`) only says where in the log each begins. Offsets count on from one epoch to the next, but a
 Redis that came back with older data gives offsets again that another epoch had given already.
+
+Epochs that an earlier version of the product has named are older than all others, and ordered by the table.
 """
 
 from __future__ import annotations
 
 import itertools
 
-from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.position import Cause, Gap, Position, is_timed
 from broadcaster.core.runtime import LIMITS
+
+_UNKNOWN = (0, -1, "")
+"""Sorts an epoch of an earlier version that is not listed before all others."""
 
 
 class EpochOrder:
-    """The epochs of one channel, oldest first, each with its first offset.
+    """The epochs of one channel of which there are events, oldest first, each with its first offset.
 
-    An epoch that is not among them is older than all of them: a reader that stands in it has been away for long,
-    or stood in a Redis whose memory is gone.
+    An epoch that is not among them has no events in the log: they have expired, or were in a memory that is gone.
     """
 
     def __init__(self, channel: str, epochs: tuple[Position, ...], known: int = LIMITS.known_epochs) -> None:
@@ -26,26 +31,29 @@ class EpochOrder:
         self._index = {epoch: index for index, (epoch, _) in enumerate(epochs)}
 
     def followed_by(self, epochs: tuple[Position, ...]) -> EpochOrder:
-        """The order according to Redis, with those epochs in their place that only we remember.
+        """The order according to Redis, with those epochs in their place that only we remember, and have no time.
 
         A Redis that crashes twice has never known of the epoch between, if its data is older than that.
         """
+        if all(is_timed(epoch) for epoch in self._index):
+            return EpochOrder(self._channel, epochs, self._known)
         merged = list(epochs)
         for before, epoch in itertools.pairwise(self._epochs):
             names = [name for name, _ in merged]
-            if epoch.epoch not in names and before.epoch in names:
+            if epoch.epoch not in names and before.epoch in names and not is_timed(epoch.epoch):
                 merged.insert(names.index(before.epoch) + 1, epoch)
         return EpochOrder(self._channel, tuple(merged[-self._known :]), self._known)
 
     def knows(self, epoch: str) -> bool:
+        """Whether it is among them."""
         return epoch in self._index
 
     def is_after(self, one: Position, other: Position) -> bool:
         """Whether `one` comes later in the channel than `other`."""
         if one.epoch == other.epoch:
             return one.offset > other.offset
-        mine, theirs = self._rank(one), self._rank(other)
-        return mine > theirs or mine == theirs == -1
+        mine, theirs = self._rank(one.epoch), self._rank(other.epoch)
+        return mine > theirs or mine == theirs == _UNKNOWN
 
     def has_given(self, position: Position, head: Position) -> bool:
         """Whether a channel that stands at `head` can have given a position."""
@@ -53,11 +61,11 @@ class EpochOrder:
 
     def next_offset(self, position: Position) -> int:
         """The lowest offset in the log that may be the one after `position`."""
-        rank = self._rank(position)
-        if rank + 1 >= len(self._epochs):
+        rank = self._rank(position.epoch)
+        first_of_newer = next((first for epoch, first in self._epochs if self._rank(epoch) > rank), None)
+        if first_of_newer is None:
             return position.offset + 1
-        first_of_next = self._epochs[rank + 1].offset
-        return min(position.offset + 1, first_of_next) if rank >= 0 else 0
+        return min(position.offset + 1, first_of_newer) if position.epoch in self._index else first_of_newer
 
     def gaps(self, position: Position, found: Position) -> list[Gap]:
         """What is missing when the event after `position` turns out to be `found`."""
@@ -67,11 +75,17 @@ class EpochOrder:
             return [self._expired(found.epoch, position.offset + 1, found.offset - 1)]
         gaps = []
         epoch, first = position.epoch, position.offset + 1
-        for next_epoch, next_first in self._epochs[self._rank(position) + 1 : self._rank(found) + 1]:
+        mine, theirs = self._rank(position.epoch), self._rank(found.epoch)
+        for next_epoch, next_first in self._epochs:
+            if not mine < self._rank(next_epoch) <= theirs:
+                continue
             continues_after = Position(next_epoch, next_first - 1)
             gaps.append(Gap(self._channel, Cause.REDIS_RESTARTED, epoch, first, None, continues_after))
             epoch, first = next_epoch, next_first
-        if epoch == found.epoch and found.offset > first:
+        if epoch != found.epoch:  # it is not in the table
+            continues_after = Position(found.epoch, found.offset - 1)
+            gaps.append(Gap(self._channel, Cause.REDIS_RESTARTED, epoch, first, None, continues_after))
+        elif found.offset > first:
             gaps.append(self._expired(epoch, first, found.offset - 1))
         return gaps
 
@@ -82,5 +96,6 @@ class EpochOrder:
     def _expired(self, epoch: str, first: int, last: int) -> Gap:
         return Gap(self._channel, Cause.EXPIRED, epoch, first, last, Position(epoch, last))
 
-    def _rank(self, position: Position) -> int:
-        return self._index.get(position.epoch, -1)
+    def _rank(self, epoch: str) -> tuple[int, int, str]:
+        """Of two epochs the older one has the lower rank."""
+        return (1, 0, epoch) if is_timed(epoch) else (0, self._index.get(epoch, -1), "")

@@ -42,25 +42,30 @@ class EventLog:
         self._max_bytes = max_bytes
         self.page_events = limits.page_events
 
-    async def head(self, channel: str) -> Head:
+    async def head(self, channel: str, floor: Position | None = None) -> Head:
         """Where a channel stands; its epoch is begun if that is due.
+
+        Args:
+            channel: Which one.
+            floor: The newest position of it that this hub has seen.
 
         Raises:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
-        return await self._broker.ensure_epoch(channel)
+        return await self._broker.ensure_epoch(channel, floor)
 
-    async def page(self, channel: str, first: int) -> Page:
+    async def page(self, channel: str, first: int, floor: Position | None = None) -> Page:
         """The stored events from an offset on, at most `page_events`.
 
         Args:
             channel: Of which channel.
             first: The lowest offset.
+            floor: The newest position of the channel that this hub has seen.
 
         Raises:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
-        head, items = await self._broker.page(channel, first, self.page_events)
+        head, items = await self._broker.page(channel, first, self.page_events, floor)
         messages, refused, epoch = list[Message](), list[Position](), head.epochs[0].epoch
         for offset, payload in items:
             try:

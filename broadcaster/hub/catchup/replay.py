@@ -25,7 +25,7 @@ class Replay:
 
     Attributes:
         resumed: How many subscriptions have begun at an earlier position.
-        recovered: How many of them have missed nothing.
+        recovered: How many of them could go on right after it.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Replay:
         """
         since, head = subscription.since, self._fanout.position
         assert since is not None
-        self.resumed += 1
+        self.resumed += subscription.asked
         if head is None:
             gap = Gap(self._fanout.channel, Cause.NO_HISTORY, since.epoch, since.offset + 1)
             self._go_live(subscription, gap)
-        elif since.epoch == head.epoch and since.offset > head.offset:
+        elif self._sequencer.order.is_after(since, head):
             gap = Gap(self._fanout.channel, Cause.POSITION_UNKNOWN, since.epoch, since.offset + 1, None, head)
             self._go_live(subscription, gap)
         elif since == head:
@@ -76,7 +76,7 @@ class Replay:
         else:
             self._fanout.join_replaying(subscription, since)
             if subscription.cursor is not None:
-                self._welcome_once(subscription, missing=self._fanout.ring.gaps_from(subscription.cursor) > 0)
+                self._welcome_once(subscription, missing=self._fanout.ring.is_gap(subscription.cursor))
 
     def forget(self, subscription: Subscription) -> None:
         """It has been closed; does nothing the second time."""
@@ -95,7 +95,7 @@ class Replay:
         position = subscription.position
         assert position is not None
         if (number := self._fanout.ring.number_after(position)) is not None:
-            self._welcome_once(subscription, missing=self._fanout.ring.gaps_from(number) > 0)
+            self._welcome_once(subscription, missing=self._fanout.ring.is_gap(number))
             subscription.cursor = number
             return True
         channel, first = self._fanout.channel, self._sequencer.order.next_offset(position)
@@ -148,7 +148,6 @@ class Replay:
             self._fanout.give_run(subscription, run)
             return True
         entries: list[Entry] = []
-        gaps: list[Gap] = []
         size = 0
         start = bisect_left(page.messages, order.next_offset(position), key=_offset)
         for frame, labels, own in page.messages[start:]:
@@ -157,16 +156,16 @@ class Replay:
                 break
             if not order.is_after(own, position):
                 continue
-            gaps += self._add_gaps(entries, order.gaps(position, own), page)
+            entries += _told(order.gaps(position, own), page)
             entries.append(Entry(frame, labels, own, 0, 0.0))
             position = own
             size += len(frame)
         else:
             position, more = self._end_of(page, order, position, head)
-            gaps += self._add_gaps(entries, more, page)
+            entries += _told(more, page)
         if position == subscription.position:
             return False
-        self._welcome_once(subscription, missing=bool(gaps))
+        self._welcome_once(subscription, missing=bool(entries) and entries[0].gap is not None)
         self._move(subscription, position)
         self._fanout.give(subscription, entries)
         return True
@@ -190,24 +189,24 @@ class Replay:
             return position, []  # the ring takes over, or the page is too old to say what is missing
         return oldest, order.head_gaps(position, oldest)
 
-    def _add_gaps(self, entries: list[Entry], gaps: list[Gap], page: Page) -> list[Gap]:
-        announced = [with_refused_cause(gap, set(page.refused)) for gap in gaps]
-        entries += [gap_entry(gap) for gap in announced]
-        return announced
-
     def _welcome_once(self, subscription: Subscription, *, missing: bool) -> None:
         """The first piece has been found: now it is known whether something is missing before it."""
         if (since := subscription.since) is not None:
-            head = self._fanout.position
-            recovered = not missing and head is not None and since.epoch == head.epoch
-            self._welcome(subscription, since, recovered=recovered)
+            self._welcome(subscription, since, recovered=not missing)
 
     def _welcome(self, subscription: Subscription, position: Position | None, *, recovered: bool) -> None:
-        self.recovered += recovered
+        self.recovered += recovered and subscription.asked
         subscription.since = None
         if subscription.sink.wants_control:
-            frame = wire.welcome_frame(self._fanout.channel, position, self._beat_interval_s, recovered)
+            told = recovered if subscription.asked else None
+            frame = wire.welcome_frame(self._fanout.channel, position, self._beat_interval_s, told)
             subscription.sink.write(frame)
+
+
+def _told(gaps: list[Gap], page: Page) -> list[Entry]:
+    """What tells of the gaps, each with its cause."""
+    refused = set(page.refused)
+    return [gap_entry(with_refused_cause(gap, refused)) for gap in gaps]
 
 
 def _offset(message: Message) -> int:

@@ -107,13 +107,16 @@ class Sequencer:
         """The subscription is lost."""
         self._confirmed_in = None
 
-    def check(self, head: Position | None) -> bool:
+    def check(self, head: Position | None, before: Position | None = None) -> bool:
         """Whether everything up to `head`, just read in Redis, was handed on; else the log is read.
 
-        None means that it cannot be known where the channel stands.
+        Args:
+            head: Where the channel stands in Redis; None if that cannot be known.
+            before: Where this hub stood before that. A head that is not there yet is of an older memory.
         """
         at = self.position
-        if head and at and head.epoch == at.epoch and head.offset <= at.offset:
+        is_older = head and before and head.epoch == before.epoch and head.offset < before.offset
+        if head and at and head.epoch == at.epoch and head.offset <= at.offset and not is_older:
             return True
         self._wake.set()
         return False
@@ -143,14 +146,14 @@ class Sequencer:
             self._wake.clear()
             skipped, self._skipped = self._skipped, None
             self.sync_round += 1
-            head = await self._log.head(self._channel)
+            head = await self._log.head(self._channel, self.position)
             self.order = self.order.followed_by(head.epochs)
             if self.position is None:
                 self._fanout.ring.begin(head.position)
             if skipped is not None and not self.order.has_given(skipped, head.position):
                 self._count_unknown(skipped)
             while self.order.is_after(head.position, self._at):
-                page = await self._log.page(self._channel, self.order.next_offset(self._at))
+                page = await self._log.page(self._channel, self.order.next_offset(self._at), self._at)
                 head = page.head
                 self.order = self.order.followed_by(head.epochs)
                 self._read(page)
@@ -244,7 +247,7 @@ class LiveSequencer:
     def interrupt(self) -> None:
         self.caught_up = False
 
-    def check(self, head: Position | None) -> bool:
+    def check(self, head: Position | None, before: Position | None = None) -> bool:
         return True
 
     def knows(self, position: Position) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from broadcaster import wire
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Whereabouts
 from broadcaster.hub.catchup.page_cache import PageCache
@@ -118,11 +119,12 @@ class Channel:
 
     # Its verdict
 
-    def judge(self, where: Whereabouts, *, may_subscribe: bool) -> None:
+    def judge(self, where: Whereabouts, before: Position | None, *, may_subscribe: bool) -> None:
         """Conclude a round of the delivery probe: everything that was published before it has arrived.
 
         Args:
             where: Where the channel stood in Redis when the round began.
+            before: Where it stood here before that.
             may_subscribe: Whether Redis lets the hub subscribe to it.
         """
         error = where if isinstance(where, Exception) else self.sequencer.problem
@@ -136,7 +138,7 @@ class Channel:
         self.refusal = error
         if error is not None:
             self.trouble = str(error)
-        elif not isinstance(where, Exception) and not self.sequencer.check(where):
+        elif not isinstance(where, Exception) and not self.sequencer.check(where, before):
             self.trouble = f"stored events have not come over the subscription: {self.name}"
         elif not self.sequencer.caught_up:
             self.trouble = f"not caught up yet: {self.name}"

@@ -130,13 +130,14 @@ class DeliveryProbe:
         self._probe = asyncio.get_running_loop().create_future()
         self._expected = self._chance.hex(8).encode()
         touch = self.rounds % self._limits.touch_rounds == 0
-        found = await self._broker.probe(self.channel, self._expected, list(self._channels.open), touch=touch)
+        before = {name: channel.sequencer.position for name, channel in self._channels.open.items()}
+        found = await self._broker.probe(self.channel, self._expected, list(before), touch=touch)
         await self._probe
         refused = self._broker.refused
         if self.channel in refused:
             raise RedisRefused(f"Redis will not let us subscribe to {self.channel}")
         for name, where in found.items():
             if (channel := self._channels.open.get(name)) is not None:
-                channel.judge(where, may_subscribe=name not in refused)
+                channel.judge(where, before[name], may_subscribe=name not in refused)
         if isinstance(refusal := self._default.refusal, RedisRefused):
             raise refusal

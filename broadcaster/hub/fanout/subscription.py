@@ -74,7 +74,8 @@ class Subscription:
     Attributes:
         sink: Where its frames go.
         filter: Which events of the channel it wants.
-        since: The position after which it asked to begin; None for "now", and once it has been welcomed.
+        asked: Whether its client has asked to begin after an earlier position.
+        since: The position after which it begins; None for "now", and once it has been welcomed.
         state: See `State`.
         cursor: While behind: number of the next ring entry to write; None while it has to read the log.
         position: While behind: where it stands; None if nobody needs to know, or events are not stored.
@@ -82,11 +83,12 @@ class Subscription:
         warned_at: Loop time of the last warning that it is slow.
     """
 
-    __slots__ = ("behind_since", "cursor", "filter", "position", "since", "sink", "state", "warned_at")
+    __slots__ = ("asked", "behind_since", "cursor", "filter", "position", "since", "sink", "state", "warned_at")
 
     def __init__(self, sink: Sink, wanted: Filter = EVERYTHING, since: Position | None = None) -> None:
         self.sink = sink
         self.filter = wanted
+        self.asked = since is not None
         self.since = since
         self.state = State.WAITING
         self.cursor: int | None = None
