@@ -8,6 +8,7 @@ import json
 import random
 import socket
 import struct
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
@@ -111,7 +112,10 @@ class Town:
             async with asyncio.timeout(30 * UNIT_S):
                 await GUESTS[kind][1](self)
         except Exception as error:
-            self.complaints.append(f"{kind}: {type(error).__name__}: {str(error)[:300]}")
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self.complaints.append(
+                f"{kind}: {place.name}:{place.lineno}: {type(error).__name__}: {str(error)[:300]}"
+            )
         else:
             self.ended[kind] += 1
 
