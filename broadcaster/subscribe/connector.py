@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from broadcaster.core.backoff import backoff_s
@@ -22,7 +22,7 @@ _LONGEST_HINT_S: Final = 60.0
 
 
 class Connector:
-    """Opens the connection to a hub, one at a time.
+    """Opens the connection to a hub, one at a time, in a task of its own.
 
     Attributes:
         connection: The open one; None while there is none.
@@ -44,50 +44,56 @@ class Connector:
             url: Called before each attempt: where to connect, with the positions after which to resume.
             token: Sent to the hub; a function is called before each attempt.
             tls: TLS context for wss://.
-            runtime: Time and chance for the backoff.
+            runtime: Chance for the backoff.
         """
         self._settings = settings
         self._url = url
         self._token = token
         self._tls = tls
-        self._clock = runtime.clock
         self._chance = runtime.chance
-        self._waits_s: Iterator[float] | None = None  # while attempts fail
-        self._not_before = 0.0  # loop time of the next attempt: a wait that is cancelled is not begun anew
+        self._dialing: asyncio.Task[None] | None = None  # until `connect` has seen how it ended
         self._hint_s = 0.0
-        self._failure_logged = False
         self._ever_connected = False
         self.connection: client.ClientConnection | None = None
         self.reconnects = 0
 
     def hint(self, delay_s: object) -> None:
-        """Wait so many seconds after the connection has ended, as the hub asks."""
+        """Wait so many seconds before the next attempt, as the hub asks."""
         self._hint_s = min(float(delay_s), _LONGEST_HINT_S) if isinstance(delay_s, int | float) else 0.0
 
     def on_lost(self) -> None:
-        """The connection has ended. Even the first attempt to reconnect waits: all clients reconnect now."""
+        """The connection has ended: begin to open another one."""
         self.connection = None
-        self._failure_logged = True
-        self._waits_s = None
-        self._wait()
+        self._dialing = asyncio.create_task(self._dial(again=True))
 
-    def _wait(self) -> None:
-        """Let the next attempt wait, each time longer."""
-        if self._waits_s is None:
-            longest_s = min(self._settings.reconnect_max_s, _LONGEST_WAIT_S)
-            self._waits_s = backoff_s(_SHORTEST_WAIT_S, longest_s, self._chance)
-        self._not_before = self._clock.loop_s() + self._hint_s + next(self._waits_s)
-        self._hint_s = 0.0
+    async def connect(self) -> client.ClientConnection | None:
+        """The open connection, once there is one; None after `close`.
 
-    async def connect(self) -> client.ClientConnection:
-        """Connect, retrying until it succeeds.
+        A wait that is cancelled neither ends nor delays the attempts.
 
         Raises:
-            HubRefused: The hub refuses, and a retry would not help.
+            HubRefused: The hub refuses, and a retry would not help. Another call begins anew.
         """
+        if self.connection is None:
+            dialing = self._dialing = self._dialing or asyncio.create_task(self._dial(again=False))
+            await asyncio.wait([dialing])
+            self._dialing = None
+            if not dialing.cancelled():
+                dialing.result()
+        return self.connection
+
+    async def _dial(self, *, again: bool) -> None:
+        """Connect, retrying until it succeeds.
+
+        Args:
+            again: A connection was lost, and said so: even the first attempt waits, as all clients reconnect now.
+        """
+        longest_s = min(self._settings.reconnect_max_s, _LONGEST_WAIT_S)
+        waits_s = backoff_s(_SHORTEST_WAIT_S, longest_s, self._chance)
         while True:
-            if self._waits_s is not None:
-                await asyncio.sleep(max(0.0, self._not_before - self._clock.loop_s()))
+            if again:
+                hint_s, self._hint_s = self._hint_s, 0.0
+                await asyncio.sleep(hint_s + next(waits_s))
             url = self._url()
             try:
                 connection = await client.open_connection(
@@ -102,20 +108,24 @@ class Connector:
                     if answer := client.final_refusal(error):
                         raise HubRefused(f"{url}: {answer}") from None
                     self.hint(client.retry_after_s(error))
-                if not self._failure_logged:
+                if not again:
                     log.warning("%s: %s; trying again", url, error)
-                self._failure_logged = True
-                self._wait()
+                again = True
             else:
                 log.info("connected to %s", url)
                 self.reconnects += self._ever_connected
                 self._ever_connected = True
-                self._waits_s = None
-                self._failure_logged = False
                 self.connection = connection
-                return connection
+                return
 
     async def close(self) -> None:
-        """End the connection, if there is one, with a closing handshake."""
-        if self.connection is not None:
-            await self.connection.close()
+        """End the connection with a closing handshake, or the attempts to open one."""
+        try:
+            if self._dialing is not None:
+                self._dialing.cancel()
+                await asyncio.gather(self._dialing, return_exceptions=True)
+            if self.connection is not None:
+                await self.connection.close()
+        finally:
+            if self.connection is not None:
+                self.connection.transport.abort()  # only where closing was cancelled is there anything left

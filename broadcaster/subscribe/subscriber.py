@@ -150,10 +150,10 @@ class Subscriber:
     async def receive(self) -> Received | None:
         """The next event, gap or change of `stale`; None once the subscriber was left.
 
-        A wait that is cancelled loses nothing.
+        A wait that is cancelled loses nothing and delays nothing: the connection is opened meanwhile.
 
         Raises:
-            HubRefused: The hub refuses this client, and a retry will not help.
+            HubRefused: The hub refuses this client, and a retry will not help. Another call tries all the same.
         """
         while not self._left:
             if self._pending:
@@ -176,12 +176,16 @@ class Subscriber:
     # The connection
 
     async def _next_message(self) -> bytes | None:
-        """The next message; None if the loss of the connection has made items pending."""
+        """The next message; None if the subscriber was left, or a lost connection has made items pending."""
         while not self._pending:
             connection = self._connector.connection or await self._connector.connect()
+            if connection is None:
+                break
             try:
                 return await connection.recv(decode=False)
             except client.ConnectionClosed as error:
+                if self._left:
+                    break
                 log.warning("connection closed: %s; connecting again", error)
                 self._pong = None
                 self._connector.on_lost()

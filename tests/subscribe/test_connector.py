@@ -1,27 +1,44 @@
-"""The connector of a subscriber: when it makes its attempts."""
+"""The connector of a subscriber: when it makes its attempts, and that these are nobody's but its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from broadcaster.settings import SubscriberTable
 from broadcaster.subscribe.connector import Connector
-from tests.support import free_port, run_async
+from tests.support import free_port, run_async, until
+
+TABLE = SubscriberTable(reconnect_max_s=3600.0)
 
 
 class Attempts:
     """A hub that is not there, and how often it was looked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str = "") -> None:
         self.count = 0
-        self._url = f"ws://127.0.0.1:{free_port()}/ws"
+        self._url = url or f"ws://127.0.0.1:{free_port()}/ws"
 
     def url(self) -> str:
         self.count += 1
         return self._url
+
+
+@contextlib.asynccontextmanager
+async def connector(
+    url: Callable[[], str], table: SubscriberTable = TABLE, *, tls: bool = False
+) -> AsyncIterator[Connector]:
+    """A connector that is closed with the block."""
+    opened = Connector(table, url, "", ssl.create_default_context() if tls else None)
+    try:
+        yield opened
+    finally:
+        await opened.close()
 
 
 async def poll(connector: Connector, times: int, every_s: float) -> None:
@@ -38,26 +55,109 @@ def test_a_wait_that_is_cancelled_goes_on_and_is_not_begun_anew(hint_s: float) -
 
     async def story() -> int:
         attempts = Attempts()
-        connector = Connector(SubscriberTable(reconnect_max_s=3600.0), attempts.url, "", None)
-        connector.hint(hint_s)
-        connector.on_lost()
-        await poll(connector, 60, 0.01)
-        return attempts.count
+        async with connector(attempts.url) as one:
+            one.hint(hint_s)
+            one.on_lost()
+            await poll(one, 60, 0.01)
+            return attempts.count
 
     assert run_async(story()) >= 1
 
 
-def test_the_waits_grow_with_failed_attempts_only() -> None:
-    """A cancelled wait doubles nothing: after it the same wait is under way."""
+def test_nobody_has_to_wait_for_it() -> None:
+    """A connection that was lost is opened again although nobody asks for it meanwhile."""
 
     async def story() -> None:
         attempts = Attempts()
-        connector = Connector(SubscriberTable(reconnect_max_s=3600.0), attempts.url, "", None)
-        connector.hint(60.0)
-        connector.on_lost()
-        due = connector._not_before
-        await poll(connector, 20, 0.005)
-        assert connector._not_before == due
-        assert attempts.count == 0
+        async with connector(attempts.url, SubscriberTable(reconnect_max_s=0.01)) as one:
+            one.on_lost()
+            await until(lambda: attempts.count >= 3, "it waits to be asked")
+
+    run_async(story())
+
+
+def test_the_hint_holds_for_whoever_polls() -> None:
+    """A cancelled wait shortens nothing: before the hint has passed there is no attempt."""
+
+    async def story() -> int:
+        attempts = Attempts()
+        async with connector(attempts.url) as one:
+            one.hint(60.0)
+            one.on_lost()
+            await poll(one, 20, 0.005)
+            return attempts.count
+
+    assert run_async(story()) == 0
+
+
+# Closing in the middle
+
+
+class Silent(asyncio.Protocol):
+    """Accepts and says nothing."""
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.gone = True
+
+
+@contextlib.contextmanager
+def unanswered() -> Iterator[int]:
+    """A port on which a connection is not even accepted: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(("127.0.0.1", free_port()))
+        listening.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+async def close_soon(url: str, *, lost: bool = False) -> Attempts:
+    """Close a connector that has been busy for a moment; nothing of it may be left."""
+    before = asyncio.all_tasks()
+    attempts = Attempts(url)
+    async with connector(attempts.url, tls=url.startswith("wss:")) as one:
+        if lost:
+            one.hint(30.0)
+            one.on_lost()
+        await poll(one, 1, 0.2)
+        assert one.connection is None
+        async with asyncio.timeout(1.0):
+            await one.close()
+    assert asyncio.all_tasks() == before
+    return attempts
+
+
+def test_closing_ends_a_wait_for_the_next_attempt() -> None:
+    """It does not sleep to the end, and makes no attempt any more."""
+    assert run_async(close_soon("ws://127.0.0.1:1/ws", lost=True)).count == 0
+
+
+def test_closing_ends_a_dial_that_is_not_answered() -> None:
+    """A socket that is being connected is closed: an open one would be a ResourceWarning, which is an error."""
+    with unanswered() as port:
+        assert run_async(close_soon(f"ws://127.0.0.1:{port}/ws")).count == 1
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_closing_ends_a_handshake(scheme: str) -> None:
+    """In the middle of that of HTTP or of TLS: the connection ends at once."""
+    silent: list[Silent] = []
+
+    def accept() -> Silent:
+        silent.append(Silent())
+        return silent[-1]
+
+    async def story() -> None:
+        server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", free_port())
+        async with server:
+            await close_soon(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws")
+            assert len(silent) == 1
+            await until(lambda: silent[0].gone, "the connection was left", within=1)
 
     run_async(story())

@@ -910,6 +910,97 @@ def test_a_wait_that_is_cut_short_loses_nothing() -> None:
     run_async(story())
 
 
+async def polled(subscriber: Subscriber, every_s: float, within_s: float = 10.0) -> Received | None:
+    """What `receive` gives to somebody who never waits for longer than `every_s`."""
+    async with asyncio.timeout(within_s):
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(subscriber.receive(), every_s)
+
+
+class Slow:
+    """A hub that takes its time to answer a handshake, and may refuse it."""
+
+    def __init__(self, delay_s: float, status: int | None = None) -> None:
+        self.asked = 0
+        self._delay_s = delay_s
+        self._status = status
+
+    async def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.asked += 1
+        await asyncio.sleep(self._delay_s)
+        return connection.respond(self._status, "no\n") if self._status else None
+
+
+def test_who_polls_connects_over_a_slow_link() -> None:
+    """A handshake that takes longer than each of the waits is not begun anew by them."""
+
+    async def story() -> None:
+        slow = Slow(0.5)
+        async with (
+            fake_hub(send_all([WELCOME, placed(1)]), v1=True, process_request=slow) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+        ):
+            assert brief(await polled(subscriber, 0.05)) == 1
+            assert slow.asked == 1
+
+    run_async(story())
+
+
+def test_who_polls_comes_back_after_a_drain() -> None:
+    """A hint that is longer than each of the waits is kept to, once."""
+    at: list[float] = []
+
+    async def talk(connection: ServerConnection) -> None:
+        at.append(asyncio.get_running_loop().time())
+        await connection.send(placed(len(at)), text=True)
+        await connection.send(frame("drain", reconnect_after_s=0.6), text=True)
+        await connection.close(1012, "")
+
+    async def story() -> None:
+        async with fake_hub(talk, v1=True) as url, Subscriber(url, settings=SETTINGS) as subscriber:
+            assert brief(await polled(subscriber, 0.1)) == 1
+            assert brief(await polled(subscriber, 0.1)) == 2
+            assert at[1] - at[0] >= 0.6
+
+    run_async(story())
+
+
+def test_who_polls_is_told_of_a_refusal() -> None:
+    """It comes out of the next `receive`, though nobody waited when it came; the one after that tries again."""
+
+    async def story() -> None:
+        slow = Slow(0.3, 404)
+        async with (
+            fake_hub(send_all([]), v1=True, process_request=slow) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+        ):
+            for asked in (1, 2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(subscriber.receive(), 0.05)
+                await asyncio.sleep(0.5)
+                with pytest.raises(HubRefused, match="404"):
+                    await polled(subscriber, 0.05)
+                assert slow.asked == asked
+
+    run_async(story())
+
+
+def test_an_error_of_the_token_comes_out_of_receive() -> None:
+    """Whatever ends the attempts is told to whoever waits, and is not the end of waiting."""
+    tokens = iter(["none"])
+
+    def token() -> str:
+        return next(tokens, "") or str(1 // 0)
+
+    async def story() -> None:
+        async with fake_hub(aborting, v1=True) as url, noticing(url, token=token) as notices:
+            with pytest.raises(ZeroDivisionError):
+                await asyncio.wait_for(asyncio.shield(notices.task), 10)
+
+    run_async(story())
+
+
 # Blindness
 
 
@@ -1075,6 +1166,45 @@ def test_leaving_before_connecting_leaves_nothing() -> None:
             await asyncio.sleep(0.1)
         assert asyncio.all_tasks() == before
         assert (subscriber.received, subscriber.reconnects) == (0, 0)
+
+    run_async(story())
+
+
+def test_whoever_waits_while_it_is_left_is_told() -> None:
+    """A `receive` of another task ends with None, connected or not, and no new connection is made."""
+
+    async def left(url: str, *, connects: bool) -> None:
+        before = asyncio.all_tasks()
+        async with Subscriber(url, settings=SETTINGS) as subscriber:
+            waiting = asyncio.create_task(subscriber.receive())
+            await until(lambda: subscriber.position is not None or not connects, "it does not connect")
+            await asyncio.sleep(0.05)
+        assert await asyncio.wait_for(waiting, 5) is None
+        assert asyncio.all_tasks() == before
+
+    async def story() -> None:
+        slow = Slow(0.0)
+        async with fake_hub(send_all([WELCOME]), v1=True, process_request=slow) as url:
+            await left(url, connects=True)
+            assert slow.asked == 1
+        await left(f"ws://127.0.0.1:{free_port()}/ws", connects=False)
+
+    run_async(story())
+
+
+def test_leaving_that_is_cancelled_leaves_nothing() -> None:
+    """A peer that is not there any more holds up a goodbye; who does not wait for it has closed all the same."""
+
+    async def story() -> None:
+        async with fake_hub(send_all([WELCOME]), v1=True) as url, swallowing(url) as proxy:
+            subscriber = await Subscriber(f"ws://127.0.0.1:{proxy.port}/ws", settings=SETTINGS).__aenter__()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(subscriber.receive(), 0.5)
+            proxy.swallow()
+            [link] = proxy.links
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(subscriber.__aexit__(None, None, None), 0.1)
+            await until(lambda: link.client.lost, "the connection was left", within=1)
 
     run_async(story())
 
