@@ -41,6 +41,7 @@ class ResumeState:
             self._filters += [(key, value) for value in values]
         since = since or next((value for key, value in given if key == "since"), None)
         self.positions: dict[str, Position] = {}
+        self._welcomed: set[str] = set()
         if isinstance(since, Mapping):
             self.positions.update(since)
             self._channels = self._channels or list(since)
@@ -65,10 +66,18 @@ class ResumeState:
             query.append(("since", str(next(iter(self.positions.values())))))
         return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
 
-    def on_welcome(self, frame: Mapping[str, Any]) -> None:
-        """Handle a `welcome` frame: the hub begins to deliver a channel."""
-        position = read_position(frame.get("position"))
-        self._move(str(frame.get("channel")), position)
+    def on_welcome(self, frame: Mapping[str, Any]) -> Gap | None:
+        """Handle a `welcome` frame: the hub begins to deliver a channel, for the first time or again.
+
+        Returns:
+            The gap between the connection before and this one, if it could not be asked to resume.
+        """
+        channel, position = str(frame.get("channel")), read_position(frame.get("position"))
+        asked = channel in self.positions or "" in self.positions
+        gap = None if asked or channel not in self._welcomed else Gap(channel, Cause.NO_HISTORY, position=position)
+        self._welcomed.add(channel)
+        self._move(channel, position)
+        return gap
 
     def on_event(self, event: Event) -> Gap | None:
         """Handle an event, new or duplicate; return the gap before it if there is one that was not announced."""
@@ -101,12 +110,14 @@ class ResumeState:
 
     def forget(self) -> list[Gap]:
         """The hub has closed as it cannot deliver what follows: resume with new events; return the gaps."""
-        gaps = [
-            Gap(channel, Cause.CLOSED, position.epoch, position.offset + 1)
-            for channel, position in self.positions.items()
-        ]
+        gaps = []
+        for channel in dict.fromkeys([*self._channels, *self.positions]) or [""]:
+            known = self.positions.get(channel)
+            first = None if known is None else known.offset + 1
+            gaps.append(Gap(channel, Cause.CLOSED, known and known.epoch, first))
         self.positions.clear()
-        return gaps or [Gap(channel, Cause.CLOSED) for channel in self._channels or [""]]
+        self._welcomed.clear()  # what is missed before the next welcome lies in these gaps
+        return gaps
 
     def _unexplained(self, channel: str, position: Position) -> Gap | None:
         """The gap between the known position and one up to which everything should have arrived."""

@@ -261,7 +261,7 @@ class Subscriber:
             interval_s = control.get("beat_interval_s")
             if isinstance(interval_s, int | float) and interval_s > 0:
                 self._beat_interval_s = float(interval_s)
-            self._resume_state.on_welcome(control)
+            self._announce(self._resume_state.on_welcome(control))
             self._pass(control.get("channel"))
             self._on_beat()
         elif kind == "beat":

@@ -114,6 +114,48 @@ def test_forgetting_is_beginning_now() -> None:
     assert known.on_event(stored("b-91")) is None
 
 
+def test_forgetting_is_told_of_each_channel() -> None:
+    """Also of those of which no position is known."""
+    known = places(URL, {"y": B}, "x", "y")
+    assert known.forget() == [Gap("x", Cause.CLOSED), Gap("y", Cause.CLOSED, "b", 9)]
+    assert places().forget() == [Gap("", Cause.CLOSED)]
+
+
+AGAIN: dict[str, tuple[ResumeState, list[str | None], Gap | None]] = {
+    "for the first time": (places(), [None], None),
+    "again, and nothing is stored": (places(), [None, None], Gap(C, Cause.NO_HISTORY)),
+    "again, and from now on events are stored": (
+        places(),
+        [None, "a-7"],
+        Gap(C, Cause.NO_HISTORY, position=A),
+    ),
+    "again, resuming": (places(), ["a-7", "a-7"], None),
+    "again, resuming at a hub that cannot, which tells it": (places(), ["a-7", None], None),
+    "for the first time with a position, whose hub tells it": (places(since="a-7"), [None], None),
+    "again with a position, whose hub tells it": (places(since="a-7"), [None, None], None),
+}
+
+
+@pytest.mark.parametrize(("known", "positions", "gap"), AGAIN.values(), ids=AGAIN.keys())
+def test_a_welcome_without_resuming_is_a_gap(
+    known: ResumeState, positions: list[str | None], gap: Gap | None
+) -> None:
+    """Who comes again and cannot say after which position has missed what came meanwhile, and is told so once."""
+    *_, last = [known.on_welcome(welcome(position)) for position in positions]
+    assert last == gap
+    other = known.on_welcome(welcome(None, "other"))
+    assert other is None
+
+
+def test_what_was_forgotten_is_told_once() -> None:
+    """`forget` has told of all that is missed before the next welcome."""
+    known = places()
+    known.on_welcome(welcome(None))
+    assert known.forget() == [Gap("", Cause.CLOSED)]
+    assert known.on_welcome(welcome(None)) is None
+    assert known.on_welcome(welcome(None)) == Gap(C, Cause.NO_HISTORY)
+
+
 SEES: dict[str, tuple[ResumeState, bool]] = {
     "everything": (places(), True),
     "one channel": (places(URL, None, "x"), True),

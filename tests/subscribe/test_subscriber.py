@@ -622,7 +622,7 @@ def test_it_goes_on_where_it_was_after_the_hub(number: signal.Signals, code: int
 
 def frame(control: str, **fields: Any) -> bytes:
     """A control frame of the default channel."""
-    return json.dumps({"control": control, "channel": "events.critical", **fields}).encode()
+    return json.dumps({"control": control, "channel": "events.critical"} | fields).encode()
 
 
 def placed(number: int, offset: int | None = None, **changes: Any) -> bytes:
@@ -690,6 +690,49 @@ def test_after_4009_it_begins_anew_and_says_so() -> None:
             await until(
                 lambda: any(isinstance(notice, Gap) for notice in notices.all), "the loss is silent", within=2
             )
+
+    run_async(story())
+
+
+def test_without_history_a_lost_connection_is_a_gap(redis: RedisServer) -> None:
+    """Nothing is stored, so what came meanwhile is lost: a gap without numbers, before what comes then."""
+
+    async def story(hub: Hub) -> None:
+        with Proxy(hub.port) as proxy:
+            async with noticing(f"ws://127.0.0.1:{proxy.port}/ws") as notices:
+                await connected(hub)
+                await asyncio.to_thread(publish_one, redis, 1)
+                await notices.until(1)
+                proxy.cut()
+                await notices.until(1, "no_history")
+                await asyncio.to_thread(publish_one, redis, 3)
+                await notices.until(1, "no_history", 3)
+                assert notices.all[1] == Gap("events.critical", "no_history")
+                assert (notices.subscriber.gaps, notices.subscriber.reconnects) == (1, 1)
+
+    with HubThread(redis.url, BROADCASTER_HISTORY__ENABLED="false") as hub:
+        run_async(story(hub.until_ready()))
+
+
+def test_without_history_each_channel_has_its_gap() -> None:
+    """Of those that were welcomed before, once each, when they are welcomed again."""
+    welcomes = {name: frame("welcome", channel=name, position=None) for name in ("one", "two")}
+    connections = itertools.count(1)
+
+    async def talk(connection: ServerConnection) -> None:
+        number = next(connections)
+        for name in ((), ("one",), ("one", "two"), ("two", "one"))[min(number, 4) - 1]:
+            await connection.send(welcomes[name], text=True)
+        await connection.send(event_payload(number), text=True)
+        if number < 4:
+            await asyncio.sleep(0.02)
+            connection.transport.abort()
+        await connection.wait_closed()
+
+    async def story() -> None:
+        async with fake_hub(talk, v1=True) as url, noticing(url, channels=["one", "two"]) as notices:
+            await notices.until(1, 2, "no_history", 3, "no_history", "no_history", 4)
+            assert [n.channel for n in notices.all if isinstance(n, Gap)] == ["one", "two", "one"]
 
     run_async(story())
 
