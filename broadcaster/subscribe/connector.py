@@ -19,6 +19,7 @@ log = logging.getLogger("broadcaster.subscriber")
 _SHORTEST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 102.4
 _LONGEST_HINT_S: Final = 60.0
+_PONG_S: Final = 2.0
 
 
 class Connector:
@@ -52,6 +53,7 @@ class Connector:
         self._tls = tls
         self._chance = runtime.chance
         self._dialing: asyncio.Task[None] | None = None  # until `connect` has seen how it ended
+        self._probing: asyncio.Task[None] | None = None
         self._hint_s = 0.0
         self._ever_connected = False
         self.connection: client.ClientConnection | None = None
@@ -64,7 +66,27 @@ class Connector:
     def on_lost(self) -> None:
         """The connection has ended: begin to open another one."""
         self.connection = None
+        self.stop_probing()
         self._dialing = asyncio.create_task(self._dial(again=True))
+
+    def probe(self) -> None:
+        """Find out by a ping whether the connection is half-open: one that does not answer is aborted."""
+        if self.connection is not None and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.create_task(self._ping(self.connection))
+
+    def stop_probing(self) -> None:
+        """The connection was heard of."""
+        if self._probing is not None:
+            self._probing.cancel()
+
+    async def _ping(self, connection: client.ClientConnection) -> None:
+        try:
+            async with asyncio.timeout(_PONG_S):
+                await (await connection.ping())
+        except TimeoutError:
+            connection.transport.abort()
+        except client.ConnectionClosed:
+            pass  # which the next `receive` finds out, too
 
     async def connect(self) -> client.ClientConnection | None:
         """The open connection, once there is one; None after `close`.
@@ -121,9 +143,10 @@ class Connector:
     async def close(self) -> None:
         """End the connection with a closing handshake, or the attempts to open one."""
         try:
-            if self._dialing is not None:
-                self._dialing.cancel()
-                await asyncio.gather(self._dialing, return_exceptions=True)
+            tasks = [task for task in (self._dialing, self._probing) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             if self.connection is not None:
                 await self.connection.close()
         finally:

@@ -26,7 +26,6 @@ log = logging.getLogger("broadcaster.subscriber")
 
 
 _MISSED_BEATS: Final = 3
-_PONG_S: Final = 2.0
 _GRACE_S: Final = 0.5
 
 
@@ -100,9 +99,8 @@ class Subscriber:
         self._left = False
         self._beat_interval_s = settings.hub.beat_interval_s
         self._beat_at = 0.0
-        self._stale_at = 0.0
-        self._pong: asyncio.Future[float] | None = None
-        self._pong_by = 0.0
+        self._silent_at = 0.0
+        self._was_late = False
         self.stale = False
         self.received = 0
         self.twins = 0
@@ -164,10 +162,10 @@ class Subscriber:
                     return item
                 continue
             try:
-                async with asyncio.timeout_at(self._deadline()):
+                async with asyncio.timeout_at(self._silent_at):
                     message = await self._next_message()
             except TimeoutError:
-                await self._on_silence()
+                self._on_silence()
             else:
                 if message is not None:
                     self._read(message, received_us=self._clock.wall_ns() // 1000)
@@ -187,7 +185,6 @@ class Subscriber:
                 if self._left:
                     break
                 log.warning("connection closed: %s; connecting again", error)
-                self._pong = None
                 self._connector.on_lost()
                 if client.cannot_resume(error):
                     for gap in self._resume_state.forget():
@@ -197,40 +194,30 @@ class Subscriber:
 
     # Staleness
 
-    def _deadline(self) -> float | None:
-        """Loop time at which `_on_silence` is due; None: never."""
-        if self._pong is not None:
-            return self._pong_by
-        return None if self.stale else self._stale_at
-
-    async def _on_silence(self) -> None:
-        """Heartbeats are missing: report `Stale`, and find out by a ping whether the connection is half-open."""
-        now, connection = self._clock.loop_s(), self._connector.connection
+    def _on_silence(self) -> None:
+        """Heartbeats are missing: report `Stale`, and from then on look whether the connection is half-open."""
+        now, silent_at = self._clock.loop_s(), self._silent_at
+        self._silent_at = now + _MISSED_BEATS * self._beat_interval_s
+        connection = self._connector.connection
         if connection is not None and not client.can_beat(connection):
-            self._stale_at = now + _MISSED_BEATS * self._beat_interval_s  # this hub sends no heartbeats
-        elif not self.stale and now > self._stale_at + _GRACE_S:
-            self._stale_at = now + _GRACE_S  # this process was late: heartbeats may be unread
-        elif not self.stale:
+            return  # this hub sends no heartbeats
+        if not self.stale and not self._was_late and now > silent_at + _GRACE_S:
+            self._was_late = True
+            self._silent_at = now + _GRACE_S  # this process was late: heartbeats may be unread
+            return
+        if not self.stale:
             self.stale = True
             self._pending.append((Stale(now - self._beat_at), "", None))
             log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
-            if connection is not None:
-                try:
-                    pong = await connection.ping()
-                    self._pong, self._pong_by = asyncio.ensure_future(pong), now + _PONG_S
-                except client.ConnectionClosed:
-                    self._pong = None  # which the next receive finds out, too
-        elif self._pong is not None:
-            pong, self._pong = self._pong, None
-            if not pong.done() and connection is not None:
-                connection.transport.abort()  # half-open: the peer is gone
+        self._connector.probe()
 
     def _on_beat(self) -> None:
         self._beat_at = self._clock.loop_s()
-        self._stale_at = self._beat_at + _MISSED_BEATS * self._beat_interval_s
-        self._pong = None
+        self._silent_at = self._beat_at + _MISSED_BEATS * self._beat_interval_s
+        self._was_late = False
         if self.stale:
             self.stale = False
+            self._connector.stop_probing()
             self._pending.append((Fresh(), "", None))
 
     # Incoming messages

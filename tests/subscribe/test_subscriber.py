@@ -22,6 +22,7 @@ from broadcaster.core.runtime import LIMITS
 from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
+from broadcaster.wire import CloseCode, close_frame
 from tests.support import (
     Hub,
     HubProcess,
@@ -1096,7 +1097,7 @@ def test_events_are_no_beats() -> None:
 
 def test_a_hub_that_does_not_beat_but_lives_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its hub answers pings, so the connection is good: it stays, blind, until the hub has found its Redis."""
-    monkeypatch.setattr("broadcaster.subscribe.subscriber._PONG_S", 0.2)
+    monkeypatch.setattr("broadcaster.subscribe.connector._PONG_S", 0.2)
 
     async def story() -> None:
         async with fake_hub(beating(1.5), v1=True) as url, noticing(url) as notices:
@@ -1116,7 +1117,7 @@ async def swallowing(url: str) -> AsyncIterator[Proxy]:
 
 def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link swallows everything: `Stale`, no answer to a ping, a new connection, and what it missed."""
-    monkeypatch.setattr("broadcaster.subscribe.subscriber._PONG_S", 0.2)
+    monkeypatch.setattr("broadcaster.subscribe.connector._PONG_S", 0.2)
     paths: list[str] = []
 
     async def talk(connection: ServerConnection) -> None:
@@ -1141,6 +1142,111 @@ def test_a_half_open_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
             assert sorted(map(str, notices.short)) == ["1", "2", "fresh", "stale"]
             assert notices.short[:2] == [1, "stale"]
             assert (notices.subscriber.reconnects, paths) == (1, ["/ws", "/ws?since=a-1"])
+
+    run_async(story())
+
+
+class Mute:
+    """A hub whose first connection says little; those after it have the event of their number, and beat."""
+
+    def __init__(self, *first: bytes) -> None:
+        self.connections = 0
+        self._first = first
+
+    async def __call__(self, connection: ServerConnection) -> None:
+        self.connections += 1
+        if self.connections == 1:
+            for message in self._first:
+                await connection.send(message, text=True)
+            await connection.wait_closed()
+            return
+        await connection.send(frame("welcome", position="a-1", beat_interval_s=0.1), text=True)
+        await connection.send(placed(self.connections), text=True)
+        while True:
+            await asyncio.sleep(0.1)
+            await connection.send(frame("beat", position=f"a-{self.connections}"), text=True)
+
+
+def test_a_blind_connection_that_goes_half_open_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stale, its hub answers a ping, and only then the link swallows everything: that is found, too."""
+    monkeypatch.setattr("broadcaster.subscribe.connector._PONG_S", 0.2)
+
+    async def story() -> None:
+        async with (
+            fake_hub(Mute(frame("welcome", position="a-1", beat_interval_s=0.1)), v1=True) as url,
+            swallowing(url) as proxy,
+            noticing(f"ws://127.0.0.1:{proxy.port}/ws") as notices,
+        ):
+            await notices.until("stale")
+            await asyncio.sleep(1.0)  # more than one ping is answered
+            assert notices.subscriber.reconnects == 0
+            proxy.swallow()
+            await until(lambda: 2 in notices.short, "it does not come back", within=5)
+            assert sorted(map(str, notices.short)) == ["2", "fresh", "stale"]
+
+    run_async(story())
+
+
+def test_a_connection_without_a_word_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stale since before it was connected, and the link swallows everything at once."""
+    monkeypatch.setattr("broadcaster.subscribe.connector._PONG_S", 0.2)
+    settings = SETTINGS.model_copy(update={"hub": HubTable(beat_interval_s=0.1)})
+
+    async def story() -> None:
+        hub = Mute()
+        async with (
+            fake_hub(hub, v1=True, process_request=Slow(0.8)) as url,
+            swallowing(url) as proxy,
+            noticing(f"ws://127.0.0.1:{proxy.port}/ws", settings) as notices,
+        ):
+            await until(lambda: hub.connections == 1, "it does not connect")
+            proxy.swallow()
+            await until(lambda: 2 in notices.short, "it does not come back", within=5)
+            assert sorted(map(str, notices.short)) == ["2", "fresh", "stale"]
+
+    run_async(story())
+
+
+def test_a_goodbye_without_an_end_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that says that it closes, and then does not, is no better than a half-open link."""
+    monkeypatch.setattr("broadcaster.subscribe.connector._PONG_S", 0.2)
+
+    class Goodbye(Mute):
+        blind = asyncio.Event()
+
+        async def __call__(self, connection: ServerConnection) -> None:
+            if not self.connections:
+                await connection.send(frame("welcome", position="a-1", beat_interval_s=0.1), text=True)
+                await self.blind.wait()
+                connection.transport.pause_reading()
+                connection.transport.write(close_frame(CloseCode.RESTART, ""))
+            await super().__call__(connection)
+
+    async def story() -> None:
+        hub = Goodbye()
+        async with fake_hub(hub, v1=True) as url, noticing(url) as notices:
+            await notices.until("stale")
+            hub.blind.set()
+            await until(lambda: 2 in notices.short, "it does not come back", within=5)
+
+    run_async(story())
+
+
+def test_who_polls_is_told_that_it_is_blind() -> None:
+    """However seldom and shortly it asks: being late is an excuse once in a silence, not for ever."""
+
+    async def story() -> None:
+        async with (
+            fake_hub(send_all([frame("welcome", position="a-0", beat_interval_s=0.1)]), v1=True) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+            asyncio.timeout(10),
+        ):
+            notice: Received | None = None
+            while notice is None:
+                with contextlib.suppress(TimeoutError):
+                    notice = await asyncio.wait_for(subscriber.receive(), 0.1)
+                await asyncio.sleep(0.9)
+            assert isinstance(notice, Stale)
 
     run_async(story())
 
