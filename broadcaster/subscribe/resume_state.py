@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from broadcaster.core.event import Event
-from broadcaster.core.position import Cause, Gap, Position, read_position
+from broadcaster.core.position import Cause, Gap, Position, is_timed, read_position
 
 
 class ResumeState:
@@ -79,13 +79,23 @@ class ResumeState:
         self._move(channel, position)
         return gap
 
+    def has(self, event: Event) -> bool:
+        """Whether an event lies before the known position: it was given, or announced as a gap."""
+        if event.position is None or event.channel is None:
+            return False
+        known = self.positions.get(event.channel)
+        return known is not None and _is_within(event.position, known)
+
     def on_event(self, event: Event) -> Gap | None:
         """Handle an event, new or duplicate; return the gap before it if there is one that was not announced."""
         if event.position is None or event.channel is None:
             return None
         epoch, offset = event.position
         known = self.positions.get(event.channel)
-        if known is not None and known.epoch == epoch and offset <= known.offset:
+        if known is not None and known.epoch == epoch and known.offset + 1 == offset:
+            self.positions[event.channel] = event.position  # the next one: no need to look further
+            return None
+        if self.has(event):
             return None
         gap = self._unexplained(event.channel, Position(epoch, offset - 1))
         self._move(event.channel, event.position)
@@ -99,12 +109,16 @@ class ResumeState:
         return gap
 
     def on_gap(self, gap: Gap) -> Gap | None:
-        """Handle a `gap` frame; return it without what had arrived before, perhaps from another hub."""
+        """Handle a `gap` frame; return it without what lies before the known position.
+
+        That had arrived, perhaps from another hub, or was announced before.
+        """
         known = self.positions.get(gap.channel)
-        if known and gap.first is not None and gap.epoch == known.epoch:
-            if gap.last is not None and gap.last <= known.offset:
+        if known and gap.epoch and gap.first is not None and _is_within(Position(gap.epoch, gap.first), known):
+            end = gap.position if gap.last is None else Position(gap.epoch, gap.last)
+            if end is not None and _is_within(end, known):
                 return None
-            gap = replace(gap, first=max(gap.first, known.offset + 1))
+            gap = replace(gap, epoch=known.epoch, first=known.offset + 1)
         self._move(gap.channel, gap.position)
         return gap
 
@@ -135,3 +149,13 @@ class ResumeState:
             if "" in self.positions:  # given before the name of the channel was known
                 del self.positions[""]
             self.positions[channel] = position
+
+
+def _is_within(position: Position, known: Position) -> bool:
+    """Whether everything up to `known` includes a position, for certain.
+
+    Epochs without a time are older than those with one, and of two of them it is not known which is the older one.
+    """
+    if position.epoch == known.epoch:
+        return position.offset <= known.offset
+    return is_timed(known.epoch) and (not is_timed(position.epoch) or position.epoch < known.epoch)

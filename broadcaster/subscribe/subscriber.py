@@ -41,7 +41,7 @@ class Subscriber:
         positions: Per channel: up to where everything was handed out, or announced as a gap.
         stale: Whether heartbeats are missing: silence does not mean that nothing happened.
         received: Events received.
-        twins: Duplicate events, which were dropped.
+        twins: Duplicate events, and those that lie before the position: they were dropped.
         gaps: Ranges that could not be delivered.
         missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
         reconnects: Connections opened after the first.
@@ -232,7 +232,7 @@ class Subscriber:
             self.invalid += 1
             log.warning("not an event: %s", error.detail)
             return
-        if event.event_id in self._recent:
+        if event.event_id in self._recent or self._resume_state.has(event):
             self.twins += 1
             self._announce(self._resume_state.on_event(event))
             self._pass(event.channel)

@@ -307,6 +307,90 @@ def test_a_gap_that_lies_wholly_behind_moves_nothing_back() -> None:
     assert known.positions[C] == A
 
 
+# Epochs with a time, oldest first, and one of an earlier version, which is older than all of them
+FIRST, SECOND, THIRD = "T000000001aaaaaa", "T000000002aaaaaa", "T000000003aaaaaa"
+HERE = Position(SECOND, 10)
+
+Range = tuple[str, int, int | None, Position | None]
+BEFORE: dict[str, tuple[Range, Range | None]] = {
+    "of an older epoch, up to before here": ((FIRST, 6, None, Position(SECOND, 5)), None),
+    "of an older epoch, up to here": ((FIRST, 6, None, HERE), None),
+    "of an older epoch, into ours": (
+        (FIRST, 6, None, Position(SECOND, 12)),
+        (SECOND, 11, None, Position(SECOND, 12)),
+    ),
+    "of an older epoch, into a newer one": (
+        (FIRST, 6, None, Position(THIRD, 15)),
+        (SECOND, 11, None, Position(THIRD, 15)),
+    ),
+    "of an older epoch, with an end": ((FIRST, 6, 8, Position(FIRST, 8)), None),
+    "of an epoch of an earlier version": (
+        ("a", 6, None, Position(SECOND, 12)),
+        (SECOND, 11, None, Position(SECOND, 12)),
+    ),
+    "of ours, without an end": ((SECOND, 6, None, Position(THIRD, 15)), (SECOND, 11, None, Position(THIRD, 15))),
+    "of ours, up to before here": ((SECOND, 6, None, Position(SECOND, 9)), None),
+    "of ours, and nobody knows up to where": ((SECOND, 6, None, None), (SECOND, 11, None, None)),
+    "after here": ((SECOND, 11, 12, Position(SECOND, 12)), (SECOND, 11, 12, Position(SECOND, 12))),
+    "after here, which was never given": (
+        (SECOND, 11, None, Position(SECOND, 4)),
+        (SECOND, 11, None, Position(SECOND, 4)),
+    ),
+    "of a newer epoch": ((THIRD, 3, None, Position(FIRST, 4)), (THIRD, 3, None, Position(FIRST, 4))),
+}
+
+
+@pytest.mark.parametrize(("told", "given"), BEFORE.values(), ids=BEFORE.keys())
+def test_a_gap_holds_nothing_from_before_the_position(told: Range, given: Range | None) -> None:
+    """Whatever the epoch in which it begins: what lies before the position is cut off, and moves nothing back."""
+    known = standing(str(HERE))
+    gap = known.on_gap(Gap(C, "expired", *told))
+    assert gap == (None if given is None else Gap(C, "expired", *given))
+    assert known.positions[C] == (HERE if given is None or given[3] is None else given[3])
+
+
+def test_a_gap_from_before_and_one_into_here() -> None:
+    """A hub that was away has two for what this subscriber has in part: only the rest of the second is missing."""
+    known = standing(str(HERE))
+    told = [
+        Gap(C, "redis_restarted", FIRST, 6, None, Position(SECOND, 5)),
+        Gap(C, "expired", SECOND, 6, 12, Position(SECOND, 12)),
+    ]
+    assert [known.on_gap(gap) for gap in told] == [
+        None,
+        Gap(C, "expired", SECOND, 11, 12, Position(SECOND, 12)),
+    ]
+    assert known.on_event(stored(f"{SECOND}-13")) is None
+
+
+OLDER: dict[str, tuple[str, str, bool]] = {
+    "the same": ("a-7", "a-7", True),
+    "older": ("a-7", "a-3", True),
+    "newer": ("a-7", "a-8", False),
+    "of an older epoch": (f"{SECOND}-7", f"{FIRST}-9", True),
+    "of a newer epoch": (f"{SECOND}-7", f"{THIRD}-3", False),
+    "of an epoch of an earlier version": (f"{SECOND}-7", "a-9", True),
+    "of an epoch with a time, after one without": ("a-7", f"{FIRST}-3", False),
+    "of two epochs without a time": ("a-7", "b-3", False),
+}
+
+
+@pytest.mark.parametrize(("here", "at", "older"), OLDER.values(), ids=OLDER.keys())
+def test_an_older_event_is_known_and_moves_nothing(here: str, at: str, older: bool) -> None:
+    """Events move a position forward only."""
+    known = standing(here)
+    assert known.has(stored(at)) == older
+    gap = known.on_event(stored(at))
+    assert known.positions[C] == Position.parse(here if older else at)
+    assert not (older and gap)
+
+
+def test_what_has_no_position_is_new() -> None:
+    """Nothing is known of an event that is not stored, or of a channel that has said nothing."""
+    assert not standing("a-7").has(stored(None))
+    assert not standing("a-7").has(stored("a-3", "other"))
+
+
 @pytest.mark.parametrize("position", ["", "nonsense", 7, None, ["a-7"]])
 def test_a_position_that_is_none_is_passed_over(position: object) -> None:
     """Whatever a strange hub says, the known position stays."""

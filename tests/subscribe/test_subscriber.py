@@ -859,6 +859,35 @@ def test_a_twin_in_a_new_epoch_moves_the_position() -> None:
     run_async(story())
 
 
+def test_an_older_event_is_dropped_and_counted() -> None:
+    """Another event at a position that was passed already is not given out, and moves nothing back."""
+    older = event_payload(3, channel="events.critical", epoch="T000000001aaaaaa", offset=7)
+    newer = event_payload(4, channel="events.critical", epoch="T000000002aaaaaa", offset=3)
+    gap = frame("gap", cause="redis_restarted", epoch="a", first=3, last=None, position="T000000002aaaaaa-2")
+
+    async def story() -> None:
+        messages = [WELCOME, placed(1), placed(2), placed(8, 1), gap, older, placed(9, 3), newer]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url) as notices:
+            await notices.until(1, 2, "redis_restarted", 4)
+            assert (notices.subscriber.twins, notices.subscriber.received) == (3, 3)
+            assert notices.subscriber.position == Position("T000000002aaaaaa", 3)
+
+    run_async(story())
+
+
+def test_positions_of_the_hub_are_taken_as_they_are() -> None:
+    """A hub whose Redis has an older memory says so, and goes on from there: what it then has is new."""
+    unknown = frame("gap", cause="position_unknown", epoch="a", first=8, last=None, position="a-2")
+
+    async def story() -> None:
+        messages = [frame("welcome", position="a-2"), unknown, placed(3), placed(4)]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url, since="a-7") as notices:
+            await notices.until("position_unknown", 3, 4)
+            assert notices.subscriber.twins == 0
+
+    run_async(story())
+
+
 ONE_ID = "00000000-0000-4000-8000-000000000000"
 UNEXPLAINED: dict[str, tuple[list[bytes], list[int | str], tuple[int, int | None]]] = {
     "an offset is skipped": ([placed(1), placed(4)], [1, "unexplained", 4], (2, 3)),
