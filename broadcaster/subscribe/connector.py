@@ -60,8 +60,10 @@ class Connector:
         self.reconnects = 0
 
     def hint(self, delay_s: object) -> None:
-        """Wait so many seconds before the next attempt, as the hub asks."""
-        self._hint_s = min(float(delay_s), _LONGEST_HINT_S) if isinstance(delay_s, int | float) else 0.0
+        """Wait so many seconds before the next attempt, as the hub asks; what is no such number is no hint."""
+        self._hint_s = 0.0
+        if isinstance(delay_s, int | float) and delay_s > 0:
+            self._hint_s = float(min(delay_s, _LONGEST_HINT_S))
 
     def on_lost(self) -> None:
         """The connection has ended: begin to open another one."""

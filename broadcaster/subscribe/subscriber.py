@@ -26,6 +26,8 @@ log = logging.getLogger("broadcaster.subscriber")
 
 
 _MISSED_BEATS: Final = 3
+_SHORTEST_BEAT_S: Final = 0.1
+_LONGEST_BEAT_S: Final = 86_400.0
 _GRACE_S: Final = 0.5
 
 
@@ -246,8 +248,8 @@ class Subscriber:
         kind = control["control"]
         if kind == "welcome":
             interval_s = control.get("beat_interval_s")
-            if isinstance(interval_s, int | float) and interval_s > 0:
-                self._beat_interval_s = float(interval_s)
+            if isinstance(interval_s, int | float) and 0 < interval_s <= _LONGEST_BEAT_S:
+                self._beat_interval_s = max(float(interval_s), _SHORTEST_BEAT_S)
             self._announce(self._resume_state.on_welcome(control))
             self._pass(control.get("channel"))
             self._on_beat()

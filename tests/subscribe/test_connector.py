@@ -90,6 +90,41 @@ def test_the_hint_holds_for_whoever_polls() -> None:
     assert run_async(story()) == 0
 
 
+HINTS: dict[str, tuple[object, float]] = {
+    "a number": (1.5, 1.5),
+    "nothing": (None, 0.0),
+    "text": ("3", 0.0),
+    "negative": (-1e9, 0.0),
+    "not a number": (float("nan"), 0.0),
+    "infinite": (float("inf"), 60.0),
+    "a number that is no float": (10**400, 60.0),
+    "negative, and no float": (-(10**400), 0.0),
+}
+
+
+@pytest.mark.parametrize(("hint", "waits_s"), HINTS.values(), ids=HINTS.keys())
+def test_a_hint_is_bounded(hint: object, waits_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a hub asks for: the wait is not shorter than the backoff, and at most a minute longer."""
+    asked: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noting(delay_s: float) -> None:
+        asked.append(delay_s)
+        await sleep(0)
+
+    async def story() -> None:
+        monkeypatch.setattr(asyncio, "sleep", noting)
+        attempts = Attempts()
+        async with connector(attempts.url) as one:
+            one.hint(hint)
+            one.on_lost()
+            while not attempts.count:
+                await sleep(0)
+
+    run_async(story())
+    assert waits_s <= asked[0] <= waits_s + 0.2
+
+
 # Closing in the middle
 
 

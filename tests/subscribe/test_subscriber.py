@@ -22,6 +22,7 @@ from broadcaster.core.runtime import LIMITS
 from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
+from broadcaster.subscribe.connector import Connector
 from broadcaster.wire import CloseCode, close_frame
 from tests.support import (
     Hub,
@@ -1257,6 +1258,44 @@ def test_a_goodbye_without_an_end_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
             await notices.until("stale")
             hub.blind.set()
             await until(lambda: 2 in notices.short, "it does not come back", within=5)
+
+    run_async(story())
+
+
+SAID: dict[str, tuple[object, int]] = {
+    "huge": (1e300, 1),
+    "a number that is no float": (10**400, 1),
+    "infinite": (float("inf"), 1),
+    "not a number": (float("nan"), 1),
+    "negative": (-1.0, 1),
+    "text": ("0.1", 1),
+    "next to nothing": (1e-9, 1),
+    "long": (60, 0),
+}
+
+
+@pytest.mark.parametrize(("said", "stale"), SAID.values(), ids=SAID.keys())
+def test_a_beat_interval_is_bounded(said: object, stale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that no hub can have is passed over, one that is too short is not kept up with."""
+    settings = SETTINGS.model_copy(update={"hub": HubTable(beat_interval_s=0.1)})
+    probes: list[Connector] = []
+
+    def note(connector: Connector) -> None:
+        probes.append(connector)
+
+    monkeypatch.setattr(Connector, "probe", note)
+
+    async def story() -> None:
+        messages = [
+            frame("welcome", position="a-0", beat_interval_s=said),
+            frame("drain", reconnect_after_s=said),
+            placed(1),
+        ]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url, settings) as notices:
+            await until(lambda: 1 in notices.short, "the event does not come")
+            await asyncio.sleep(1.0)
+            assert notices.short == [1] + ["stale"] * stale
+            assert stale <= len(probes) <= 4 * stale
 
     run_async(story())
 
