@@ -76,7 +76,8 @@ class ResumeState:
         asked = channel in self.positions or "" in self.positions
         gap = None if asked or channel not in self._welcomed else Gap(channel, Cause.NO_HISTORY, position=position)
         self._welcomed.add(channel)
-        self._move(channel, position)
+        if frame.get("recovered") is not False:  # else its gap moves: the connection may end between the two
+            self._move(channel, position)
         return gap
 
     def has(self, event: Event) -> bool:

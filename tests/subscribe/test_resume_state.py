@@ -174,6 +174,17 @@ def test_who_sees_everything(known: ResumeState, sees: bool) -> None:
 
 # How positions move
 
+
+def test_a_welcome_that_did_not_recover_moves_nothing() -> None:
+    """Its gap does, which the connection may end before."""
+    known = places(since=A)
+    assert known.on_welcome(welcome("b-9") | {"recovered": False}) is None
+    assert known.url() == f"{URL}?since={A}"
+    told = Gap(C, Cause.POSITION_UNKNOWN, "a", 8, None, Position("b", 9))
+    assert known.on_gap(told) == told
+    assert known.url() == f"{URL}?since=b-9"
+
+
 Step = tuple[str, str | None]
 MOVES: dict[str, tuple[list[Step], str | None]] = {
     "nothing": ([], None),
