@@ -122,6 +122,23 @@ async def test_a_gap_in_the_ring_is_told_to_whoever_resumes_before_it() -> None:
 
 
 @in_loop
+async def test_a_gap_in_the_ring_begins_at_the_place_of_whoever_has_some_of_it() -> None:
+    """Another hub has given it two events that this one has never seen, and Redis has lost."""
+    house = await House.opened()
+    house.publish(2)
+    house.redis.restart()
+    [third] = house.publish(1)
+    await house.settle()
+    peer, plain = house.connect("since=e1-4", v1=True), house.connect("since=e1-4")
+    await house.settle()
+    assert peer.story == [("e1", 5, None, "redis_restarted"), 3]
+    assert welcome(peer) == ("e1-4", False)
+    assert plain.told == ["close 4009"]
+    [fourth] = house.publish(1)
+    assert peer.events() == [third, fourth]
+
+
+@in_loop
 async def test_a_gap_of_the_same_epoch_in_the_ring_is_told_in_its_place() -> None:
     """`recovered`: what follows joins on to the position. For one it does, for the other a gap comes first."""
     house = await House.opened()

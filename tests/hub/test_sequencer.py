@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused
-from broadcaster.core.position import Gap, Position
+from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import LIMITS
-from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
+from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from tests.hub.house import CHANNEL, INVALID, Memory, messages, payload, splice, turns
@@ -509,6 +510,31 @@ async def test_whole_pages_that_are_refused_do_not_stop_it(count: int) -> None:
     assert [offset for _, _, first, last, _ in told for offset in range(first, last + 1)] == [*range(2, 2 + count)]
     assert channel.record.said[-1] == f"e1-{2 + count}"
     assert len(channel.redis.pages) < 10
+
+
+@in_loop
+async def test_a_page_that_is_refused_is_of_the_epoch_of_its_place() -> None:
+    """Redis has restarted, and the first whole page of the new epoch is refused: nothing else is missing."""
+    channel = await Channel.opened(stored=5)
+    channel.redis.restart()
+    for _ in range(LIMITS.page_events):
+        channel.redis.store(INVALID)
+    channel.store(1)
+    channel.sequencer.check(channel.redis.head())
+    await channel.settle()
+    last = 5 + LIMITS.page_events
+    assert channel.record.said == [
+        ("redis_restarted", "e1", 6, None, "e2-5"),
+        ("refused", "e2", 6, last, f"e2-{last}"),
+        f"e2-{last + 1}",
+    ]
+
+
+def test_what_is_refused_in_one_epoch_has_expired_in_another() -> None:
+    """Redis came back with older data, and gives the same offsets again: the cause is that of the epoch."""
+    gap = Gap(CHANNEL, Cause.EXPIRED, "e1", 6, 6, P("e1-6"))
+    assert with_refused_cause(gap, {P("e2-6")}) == gap
+    assert with_refused_cause(gap, {P("e1-6")}) == replace(gap, cause=Cause.REFUSED)
 
 
 # Interruptions

@@ -19,14 +19,14 @@ class Page:
         head: Where the channel stood when it was read.
         messages: The valid events.
         refused: Positions of those that are not valid, which must be announced as missing.
-        last: Offset of the last one, valid or not; the first one asked for, less one, if there is none.
+        last: Position of the last one, valid or not; None if there is none.
         complete: Whether there was nothing after it.
     """
 
     head: Head
     messages: tuple[Message, ...]
     refused: tuple[Position, ...]
-    last: int
+    last: Position | None
     complete: bool
 
 
@@ -66,20 +66,25 @@ class EventLog:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
         head, items = await self._broker.page(channel, first, self.page_events, floor)
-        messages, refused, epoch = list[Message](), list[Position](), head.epochs[0].epoch
+        messages, refused = list[Message](), list[Position]()
         for offset, payload in items:
             try:
                 message = read_message(payload, self._max_bytes)
             except InvalidEvent:
-                refused.append(Position(epoch, offset))
+                refused.append(_position_of(offset, head))
                 continue
             if message.position is None or message.position.offset != offset:
-                refused.append(Position(epoch, offset))
+                refused.append(_position_of(offset, head))
                 continue
             messages.append(message)
-            epoch = message.position.epoch
-        last = items[-1][0] if items else first - 1
+        last = _position_of(items[-1][0], head) if items else None
         return Page(head, tuple(messages), tuple(refused), last, len(items) < self.page_events)
+
+
+def _position_of(offset: int, head: Head) -> Position:
+    """Of what is stored at an offset, whatever it says itself: the log and its table are of one memory."""
+    begun = (epoch for epoch, first in reversed(head.epochs) if first <= offset)
+    return Position(next(begun, head.epochs[0].epoch), offset)
 
 
 def is_of_channel(error: Exception) -> bool:

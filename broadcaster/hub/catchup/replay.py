@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from dataclasses import replace
 from functools import partial
 
 from broadcaster import wire
@@ -75,8 +76,7 @@ class Replay:
             self._fanout.join(subscription)
         else:
             self._fanout.join_replaying(subscription, since)
-            if subscription.cursor is not None:
-                self._welcome_once(subscription, missing=self._fanout.ring.is_gap(subscription.cursor))
+            self._enter_ring(subscription)
 
     def forget(self, subscription: Subscription) -> None:
         """It has been closed; does nothing the second time."""
@@ -94,9 +94,7 @@ class Replay:
         """Feed the next piece of the log to a subscription without a cursor; whether there is more at once."""
         position = subscription.position
         assert position is not None
-        if (number := self._fanout.ring.number_after(position)) is not None:
-            self._welcome_once(subscription, missing=self._fanout.ring.is_gap(number))
-            subscription.cursor = number
+        if self._enter_ring(subscription):
             return True
         channel, first = self._fanout.channel, self._sequencer.order.next_offset(position)
         fresh = self._fresh.pop(subscription, None)
@@ -107,6 +105,21 @@ class Replay:
         # A page just read that does not help: the sequencer of this channel is about to bring what is missing.
         self._want(subscription, first, self._limits.page_retry_s if fresh else 0.0)
         return False
+
+    def _enter_ring(self, subscription: Subscription) -> bool:
+        """From here on it is fed from the ring buffer, if that reaches back to its position."""
+        ring, position = self._fanout.ring, subscription.position
+        assert position is not None
+        if (number := ring.number_after(position)) is None:
+            return False
+        gap = ring.gap_at(number)
+        self._welcome_once(subscription, missing=gap is not None)
+        subscription.cursor = number
+        if gap and gap.first is not None and gap.epoch == position.epoch and gap.first <= position.offset:
+            # Another hub has given it some of what was missing here.
+            subscription.cursor, subscription.position = number + 1, gap.position
+            self._fanout.give(subscription, [gap_entry(replace(gap, first=position.offset + 1))])
+        return True
 
     def _on_page(self, subscription: Subscription, page: CachedPage | None) -> None:
         if subscription.state is not State.AWAITING_PAGE:
@@ -179,10 +192,10 @@ class Replay:
     ) -> tuple[Position, list[Gap]]:
         """Where a reader stands that has read a page to its end, and what it must be told."""
         if not page.complete:
-            end = Position(position.epoch, page.last)
-            if order.is_after(end, head):
+            end = page.last
+            if end is None or order.is_after(end, head) or not order.is_after(end, position):
                 return position, []
-            return max(position, end), order.head_gaps(position, end) if end > position else []
+            return end, order.head_gaps(position, end)
         ring = self._fanout.ring
         oldest = ring.position_at(ring.tail)
         if oldest is None or order.is_after(oldest, page.head.position) or not order.is_after(oldest, position):

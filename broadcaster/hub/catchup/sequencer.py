@@ -187,8 +187,8 @@ class Sequencer:
         self._hand_on(ready)
         if page.complete and self.order.is_after(page.head.position, at):
             self._announce(self.order.head_gaps(at, page.head.position), refused)
-        elif not page.complete and page.last > at.offset:  # all that is left of the page was refused
-            self._announce(self.order.head_gaps(at, Position(at.epoch, page.last)), refused)
+        elif not page.complete and page.last and self.order.is_after(page.last, at):  # the rest of it was refused
+            self._announce(self.order.head_gaps(at, page.last), refused)
 
     def _hand_on(self, messages: list[Message]) -> None:
         if messages:
@@ -210,8 +210,8 @@ def with_refused_cause(gap: Gap, refused: set[Position]) -> Gap:
     """The same gap, with the cause `refused` if all of its events are stored, and not valid."""
     if gap.first is None or gap.last is None or gap.epoch is None:
         return gap
-    offsets = {position.offset for position in refused}
-    if not all(offset in offsets for offset in range(gap.first, min(gap.last, gap.first + len(offsets)) + 1)):
+    last = min(gap.last, gap.first + len(refused))  # of a longer one not all are among them
+    if not all(Position(gap.epoch, offset) in refused for offset in range(gap.first, last + 1)):
         return gap
     return replace(gap, cause=Cause.REFUSED)
 

@@ -88,7 +88,7 @@ class Fanout:
     def join_replaying(self, subscription: Subscription, position: Position) -> None:
         """Take in a subscription that begins after an earlier position; it is fed by calls of `feed`."""
         subscription.position = position
-        subscription.cursor = self.ring.number_after(position)
+        subscription.cursor = None
         subscription.behind_since = self._clock.loop_s()
         self._enter(subscription, State.REPLAYING)
 

@@ -178,9 +178,9 @@ class Ring:
         """How many gaps there are at `cursor` and later."""
         return len(self._gaps_at) - bisect_left(self._gaps_at, cursor)
 
-    def is_gap(self, cursor: int) -> bool:
-        """Whether the next thing that a reader at `cursor` is given is a gap."""
-        return cursor < self.head and self._entry(cursor).gap is not None
+    def gap_at(self, cursor: int) -> Gap | None:
+        """The next thing that a reader at `cursor` is given, if that is a gap."""
+        return self._entry(cursor).gap if cursor < self.head else None
 
     def _entry(self, number: int) -> Entry:
         entry = self._entries[self._dropped + number - self.tail]
