@@ -558,12 +558,13 @@ class Ledger:
         return self._close(case, entries)
 
     def _close(self, case: str, entries: Sequence[Entry]) -> list[Account]:
+        for work in self._works.values():
+            if work.done():
+                work.result()  # raises what has ended it
         accounts = [reckon(reader, entries) for reader in self.readers]
         self._file(case, entries, accounts)
         unaccounted = [account.unaccounted for account in accounts if account.unaccounted]
         assert not unaccounted, "\n".join(unaccounted)
-        for work in self._works.values():
-            assert not work.done() or work.exception() is None, work
         return accounts
 
     def _recover_s(self) -> float | None:
