@@ -32,6 +32,7 @@ class Record:
         self.said: list[Any] = []
         self.batches: list[int] = []
         self.position: Position | None = None
+        self.frames: dict[Position, bytes] = {}
         self.ring = self
 
     def begin(self, position: Position) -> None:
@@ -43,6 +44,11 @@ class Record:
         self.said += [None if event.position is None else str(event.position) for event in events]
         for event in events:
             self.position = event.position or self.position
+            if event.position is not None:
+                self.frames[event.position] = event.frame
+
+    def frame_at(self, position: Position) -> bytes | None:
+        return self.frames.get(position)
 
     def announce(self, gap: Gap) -> None:
         self.position = gap.position or self.position
@@ -535,6 +541,54 @@ def test_what_is_refused_in_one_epoch_has_expired_in_another() -> None:
     gap = Gap(CHANNEL, Cause.EXPIRED, "e1", 6, 6, P("e1-6"))
     assert with_refused_cause(gap, {P("e2-6")}) == gap
     assert with_refused_cause(gap, {P("e1-6")}) == replace(gap, cause=Cause.REFUSED)
+
+
+# Other events at the same positions
+
+
+@in_loop
+async def test_a_memory_that_was_set_back_and_got_further_again_is_told() -> None:
+    """Nobody who publishes has seen what was lost, so no floor shows it: the events that came twice do."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.set_back(3)
+    other = channel.store(5)
+    channel.hear(other)
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 6), "e1-7", "e1-8", ("redis_restarted", "e1", 9, None, "e2-8")]
+    channel.hear(channel.store(1))
+    assert channel.record.said[-1] == "e2-9"
+
+
+@pytest.mark.parametrize("stored", [1, 3, 5], ids=["less", "as much", "more"])
+@in_loop
+async def test_a_memory_that_was_set_back_while_nobody_listened_is_told(stored: int) -> None:
+    """The subscription was lost meanwhile; less, as much or more has been stored again than was lost."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.sequencer.interrupt()
+    channel.redis.set_back(3)
+    channel.store(stored)
+    channel.sequencer.confirm()
+    await channel.settle()
+    rest = run_of("e1", 7, 3 + stored)
+    first = 7 + len(rest)
+    told = ("redis_restarted", "e1", first, None, f"e2-{3 + stored}")
+    assert channel.record.said == [*run_of("e1", 1, 6), *rest, told]
+    channel.hear(channel.store(1))
+    assert channel.record.said[-1] == f"e2-{4 + stored}"
+
+
+@in_loop
+async def test_a_forged_duplicate_begins_no_epoch() -> None:
+    """Somebody publishes another event with a position that was given: the log has the one that was handed on."""
+    channel = await Channel.opened()
+    first, _ = channel.store(1), channel.store(1)
+    channel.hear([*first, splice(CHANNEL, P("e1-1"), payload(99))])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 2)
+    assert channel.redis.head() == P("e1-2")
+    assert channel.counters[0] == 1
 
 
 # Interruptions

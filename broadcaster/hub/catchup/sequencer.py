@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
-from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.position import MAX_OFFSET, Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
 from broadcaster.hub.catchup.event_log import EventLog, Page, is_of_channel
@@ -56,6 +56,7 @@ class Sequencer:
         self._wake = asyncio.Event()
         self._confirmed_in: int | None = None  # the round in which the subscription was confirmed
         self._skipped: Position | None = None  # the highest event that was not handed on since the last round
+        self._doubted: Position | None = None  # where Redis may have another event than the one that was handed on
         self.sync_round = 0
         self.synced_round = 0
         self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
@@ -77,7 +78,7 @@ class Sequencer:
     def take(self, messages: Sequence[Message]) -> None:
         """Hand on what the subscription brought, if it is next. What is not stored passes at once."""
         at = self._fanout.ring.position
-        ready = []
+        ready, again = [], []
         for message in messages:
             position = message.position
             if position is None:
@@ -86,11 +87,13 @@ class Sequencer:
                 at = position
                 ready.append(message)
             elif at is not None and position.epoch == at.epoch and position.offset <= at.offset:
-                self.duplicates += 1
+                again.append(message)
             else:
                 self._skip(position)
         if ready:
             self._fanout.broadcast(ready)
+        if again:
+            self._compare(again)
 
     def _skip(self, position: Position) -> None:
         """It is not the next one: whatever it is, the log knows."""
@@ -98,9 +101,23 @@ class Sequencer:
             self._skipped = position
         self._wake.set()
 
+    def _compare(self, again: list[Message]) -> None:
+        """If another event was handed on at a position, Redis may have been set back; or somebody forges."""
+        self.duplicates += len(again)
+        if another := next(filter(self._is_another, again), None):
+            self._doubted = another.position
+            self._wake.set()
+
+    def _is_another(self, message: Message) -> bool:
+        assert message.position is not None
+        return self._fanout.ring.frame_at(message.position) not in (None, message.frame)
+
     def confirm(self) -> None:
         """The subscription holds from here on: what came before is in the log."""
         self._confirmed_in = self.sync_round
+        at = self.position  # Redis may have been set back meanwhile, and have got further again since
+        if at is not None and self._fanout.ring.frame_at(at) is not None:
+            self._doubted = at
         self._wake.set()
 
     def interrupt(self) -> None:
@@ -146,7 +163,7 @@ class Sequencer:
             self._wake.clear()
             skipped, self._skipped = self._skipped, None
             self.sync_round += 1
-            head = await self._log.head(self._channel, self.position)
+            head = await self._log.head(self._channel, await self._floor())
             self.order = self.order.followed_by(head.epochs)
             if self.position is None:
                 self._fanout.ring.begin(head.position)
@@ -161,6 +178,22 @@ class Sequencer:
                 break
         self.synced_round = self.sync_round
         self._on_caught_up()
+
+    async def _floor(self) -> Position | None:
+        """The newest position that this hub has seen, so that Redis begins an epoch if its memory is older.
+
+        If there are other events where this hub has handed some on, the memory was older, also if it has got
+        further since: then it is the last position that there could be.
+        """
+        floor, doubted = self.position, self._doubted
+        if doubted is not None and floor is not None and doubted.epoch == floor.epoch:
+            page = await self._log.page(self._channel, doubted.offset, floor)
+            if any(map(self._is_another, page.messages)):
+                log.warning("%s: Redis has other events than those that were handed on", self._channel)
+                floor = floor._replace(offset=MAX_OFFSET)
+        if self._doubted is doubted:
+            self._doubted = None
+        return floor
 
     @property
     def _at(self) -> Position:

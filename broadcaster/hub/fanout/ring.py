@@ -178,6 +178,14 @@ class Ring:
         """How many gaps there are at `cursor` and later."""
         return len(self._gaps_at) - bisect_left(self._gaps_at, cursor)
 
+    def frame_at(self, position: Position) -> bytes | None:
+        """The stored event at a position, if it is here."""
+        number = self.number_after(position._replace(offset=position.offset - 1))
+        if number is None or number == self.head:
+            return None
+        entry = self._entry(number)
+        return entry.frame if entry.labels is not None and entry.position == position else None
+
     def gap_at(self, cursor: int) -> Gap | None:
         """The next thing that a reader at `cursor` is given, if that is a gap."""
         return self._entry(cursor).gap if cursor < self.head else None
