@@ -223,11 +223,13 @@ def test_a_good_token_is_let_in_and_never_echoed(
         assert shown.encode() not in guest.response
         payload = event_payload()
         client.publish(payload)
-        texts = [guest.text()]
+        text = guest.text()
         if selected == "broadcaster.v1":
-            assert json.loads(texts[0])["control"] == "welcome"
-            texts.append(guest.text())
-        assert texts[-1].encode() == payload
+            assert json.loads(text)["control"] == "welcome"
+            text = guest.text()
+            while json.loads(text).get("control") == "beat":
+                text = guest.text()
+        assert text.encode() == payload
 
 
 # Refused before the upgrade
