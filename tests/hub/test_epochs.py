@@ -85,6 +85,10 @@ def expired(epoch: str, first: int, last: int) -> Gap:
     return Gap("events.x", Cause.EXPIRED, epoch, first, last, Position(epoch, last))
 
 
+def lost(epoch: str, first: int, last: int) -> Gap:
+    return Gap("events.x", Cause.REDIS_RESTARTED, epoch, first, last, Position(epoch, last))
+
+
 def restarted(epoch: str, first: int, goes_on: str) -> Gap:
     return Gap("events.x", Cause.REDIS_RESTARTED, epoch, first, None, P(goes_on))
 
@@ -95,6 +99,14 @@ GAPS: list[tuple[str, EpochOrder, str, str, list[Gap]]] = [
     ("an earlier one", ROLLED_BACK, "b-450", "b-401", []),
     ("one is missing", ROLLED_BACK, "b-450", "b-452", [expired("b", 451, 451)]),
     ("many are missing", ROLLED_BACK, "a-0", "a-300", [expired("a", 1, 299)]),
+    (
+        "lost with the memory, of which something is left here",
+        ROLLED_BACK,
+        "a-450",
+        "a-500",
+        [lost("a", 451, 499)],
+    ),
+    ("some expired, some lost so", ROLLED_BACK, "a-0", "a-500", [expired("a", 1, 400), lost("a", 401, 499)]),
     ("rolled back", ROLLED_BACK, "a-500", "b-401", [restarted("a", 501, "b-400")]),
     ("at the end of what was kept", ROLLED_BACK, "a-400", "b-401", [restarted("a", 401, "b-400")]),
     (

@@ -70,9 +70,7 @@ class EpochOrder:
     def gaps(self, position: Position, found: Position) -> list[Gap]:
         """What is missing when the event after `position` turns out to be `found`."""
         if position.epoch == found.epoch:
-            if found.offset <= position.offset + 1:
-                return []
-            return [self._expired(found.epoch, position.offset + 1, found.offset - 1)]
+            return self._gone(found.epoch, position.offset + 1, found.offset - 1)
         gaps = []
         epoch, first = position.epoch, position.offset + 1
         mine, theirs = self._rank(position.epoch), self._rank(found.epoch)
@@ -85,16 +83,27 @@ class EpochOrder:
         if epoch != found.epoch:  # it is not in the table
             continues_after = Position(found.epoch, found.offset - 1)
             gaps.append(Gap(self._channel, Cause.REDIS_RESTARTED, epoch, first, None, continues_after))
-        elif found.offset > first:
-            gaps.append(self._expired(epoch, first, found.offset - 1))
+        else:
+            gaps += self._gone(epoch, first, found.offset - 1)
         return gaps
 
     def head_gaps(self, position: Position, head: Position) -> list[Gap]:
         """What is missing when after `position` there is nothing more, and the channel stands at `head`."""
         return self.gaps(position, Position(head.epoch, head.offset + 1))
 
-    def _expired(self, epoch: str, first: int, last: int) -> Gap:
-        return Gap(self._channel, Cause.EXPIRED, epoch, first, last, Position(epoch, last))
+    def _gone(self, epoch: str, first: int, last: int) -> list[Gap]:
+        """What is missing within an epoch: it has expired, or was in a memory that is gone.
+
+        Offsets count on. So where a newer epoch begins with an offset of this one, Redis has come back without it.
+        """
+        rank = self._rank(epoch)
+        kept = min((begun - 1 for newer, begun in self._epochs if self._rank(newer) > rank), default=last)
+        ranges = ((Cause.EXPIRED, first, min(kept, last)), (Cause.REDIS_RESTARTED, max(kept + 1, first), last))
+        return [
+            Gap(self._channel, cause, epoch, begin, end, Position(epoch, end))
+            for cause, begin, end in ranges
+            if begin <= end
+        ]
 
     def _rank(self, epoch: str) -> tuple[int, int, str]:
         """Of two epochs the older one has the lower rank."""
