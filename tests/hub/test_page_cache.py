@@ -30,7 +30,7 @@ class Cache:
 
     def want(self, *firsts: int) -> None:
         for first in firsts:
-            self.pages.want(CHANNEL, first, partial(self._serve, first))
+            self.pages.want(CHANNEL, first, None, partial(self._serve, first))
 
     def _serve(self, first: int, page: CachedPage | None) -> None:
         assert page is not None
@@ -45,16 +45,16 @@ def offsets(page: CachedPage) -> list[int]:
 async def test_a_page_is_read_once_for_all_who_want_it() -> None:
     """Whoever asks before it has come gets the same one; later ones find it at hand."""
     cache = Cache(1000)
-    assert cache.pages.get(CHANNEL, 5) is None
+    assert cache.pages.get(CHANNEL, 5, "e1") is None
     cache.want(5, 5, 200, 255, 1)
     await turns()
     assert [first for first, _ in cache.served] == [5, 5, 200, 255, 1]
     assert len({id(page) for _, page in cache.served}) == 1
     assert cache.redis.pages == [(CHANNEL, 0)]
     assert offsets(cache.served[0][1]) == list(range(1, LIMITS.page_events + 1))
-    assert cache.pages.get(CHANNEL, 77) is cache.served[0][1]
-    assert cache.pages.get(CHANNEL, LIMITS.page_events) is None
-    assert cache.pages.get("events.other", 5) is None
+    assert cache.pages.get(CHANNEL, 77, "e1") is cache.served[0][1]
+    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
+    assert cache.pages.get("events.other", 5, "e1") is None
     assert cache.pages.read == 1
 
 
@@ -84,17 +84,27 @@ async def test_an_empty_page_is_complete() -> None:
 
 
 @in_loop
+async def test_a_page_is_of_no_use_in_another_epoch() -> None:
+    """Redis may have come back with older data since it was read."""
+    cache = Cache(10)
+    cache.want(1)
+    await turns()
+    assert cache.pages.get(CHANNEL, 1, "e1") is not None
+    assert cache.pages.get(CHANNEL, 1, "e2") is None
+
+
+@in_loop
 async def test_what_is_wanted_is_read_anew() -> None:
     """Whoever wants a page has seen that the kept one does not help."""
     cache = Cache(10)
     cache.want(1)
     await turns()
     cache.redis.store(payload(11))
-    assert offsets(cache.pages.get(CHANNEL, 1) or cache.served[0][1])[-1] == 10
+    assert offsets(cache.pages.get(CHANNEL, 1, "e1") or cache.served[0][1])[-1] == 10
     cache.want(1)
     await turns()
     assert offsets(cache.served[1][1])[-1] == 11
-    assert cache.pages.get(CHANNEL, 1) is cache.served[1][1]
+    assert cache.pages.get(CHANNEL, 1, "e1") is cache.served[1][1]
     assert cache.pages.read == 2
 
 
@@ -105,13 +115,15 @@ async def test_no_more_than_so_many_pages_are_kept_and_the_one_not_used_for_long
     for number in range(LIMITS.kept_pages):
         cache.want(number * LIMITS.page_events)
     await turns(1000)
-    assert cache.pages.get(CHANNEL, 0) is not None
+    assert cache.pages.get(CHANNEL, 0, "e1") is not None
     cache.want(LIMITS.kept_pages * LIMITS.page_events)
     await turns()
-    assert cache.pages.get(CHANNEL, 0) is not None
-    assert cache.pages.get(CHANNEL, LIMITS.page_events) is None
+    assert cache.pages.get(CHANNEL, 0, "e1") is not None
+    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
     kept = [
-        number for number in range(LIMITS.kept_pages + 1) if cache.pages.get(CHANNEL, number * LIMITS.page_events)
+        number
+        for number in range(LIMITS.kept_pages + 1)
+        if cache.pages.get(CHANNEL, number * LIMITS.page_events, "e1")
     ]
     assert len(kept) == LIMITS.kept_pages
 
@@ -124,7 +136,7 @@ async def test_no_more_than_so_many_bytes_are_kept() -> None:
     cache = Cache(6 * LIMITS.page_events, size)
 
     def kept() -> list[int]:
-        return [number for number in range(6) if cache.pages.get(CHANNEL, number * LIMITS.page_events)]
+        return [number for number in range(6) if cache.pages.get(CHANNEL, number * LIMITS.page_events, "e1")]
 
     fit = LIMITS.kept_page_bytes // page_bytes
     assert 1 < fit < 5
@@ -148,8 +160,8 @@ async def test_a_page_larger_than_all_bytes_is_kept_alone() -> None:
     cache.want(1)
     await until(lambda: len(cache.served) == 2, "not served")
     assert cache.served[1][1].size > LIMITS.kept_page_bytes
-    assert cache.pages.get(CHANNEL, 1) is not None
-    assert cache.pages.get(CHANNEL, LIMITS.page_events) is None
+    assert cache.pages.get(CHANNEL, 1, "e1") is not None
+    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
 
 
 @in_loop
@@ -170,13 +182,13 @@ async def test_one_channel_that_cannot_be_read_does_not_keep_others_waiting(erro
     cache.redis.errors["events.broken"] = {"XRANGE": error}
     told: list[object] = []
     for _ in range(2):
-        cache.pages.want("events.broken", 1, told.append)
+        cache.pages.want("events.broken", 1, None, told.append)
         cache.want(1)
         await until(lambda: cache.served and told, "somebody is kept waiting")
         assert told.pop() is None
         cache.served.clear()
     cache.redis.errors.clear()
-    cache.pages.want("events.broken", 1, told.append)
+    cache.pages.want("events.broken", 1, None, told.append)
     await until(lambda: told, "it is not asked again")
     assert told.pop() is not None
 
@@ -193,9 +205,9 @@ async def test_who_asks_while_a_page_is_read_is_served() -> None:
         assert page is not None
         cache.served.append((-1, page))
         if len(cache.served) < 4:
-            cache.pages.want(CHANNEL, 600, again)
+            cache.pages.want(CHANNEL, 600, None, again)
 
-    cache.pages.want(CHANNEL, 1, again)
+    cache.pages.want(CHANNEL, 1, None, again)
     await turns()
     assert len(cache.served) >= 4
     assert cache.pages.read >= 2

@@ -354,6 +354,24 @@ async def test_a_redis_that_came_back_with_older_data_loses_no_new_event() -> No
 
 
 @in_loop
+async def test_a_page_that_was_asked_for_before_an_epoch_began_misses_none_of_it() -> None:
+    """Between two answers Redis comes back with older data: the new epoch begins before what was asked for."""
+    channel = await Channel.opened(stored=20)
+    channel.sequencer.interrupt()
+    channel.store(10)
+
+    def come_back() -> None:
+        channel.redis.on_the_way = None
+        channel.redis.restart(kept=10)
+        channel.store(5)
+
+    channel.redis.on_the_way = come_back
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [("redis_restarted", "e1", 21, None, "e2-10"), *run_of("e2", 11, 15)]
+
+
+@in_loop
 async def test_a_new_epoch_without_events_is_told_by_the_proof() -> None:
     """Redis was restarted and nobody publishes: it is told all the same, once."""
     channel = await Channel.opened(stored=5)

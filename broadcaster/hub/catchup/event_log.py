@@ -17,6 +17,7 @@ class Page:
 
     Attributes:
         head: Where the channel stood when it was read.
+        first: The lowest offset that was asked for.
         messages: The valid events.
         refused: Positions of those that are not valid, which must be announced as missing.
         last: Position of the last one, valid or not; None if there is none.
@@ -24,6 +25,7 @@ class Page:
     """
 
     head: Head
+    first: int
     messages: tuple[Message, ...]
     refused: tuple[Position, ...]
     last: Position | None
@@ -67,22 +69,34 @@ class EventLog:
         """
         head, items = await self._broker.page(channel, first, self.page_events, floor)
         messages, refused = list[Message](), list[Position]()
+        last: Position | None = None
         for offset, payload in items:
-            try:
-                message = read_message(payload, self._max_bytes)
-            except InvalidEvent:
-                refused.append(_position_of(offset, head))
-                continue
-            if message.position is None or message.position.offset != offset:
-                refused.append(_position_of(offset, head))
-                continue
-            messages.append(message)
-        last = _position_of(items[-1][0], head) if items else None
-        return Page(head, tuple(messages), tuple(refused), last, len(items) < self.page_events)
+            message = self._read(payload, offset)
+            if message is not None:
+                messages.append(message)
+                last = message.position
+            else:
+                last = _position_of(offset, head, after=last)
+                refused.append(last)
+        return Page(head, first, tuple(messages), tuple(refused), last, len(items) < self.page_events)
+
+    def _read(self, payload: bytes, offset: int) -> Message | None:
+        """The event that is stored at an offset; None if it is no valid one, or is of another place."""
+        try:
+            message = read_message(payload, self._max_bytes)
+        except InvalidEvent:
+            return None
+        return message if message.position is not None and message.position.offset == offset else None
 
 
-def _position_of(offset: int, head: Head) -> Position:
-    """Of what is stored at an offset, whatever it says itself: the log and its table are of one memory."""
+def _position_of(offset: int, head: Head, after: Position | None) -> Position:
+    """Of what is stored at an offset, by the table of epochs: the log and its table are of one memory.
+
+    If an epoch has begun between the two answers, only the event before it may tell.
+    """
+    known = {epoch for epoch, _ in head.epochs}
+    if after is not None and after.epoch not in known:
+        return Position(after.epoch, offset)
     begun = (epoch for epoch, first in reversed(head.epochs) if first <= offset)
     return Position(next(begun, head.epochs[0].epoch), offset)
 

@@ -69,6 +69,14 @@ class CachedPage:
         return self.page.messages[start : max(start + 1, bisect_right(self.ends, before + max_bytes))]
 
 
+@dataclass(slots=True)
+class _Want:
+    """A page that is to be read: who waits for it, and the floor of its channel."""
+
+    serves: list[Serve]
+    floor: Position | None = None
+
+
 class PageCache:
     """Reads and keeps pages.
 
@@ -82,21 +90,31 @@ class PageCache:
         self._runtime = runtime
         self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()
         self._kept_bytes = 0
-        self._wanted: OrderedDict[tuple[str, int], list[Serve]] = OrderedDict()
+        self._wanted: OrderedDict[tuple[str, int], _Want] = OrderedDict()
         self._unreadable: dict[str, str] = {}  # channels that cannot be read, and what was logged
         self._wake = asyncio.Event()
         self.read = 0
 
-    def get(self, channel: str, first: int) -> CachedPage | None:
-        """The page in which to look for an offset, if it is kept."""
-        key = self._key(channel, first)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
+    def get(self, channel: str, first: int, epoch: str) -> CachedPage | None:
+        """The page in which to look for an offset, if it is kept, and of the epoch in which the channel stands.
 
-    def want(self, channel: str, first: int, serve: Serve) -> None:
-        """Have the page in which to look for an offset read anew; `serve` is called with it."""
-        self._wanted.setdefault(self._key(channel, first), []).append(serve)
+        Since then no other memory has taken the place of the one that was read.
+        """
+        key = self._key(channel, first)
+        page = self._kept.get(key)
+        if page is None or page.page.head.position.epoch != epoch:
+            return None
+        self._kept.move_to_end(key)
+        return page
+
+    def want(self, channel: str, first: int, floor: Position | None, serve: Serve) -> None:
+        """Have the page in which to look for an offset read anew; `serve` is called with it.
+
+        The floor is the newest position of the channel that this hub has seen.
+        """
+        want = self._wanted.setdefault(self._key(channel, first), _Want([]))
+        want.floor = floor
+        want.serves.append(serve)
         self._wake.set()
 
     async def run(self) -> None:
@@ -105,16 +123,17 @@ class PageCache:
             await self._wake.wait()
             self._wake.clear()
             while self._wanted:
-                key = next(iter(self._wanted))
-                page = await self._read(*key)
-                for serve in self._wanted.pop(key, ()):
+                key, want = next(iter(self._wanted.items()))
+                page = await self._read(*key, want)
+                del self._wanted[key]
+                for serve in want.serves:
                     serve(page)
 
-    async def _read(self, channel: str, first: int) -> CachedPage | None:
+    async def _read(self, channel: str, first: int, want: _Want) -> CachedPage | None:
         complaint = f"{channel}: cannot read the log"
         try:
             page = await keep_trying(
-                lambda: self.log.page(channel, first), complaint, self._runtime.chance, _raise_answers
+                lambda: self.log.page(channel, first, want.floor), complaint, self._runtime.chance, _raise_answers
             )
         except (RedisUnavailable, RedisRefused) as error:
             if self._unreadable.get(channel) != str(error):

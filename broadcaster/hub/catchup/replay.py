@@ -98,7 +98,9 @@ class Replay:
             return True
         channel, first = self._fanout.channel, self._sequencer.order.next_offset(position)
         fresh = self._fresh.pop(subscription, None)
-        page = fresh or self._pages.get(channel, first)
+        head = self._fanout.position
+        assert head is not None
+        page = fresh or self._pages.get(channel, first, head.epoch)
         if page is not None and self._serve(subscription, page):
             return True
         subscription.state = State.AWAITING_PAGE
@@ -142,8 +144,11 @@ class Replay:
         self._want(subscription, first, self._limits.page_retry_s)
 
     def _want(self, subscription: Subscription, first: int, delay_s: float) -> None:
-        want = partial(self._pages.want, self._fanout.channel, first, partial(self._on_page, subscription))
-        self._loop.call_later(delay_s, want)
+        self._loop.call_later(delay_s, self._want_now, subscription, first)
+
+    def _want_now(self, subscription: Subscription, first: int) -> None:
+        floor = self._fanout.position  # a page of an older memory would be taken for what the log holds now
+        self._pages.want(self._fanout.channel, first, floor, partial(self._on_page, subscription))
 
     def _serve(self, subscription: Subscription, found: CachedPage) -> bool:
         """Write what a page has for a subscription, up to `limits.write_bytes`; whether that made progress."""
@@ -154,6 +159,8 @@ class Replay:
         if not order.knows(page.head.position.epoch):
             self._sequencer.check(page.head.position)
             return False  # it is from before Redis lost its memory, or from an epoch that is about to be announced
+        if page.first > order.next_offset(position):
+            return False  # since it was asked for, an epoch has begun that goes back
         run = found.run(position, self._limits.write_bytes)
         if run and run[-1].position is not None and not order.is_after(run[-1].position, head):
             self._welcome_once(subscription, missing=False)

@@ -173,7 +173,8 @@ class Sequencer:
                 page = await self._log.page(self._channel, self.order.next_offset(self._at), self._at)
                 head = page.head
                 self.order = self.order.followed_by(head.epochs)
-                self._read(page)
+                if page.first <= self.order.next_offset(self._at):  # else an epoch has begun that goes back
+                    self._read(page)
             if self._skipped is None:
                 break
         self.synced_round = self.sync_round
