@@ -282,3 +282,18 @@ def test_redis_lists_and_names_order() -> None:
     assert not known.knows(A)
     assert known.is_after(P(f"{C}-5"), P(f"{B}-99"))
     assert not order(f"{A}-1", f"{B}-5").followed_by((P(f"{A}-1"), P(f"{C}-5"))).knows(B)
+
+
+GONE: list[tuple[str, EpochOrder, list[Gap]]] = [
+    ("the log begins later", order(f"{C}-41"), [expired(B, 10, 19)]),
+    ("it is listed", order(f"{A}-1", f"{B}-5", f"{C}-41"), [expired(B, 10, 19)]),
+    ("a newer one has the same offsets", order(f"{A}-1", f"{C}-9"), [lost(B, 10, 19)]),
+    ("and has some of them", order(f"{B}-5", f"{C}-15"), [expired(B, 10, 14), lost(B, 15, 19)]),
+    ("there is only an older one", order(f"{A}-1", f"{C}-41"), [lost(B, 10, 19)]),
+]
+
+
+@pytest.mark.parametrize(("known", "gaps"), [case[1:] for case in GONE], ids=[case[0] for case in GONE])
+def test_what_is_missing_within_an_epoch_has_expired_or_was_lost(known: EpochOrder, gaps: list[Gap]) -> None:
+    """The log loses the oldest first: what Redis cannot have lost so was in a memory that is gone."""
+    assert known.gaps(P(f"{B}-9"), P(f"{B}-20")) == gaps

@@ -94,10 +94,13 @@ class EpochOrder:
     def _gone(self, epoch: str, first: int, last: int) -> list[Gap]:
         """What is missing within an epoch: it has expired, or was in a memory that is gone.
 
-        Offsets count on. So where a newer epoch begins with an offset of this one, Redis has come back without it.
+        Offsets count on, and the log loses the oldest first. So where a newer epoch begins with an offset of this
+        one, or there are events of an older one and none of this, Redis has come back without it.
         """
         rank = self._rank(epoch)
         kept = min((begun - 1 for newer, begun in self._epochs if self._rank(newer) > rank), default=last)
+        if epoch not in self._index and any(self._rank(older) < rank for older, _ in self._epochs):
+            kept = first - 1
         ranges = ((Cause.EXPIRED, first, min(kept, last)), (Cause.REDIS_RESTARTED, max(kept + 1, first), last))
         return [
             Gap(self._channel, cause, epoch, begin, end, Position(epoch, end))
