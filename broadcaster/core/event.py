@@ -9,6 +9,7 @@ WebSocket client close its connection (1007).
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -196,13 +197,13 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
         fields = _DECODE(payload)
         if type(fields) is not dict:
             raise InvalidEvent("not_object", f"not a JSON object but {type(fields).__name__}")
-        # As many keys as colons, else a key is duplicate (the decoder kept the last). Most events have no colon in
-        # a string, and no keys but their own and those of `data`; only for the others all are counted, and the
-        # strings are removed first.
+        # As many keys as colons: none is duplicate (the decoder would have kept the last of two). That is so for
+        # most events: they have no colon in a string, and no keys but their own and those of `data`.
         colons, data = payload.count(b":"), fields.get("data")
         if len(fields) + (len(data) if type(data) is dict else 0) != colons or b"[" in payload:
-            keys = _count_keys(fields)
-            if keys != colons and keys != _STRING.sub(b"", payload).count(b":"):
+            if payload.count(b"{") + payload.count(b"[") > MAX_LEVELS and _is_too_deep(fields):
+                raise RecursionError
+            if not _has_every_key(fields, payload, colons):
                 raise InvalidEvent("duplicate_key", "a key stands twice in one object")
     except RecursionError:
         raise InvalidEvent("too_deep", "nested too deeply") from None
@@ -282,19 +283,25 @@ def _shown(value: object, most: int) -> str:
         return type(value).__name__
 
 
-def _count_keys(value: dict[str, Any] | list[Any], levels: int = MAX_LEVELS) -> int:
-    """The number of keys of all objects in a JSON value.
+def _has_every_key(fields: dict[str, Any], payload: bytes, colons: int) -> bool:
+    """Whether every key of a payload, which has so many colons, is in its decoded `fields`.
 
-    Raises:
-        RecursionError: It has more than `levels` levels.
+    Encoded again, the fields have all colons of the payload, those written as an escape as well, but for those of
+    the members that the decoder has replaced: at least one each. It is linear, whatever the strings hold.
     """
-    if not levels:
-        raise RecursionError
-    count, items = (len(value), value.values()) if type(value) is dict else (0, value)
-    for item in items:
-        if type(item) is dict or type(item) is list:
-            count += _count_keys(item, levels - 1)
-    return count
+    if b"\\" in payload and b"u003" in payload:
+        escapes = payload.replace(b"\\\\", b"")  # without escaped backslashes: each that is left begins an escape
+        colons += escapes.count(b"\\u003a") + escapes.count(b"\\u003A")
+    return _ENCODE(fields).count(b":") == colons
+
+
+def _is_too_deep(fields: dict[str, Any]) -> bool:
+    """Whether a JSON object has more than `MAX_LEVELS` levels."""
+    level: list[Any] = [fields]
+    for _ in range(MAX_LEVELS):
+        values = itertools.chain.from_iterable(held.values() if type(held) is dict else held for held in level)
+        level = [value for value in values if type(value) is dict or type(value) is list]
+    return bool(level)
 
 
 _POSITION_PREFIX: Final = b'{"channel":"'  # how a stored event begins
@@ -305,5 +312,5 @@ _MAX_NUMBER: Final = MAX_OFFSET + 1  # one more than the last integer that JavaS
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,256}").fullmatch
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
 _CHANNEL: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _DECODE: Final = msgspec.json.Decoder().decode
+_ENCODE: Final = msgspec.json.Encoder().encode

@@ -240,6 +240,43 @@ def written(draw: st.DrawFn) -> bytes:
     return f"{gap}{{{f',{gap}'.join(texts)}}}{gap}".encode("utf-8", "surrogatepass")
 
 
+SPELLINGS: Final = {
+    ":": [":", r"\u003a", r"\u003A"],
+    "\\": [r"\\", r"\u005c", r"\u005C"],
+    '"': [r"\"", r"\u0022"],
+    "u": ["u", r"\u0075"],
+    "0": ["0", r"\u0030"],
+}
+"""Some letters, and the ways to write them in a string."""
+STRINGS: Final = st.lists(
+    st.one_of(
+        st.sampled_from([spelling for spellings in SPELLINGS.values() for spelling in spellings]),
+        st.sampled_from(["003a", "003A", "{", "}", "[", "]", ",", "a", "ü", "🔥", r"\n", r"\ud83d\udd25"]),
+    ),
+    max_size=5,
+).map(lambda letters: f'"{"".join(letters)}"')
+KEYS: Final = st.sampled_from(['"a"', r'"\u0061"', '":"', r'"\u003a"', r'"\\u003a"', '""', '"b:"'])
+VALUES: Final = st.recursive(
+    st.one_of(STRINGS, st.sampled_from(["0", "-1.5e3", "null", "{}", "[]"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda values: f"[{','.join(values)}]"),
+        st.lists(st.tuples(KEYS, inner).map(":".join), max_size=4).map(lambda members: f"{{{','.join(members)}}}"),
+    ),
+    max_leaves=12,
+)
+
+
+@fuzzed(1500)
+@given(
+    st.lists(st.tuples(st.sampled_from(['"data"', '"x"', r'"\u0078"', '"y:"']), VALUES).map(":".join), max_size=4)
+)
+@example([r'"x":"\u003a"', r'"x":1'])
+@example([r'"data":{"a":"\\u003a","a":1}'])
+def test_a_key_that_stands_twice_is_found_however_it_and_its_neighbours_are_written(members: list[str]) -> None:
+    """Colons and quotes in strings, and escapes for them, neither hide a duplicate key nor look like one."""
+    assert_agreement(",".join([json.dumps(EVENT).removesuffix("}"), *members]).encode() + b"}")
+
+
 @pytest.mark.parametrize("payload", GOOD, ids=["plain", "with data", "stored", "with odd text"])
 def test_the_seeds_are_right(payload: bytes) -> None:
     """What is mutated below is an event, for product and oracle alike."""
