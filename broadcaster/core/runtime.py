@@ -93,7 +93,7 @@ class Limits:
         slice_s: Seconds of deferrable work per iteration of the event loop: the delay it may cause an event ...
         slice_share: ... or this share of the CPU time of the rest of the iteration if that is more: with too much
             to send, handshakes must still be answered.
-        page_events: Events of one page of the log: some 2 ms of the hub's time, and much less of Redis'.
+        page_events: Events of one page of the log: some 2 ms of the hub's time in slices, much less of Redis'.
         kept_pages: Pages that are cached for other readers.
         kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
         page_retry_s: Seconds until a page is read again that did not hold what was missing.
@@ -148,6 +148,10 @@ class Limits:
     publish_sources: int = 10_000
     recent_ids: int = 1024
     recent_sources: int = 10_000
+
+    def slice_after(self, rest_s: float) -> float:
+        """Seconds that deferrable work may take in a turn of the loop whose rest has used so much CPU time."""
+        return max(self.slice_s, self.slice_share * rest_s)
 
 
 LIMITS: Final = Limits()

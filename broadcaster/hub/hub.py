@@ -35,7 +35,7 @@ class Hub:
         self._spawn = spawn
         scheduler = Scheduler(runtime)
         self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s), settings.hub.drain_s)
-        self.pages = PageCache(EventLog(broker, settings.event.max_bytes, runtime.limits), runtime)
+        self.pages = PageCache(EventLog(broker, settings.event.max_bytes, runtime), runtime)
         unsettled = self.registry.unsettled
         self.channels = Channels(settings, broker, self.pages, scheduler, spawn, unsettled, runtime)
         self.probe = DeliveryProbe(settings, broker, self.channels, runtime)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused
 from broadcaster.core.position import Head, Position
-from broadcaster.core.runtime import LIMITS, Limits
-from broadcaster.hub.broker.broker import Broker
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.broker.broker import Broker, StoredEvents
 from broadcaster.hub.fanout.message import Message, read_message
 
 
@@ -39,10 +40,12 @@ class EventLog:
         page_events: Events that are read at a time.
     """
 
-    def __init__(self, broker: Broker, max_bytes: int, limits: Limits = LIMITS) -> None:
+    def __init__(self, broker: Broker, max_bytes: int, runtime: Runtime = RUNTIME) -> None:
         self._broker = broker
         self._max_bytes = max_bytes
-        self.page_events = limits.page_events
+        self._clock = runtime.clock
+        self._limits = runtime.limits
+        self.page_events = runtime.limits.page_events
 
     async def head(self, channel: str, floor: Position | None = None) -> Head:
         """Where a channel stands; its epoch is begun if that is due.
@@ -67,10 +70,20 @@ class EventLog:
         Raises:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
-        head, items = await self._broker.page(channel, first, self.page_events, floor)
+        return await self._decode(await self._broker.page(channel, first, self.page_events, floor), first)
+
+    async def _decode(self, stored: StoredEvents, first: int) -> Page:
+        """Check the events of a page, in slices: a page of large ones must not delay what is live meanwhile."""
+        head, items = stored
         messages, refused = list[Message](), list[Position]()
         last: Position | None = None
+        clock, limits = self._clock, self._limits
+        end = clock.monotonic_s() + limits.slice_after(0.0)
         for offset, payload in items:
+            if clock.monotonic_s() >= end:
+                left_at = clock.thread_cpu_s()
+                await asyncio.sleep(0)
+                end = clock.monotonic_s() + limits.slice_after(clock.thread_cpu_s() - left_at)
             message = self._read(payload, offset)
             if message is not None:
                 messages.append(message)

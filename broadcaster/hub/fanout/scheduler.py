@@ -30,10 +30,10 @@ class Scheduler:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        clock, limits = self._clock, self._limits
+        clock = self._clock
         rest_s = clock.thread_cpu_s() - self._left_at
         # Not by loop time, which stands still within a turn.
-        end = clock.monotonic_s() + max(limits.slice_s, limits.slice_share * rest_s)
+        end = clock.monotonic_s() + self._limits.slice_after(rest_s)
         try:
             while self._queue:
                 work = next(iter(self._queue))
