@@ -69,7 +69,6 @@ class PublishPipeline:
         self._history = settings.history
         self._deadline_s = settings.publisher.publish_deadline_s
         self._max_unanswered = settings.publisher.max_unanswered
-        self._silence_s = settings.redis.silence_timeout_s
         self._longest_wait_s = settings.redis.reconnect_max_s
         self._commands = CommandLink(
             settings.redis, *([stream.LOAD] if self._history.enabled else []), runtime=runtime
@@ -182,10 +181,7 @@ class PublishPipeline:
         while waiting := [pending for pending in sent if not pending.outcomes]:
             last = waiting[-1]
             if last.reply is not None and not last.reply.done():
-                left_s = last.deadline - clock()
-                await asyncio.wait([last.reply], timeout=min(self._silence_s, left_s))
-                if not last.reply.done() and left_s > self._silence_s:
-                    await self._commands.reset()
+                await asyncio.wait([last.reply], timeout=last.deadline - clock())
             for pending in waiting:
                 self._read(pending)
             self._give_up(clock())

@@ -50,7 +50,12 @@ class CommandLink:
                 raise RedisUnavailable("the connection to Redis was closed")
             if (link := self.link) is None:
                 timeout_s = self._redis.connect_timeout_s
-                link = await RedisConnection.open(self._redis.url, timeout_s=timeout_s, clock=self._clock)
+                link = await RedisConnection.open(
+                    self._redis.url,
+                    timeout_s=timeout_s,
+                    silence_s=self._redis.silence_timeout_s,
+                    clock=self._clock,
+                )
                 try:
                     async with asyncio.timeout(timeout_s):
                         await self._greet(link)
@@ -102,13 +107,7 @@ class CommandLink:
             RedisUnavailable, RedisRefused: No connection, or no answer in time.
         """
         link = await self.connect()
-        timeout_s = self._redis.silence_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                replies = await asyncio.gather(*self.send(*commands), return_exceptions=True)
-        except TimeoutError:
-            link.abort()
-            raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
+        replies = await asyncio.gather(*self.send(*commands), return_exceptions=True)
         for error in (reply for reply in replies if isinstance(reply, BaseException)):
             if not isinstance(error, RedisErrorReply | RedisRefused):
                 link.abort()

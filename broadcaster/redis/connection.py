@@ -3,11 +3,15 @@
 An `asyncio.Protocol` around hiredis' parser. redis-py's own listener reconnects silently (what was published
 meanwhile is lost without a sign), never notices a frozen Redis, and costs a task switch per message; here a
 connection lives once, reports its end, and hands over everything that one read brought as one batch.
+
+A connection that owes replies and brings nothing for `silence_s` is at its end, whoever waits for them: half-open,
+or Redis is frozen. Large replies on a slow link are no silence, however long they take.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,6 +39,8 @@ OnMessages = Callable[[dict[bytes, list[bytes]]], None]
 OnSubscribed = Callable[[bytes, bool], None]
 """Called for each confirmed (un)subscription, in order with the messages: channel, whether it is subscribed."""
 
+_MOMENT_S: Final = 0.01
+
 _FINAL_ERRORS: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
 """How error replies begin after which a retry will not help."""
 
@@ -51,13 +57,14 @@ class RedisConnection(asyncio.Protocol):
 
     Attributes:
         lost: Done when the connection has ended, for whatever reason.
-        received_at: Loop time of the last bytes from Redis.
+        why: The reason.
     """
 
     def __init__(
         self,
         on_messages: OnMessages | None = None,
         on_subscribed: OnSubscribed | None = None,
+        silence_s: float = math.inf,
         clock: Clock = CLOCK,
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
@@ -68,8 +75,11 @@ class RedisConnection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         # Replies that are due, in order; for an (un)subscription also how its confirmation begins.
         self._waiting: deque[tuple[asyncio.Future[Reply], list[bytes] | None]] = deque()
+        self._silence_s = silence_s
+        self._silence_check: asyncio.TimerHandle | None = None  # while replies are due, and a while longer
+        self._heard_at = clock.loop_s()  # the last bytes; or a command was sent when no reply was due
         self.lost: asyncio.Future[None] = loop.create_future()
-        self.received_at = clock.loop_s()
+        self.why = "Redis closed the connection"
 
     @classmethod
     async def open(
@@ -77,6 +87,7 @@ class RedisConnection(asyncio.Protocol):
         url: str,
         *,
         timeout_s: float,
+        silence_s: float = math.inf,
         on_messages: OnMessages | None = None,
         on_subscribed: OnSubscribed | None = None,
         clock: Clock = CLOCK,
@@ -86,9 +97,10 @@ class RedisConnection(asyncio.Protocol):
         Args:
             url: redis://, rediss:// or unix://, as redis-py reads it.
             timeout_s: For all steps together.
+            silence_s: For how long nothing may come while replies are due.
             on_messages: See `OnMessages`.
             on_subscribed: See `OnSubscribed`.
-            clock: For `received_at`.
+            clock: For the silence.
 
         Raises:
             RedisUnavailable: No answer in time, or one that may change.
@@ -97,7 +109,9 @@ class RedisConnection(asyncio.Protocol):
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(timeout_s):
-                connection = await cls._connect(options, partial(cls, on_messages, on_subscribed, clock))
+                connection = await cls._connect(
+                    options, partial(cls, on_messages, on_subscribed, silence_s, clock)
+                )
                 try:
                     await connection._log_in(options)
                 except BaseException:
@@ -155,9 +169,27 @@ class RedisConnection(asyncio.Protocol):
             for reply in replies:
                 fail(reply, RedisUnavailable("the link to Redis is gone"))
             return replies
+        if not self._waiting:
+            self._heard_at = self._clock.loop_s()
+            if self._silence_check is None and self._silence_s < math.inf:
+                self._silence_check = self._loop.call_later(self._silence_s, self._check_silence)
         self._waiting.extend(zip(replies, confirmations, strict=True))
         self._transport.write(b"".join(hiredis.pack_command(command) for command in commands))
         return replies
+
+    def _check_silence(self, *, again: bool = False) -> None:
+        """Every now and then while replies are due: whether there is still somebody."""
+        self._silence_check = None
+        if not self._waiting or self.lost.done():
+            return
+        left_s = self._heard_at + self._silence_s - self._clock.loop_s()
+        if left_s > 0:
+            self._silence_check = self._loop.call_later(left_s, self._check_silence)
+        elif not again:  # if this loop was stalled, what has come is read a moment later
+            self._silence_check = self._loop.call_later(_MOMENT_S, partial(self._check_silence, again=True))
+        else:
+            self.why = f"Redis did not answer within {self._silence_s:g} s"
+            self.abort()
 
     async def execute(self, *command: str | bytes | int) -> Reply:
         """Send one command and wait for its reply.
@@ -195,13 +227,15 @@ class RedisConnection(asyncio.Protocol):
         except hiredis.ProtocolError:
             self.abort()  # the peer is not Redis, or the position in its stream is lost
         self._hand_over(messages)
-        self.received_at = self._clock.loop_s()  # last: nothing is to come before the first subscriber
+        self._heard_at = self._clock.loop_s()  # last: nothing is to come before the first subscriber
 
     def connection_lost(self, error: Exception | None) -> None:
         for reply, _ in self._waiting:
             if not reply.done():
-                fail(reply, RedisUnavailable("Redis closed the connection"))
+                fail(reply, RedisUnavailable(self.why))
         self._waiting.clear()
+        if self._silence_check is not None:
+            self._silence_check.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
 

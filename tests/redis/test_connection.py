@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -499,20 +500,76 @@ async def test_a_link_that_was_aborted_takes_no_more_commands(redis: RedisServer
         link.abort()
 
 
+# Silence
+
+SILENCE_S = 0.3 * UNIT_S
+
+
+def dripping(reply: bytes, every_s: float) -> Talk:
+    """A server that answers whatever it is asked with a reply that takes long to come."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        for at in range(0, len(reply), 10):
+            await asyncio.sleep(every_s)
+            writer.write(reply[at : at + 10])
+        await reader.read()
+
+    return talk
+
+
 @in_loop
-async def test_any_byte_from_redis_is_a_sign_of_life(redis: RedisServer, publish: RedisClient) -> None:
-    """`received_at` moves with replies and with messages, and with nothing else."""
-    heard = Heard()
-    loop = asyncio.get_running_loop()
-    async with opened(redis.url, on_messages=heard.on_messages) as link:
-        await link.subscribe("events")[0]
-        after_reply = link.received_at
-        assert after_reply <= loop.time()
-        await asyncio.sleep(0.05)
-        assert link.received_at == after_reply
-        await asyncio.to_thread(publish.publish, b"x", "events")
-        await until(lambda: heard.all, "the message is missing")
-        assert link.received_at > after_reply
+async def test_who_owes_a_reply_and_says_nothing_is_left() -> None:
+    """Half-open, or frozen: the link ends by itself, and says so to all who wait."""
+    async with stand_in(silence) as url, opened(url, silence_s=SILENCE_S) as link:
+        replies = link.send(("PING",), ("PING",))
+        async with asyncio.timeout(10 * SILENCE_S):
+            for reply in replies:
+                with pytest.raises(RedisUnavailable, match="did not answer within"):
+                    await reply
+            await link.lost
+        assert link.why.startswith("Redis did not answer within")
+
+
+@in_loop
+async def test_it_is_left_however_soon_those_give_up_who_wait() -> None:
+    """Their patience is not the link's: each waits for less than the silence, again and again."""
+    async with stand_in(silence) as url, opened(url, silence_s=SILENCE_S) as link, asyncio.timeout(10 * SILENCE_S):
+        while not link.lost.done():
+            with contextlib.suppress(TimeoutError, RedisUnavailable):
+                async with asyncio.timeout(SILENCE_S / 5):
+                    await link.execute("PING")
+
+
+@in_loop
+async def test_a_reply_that_takes_long_to_come_is_no_silence() -> None:
+    """Silence is counted from the last bytes, not from the question."""
+    reply = b"$200\r\n" + b"x" * 200 + b"\r\n"
+    talk = dripping(reply, SILENCE_S / 5)  # four times the silence in all
+    async with stand_in(talk) as url, opened(url, silence_s=SILENCE_S) as link, asyncio.timeout(20 * SILENCE_S):
+        assert await link.execute("GET", "x") == b"x" * 200
+
+
+@in_loop
+async def test_a_link_that_owes_nothing_may_be_silent(redis: RedisServer) -> None:
+    """However long it is: only while a reply is due does silence mean anything."""
+    async with opened(redis.url, silence_s=SILENCE_S) as link:
+        for _ in range(3):
+            assert await link.execute("PING") == b"PONG"
+            await asyncio.sleep(2 * SILENCE_S)
+        assert not link.lost.done()
+
+
+@in_loop
+async def test_a_standstill_of_our_own_is_no_silence(redis: RedisServer) -> None:
+    """What has come meanwhile is read before the link is judged."""
+    async with opened(redis.url, silence_s=SILENCE_S) as link:
+        for _ in range(3):
+            reply = link.execute("PING")
+            waiting = asyncio.ensure_future(reply)
+            await asyncio.sleep(0)
+            time.sleep(2 * SILENCE_S)  # noqa: ASYNC251 - the loop stands still: this is the scenario
+            assert await waiting == b"PONG"
 
 
 @in_loop
