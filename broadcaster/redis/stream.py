@@ -31,6 +31,13 @@ SHA: Final = hashlib.sha1(SCRIPT.encode()).hexdigest()
 LOAD: Final[Command] = ("SCRIPT", "LOAD", SCRIPT)
 """Has to be sent on a connection before `ensure_epoch` or `store`."""
 
+PAGE_SCRIPT: Final = Path(__file__).with_name("page.lua").read_text(encoding="utf-8")
+"""Reads a page. Commands bound it by a number of events only, and one event may be as large as 1,000 others."""
+
+PAGE_SHA: Final = hashlib.sha1(PAGE_SCRIPT.encode()).hexdigest()
+LOAD_PAGE: Final[Command] = ("SCRIPT", "LOAD", PAGE_SCRIPT)
+"""Has to be sent on a connection before `page`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -97,9 +104,16 @@ def touch(channel: str, table: HistoryTable) -> Command:
     return ("EXPIRE", _keys(channel)[0], 7 * table.idle_expire_s)
 
 
-def page(channel: str, first: int, count: int) -> Command:
-    """Build the command for the first `count` stored events from an offset on; the reply is for `read_page`."""
-    return ("XRANGE", _keys(channel)[1], f"{first}-0", "+", "COUNT", count)
+def page(channel: str, first: int, count: int, max_bytes: int) -> Command:
+    """Build the command for the stored events from an offset on; the reply is for `read_page`.
+
+    Args:
+        channel: The channel.
+        first: The lowest offset.
+        count: The most events.
+        max_bytes: The most bytes of their payloads, one larger event excepted.
+    """
+    return ("EVALSHA", PAGE_SHA, 1, _keys(channel)[1], first, count, max_bytes)
 
 
 def read_stored(reply: Any) -> list[Stored]:
@@ -150,14 +164,18 @@ def read_peeked_head(reply: Any, run_id: str) -> Position | None:
     return position if run_id and began_by == run_id else None
 
 
-def read_page(reply: Any) -> list[tuple[int, bytes]]:
-    """Offset and payload of each event, in order.
+def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
+    """Offset and payload of each event, in order, and whether nothing comes after them.
 
     Raises:
         RedisUnavailable: This is no such reply.
     """
     try:
-        return [(int(id_.partition(b"-")[0]), fields[1]) for id_, fields in reply]
+        complete, *rest = reply
+        if type(complete) is not int or any(type(each) is not bytes for each in rest):
+            raise ValueError
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        return [(int(id_.partition(b"-")[0]), payload) for id_, payload in pairs], complete == 1
     except (TypeError, ValueError, AttributeError, IndexError):
         raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
 

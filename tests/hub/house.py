@@ -240,31 +240,44 @@ class Memory:
 
     def _answer(self, command: tuple[Any, ...]) -> Any:
         self.asked += 1
+        word = "XRANGE" if stream.PAGE_SHA in command else command[0]
         for channel, errors in self.errors.items():
-            if command[0] in errors and f"{{{channel}}}" in " ".join(map(str, command)):
-                return errors[command[0]]
-        if command[0] == "EVALSHA":
-            return self._run_script(command[3 : 3 + command[2]], command[3 + command[2] :])
-        if command[0] == "SET":
-            return b"OK"
-        if command[0] == "EXPIRE":
-            return int(_channel_of(command[1]) in self.shelves)
-        if command[0] == "INFO":
-            return f"# Server\r\nrun_id:{self.run}\r\n".encode()
-        if command[0] == "PUBLISH":
-            return self._publish(command[2])
-        if command[0] == "HMGET":
-            known = self.shelves.get(_channel_of(command[1]))
-            if known is None or not known.epochs:
-                return [None, None, None]
-            return [known.epochs[-1].epoch.encode(), b"%d" % known.offset, b"%d" % known.began_by]
-        assert command[0] == "XRANGE"
-        channel = _channel_of(command[1])
-        first, count = int(command[2].removesuffix("-0")), command[5]
+            if word in errors and f"{{{channel}}}" in " ".join(map(str, command)):
+                return errors[word]
+        answers: dict[str, Callable[..., Any]] = {
+            "XRANGE": lambda: self._page(*command[3:]),
+            "EVALSHA": lambda: self._run_script(command[3 : 3 + command[2]], command[3 + command[2] :]),
+            "SET": lambda: b"OK",
+            "EXPIRE": lambda: int(_channel_of(command[1]) in self.shelves),
+            "INFO": lambda: b"# Server\r\nrun_id:%d\r\n" % self.run,
+            "PUBLISH": lambda: self._publish(command[2]),
+            "HMGET": lambda: self._peek(_channel_of(command[1])),
+        }
+        return answers[word]()
+
+    def _peek(self, channel: str) -> list[bytes | None]:
+        known = self.shelves.get(channel)
+        if known is None or not known.epochs:
+            return [None, None, None]
+        return [known.epochs[-1].epoch.encode(), b"%d" % known.offset, b"%d" % known.began_by]
+
+    def _page(self, key: str, first: int, count: int, max_bytes: int) -> list[Any]:
+        """As `page.lua` does."""
+        channel = _channel_of(key)
         self.pages.append((channel, first))
         log = self.shelves[channel].log if channel in self.shelves else {}
-        wanted = sorted(offset for offset in log if offset >= first)[:count]
-        return [[b"%d-0" % offset, [b"e", log[offset]]] for offset in wanted]
+        reply: list[Any] = [1]
+        size = 0
+        for offset in sorted(offset for offset in log if offset >= first):
+            size += len(log[offset])
+            if size > max_bytes and len(reply) > 1:
+                reply[0] = 0
+                break
+            reply += [b"%d-0" % offset, log[offset]]
+            if len(reply) > 2 * count:
+                reply[0] = 0  # it has not looked for another one
+                break
+        return reply
 
     def _run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
         """As `stream.lua` does, but that an epoch has a name of ours."""
@@ -296,6 +309,7 @@ class Memory:
         return RedisBroker(
             settings.history,
             commands=cast(CommandLink, self),
+            pages=cast(CommandLink, self),
             pubsub=cast(PubSubLink, link or Link()),
             publisher=Publisher(settings),
         )

@@ -180,7 +180,7 @@ class Twins:
         memory.on_publish = self._heard.append
         real.client.command("FLUSHALL")
         real.heard()
-        self._link = CommandLink(RedisTable(url=real.url), stream.LOAD)
+        self._link = CommandLink(RedisTable(url=real.url), stream.LOAD, stream.LOAD_PAGE)
 
     def live(self, steps: Sequence[tuple[Any, ...]]) -> None:
         """Let all this happen, one after the other.
@@ -282,10 +282,10 @@ class Twins:
         self._ask(("PUBLISH", channel, b"%d" % word))
 
     def page(self, channel: str, first: int, count: int) -> None:
-        found = self._ask(stream.page(channel, first, count))
+        found = self._ask(stream.page(channel, first, count, 10**6))[1::2]
         self.met["a page of nothing" if not found else "a page"] += 1
         self.met["a page with a hole"] += any(
-            int(one[0][:-2]) + 1 != int(two[0][:-2]) for one, two in itertools.pairwise(found)
+            int(one[:-2]) + 1 != int(two[:-2]) for one, two in itertools.pairwise(found)
         )
 
     def probe(self, channel: str) -> None:
@@ -420,8 +420,8 @@ class Paging(Memory):
     """A page begins an epoch."""
 
     def _answer(self, command: Command) -> Any:
-        if command[0] == "XRANGE":
-            self.shelf(command[1][1:].rpartition("}:")[0])
+        if stream.PAGE_SHA in command:
+            self.shelf(command[3][1:].rpartition("}:")[0])
         return super()._answer(command)
 
 

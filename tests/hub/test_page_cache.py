@@ -9,8 +9,10 @@ import pytest
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused
 from broadcaster.core.position import Position
-from broadcaster.core.runtime import LIMITS
+from broadcaster.core.runtime import LIMITS, Limits, Runtime
+from broadcaster.hub.catchup.event_log import EventLog
 from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
+from broadcaster.settings import Settings
 from tests.hub.house import CHANNEL, INVALID, Memory, payload, turns
 from tests.support import in_loop, until
 
@@ -20,11 +22,11 @@ P = Position.parse
 class Cache:
     """PageCache over a log in memory, and what was served."""
 
-    def __init__(self, stored: int = 0, size: int = 0) -> None:
+    def __init__(self, stored: int = 0, size: int = 0, limits: Limits = LIMITS) -> None:
         self.redis = Memory()
         for number in range(stored):
             self.redis.store(payload(number, size))
-        self.pages = PageCache(self.redis.event_log())
+        self.pages = PageCache(self.redis.event_log(), Runtime(limits=limits))
         self.task = asyncio.create_task(self.pages.run())
         self.served: list[tuple[int, CachedPage]] = []
 
@@ -42,33 +44,61 @@ def offsets(page: CachedPage) -> list[int]:
 
 
 @in_loop
-async def test_a_page_is_read_once_for_all_who_want_it() -> None:
+async def test_a_page_is_read_once_for_all_who_stand_in_it() -> None:
     """Whoever asks before it has come gets the same one; later ones find it at hand."""
     cache = Cache(1000)
     assert cache.pages.get(CHANNEL, 5, "e1") is None
-    cache.want(5, 5, 200, 255, 1)
+    cache.want(5, 5, 200, 255)
     await turns()
-    assert [first for first, _ in cache.served] == [5, 5, 200, 255, 1]
+    assert [first for first, _ in cache.served] == [5, 5, 200, 255]
     assert len({id(page) for _, page in cache.served}) == 1
-    assert cache.redis.pages == [(CHANNEL, 0)]
-    assert offsets(cache.served[0][1]) == list(range(1, LIMITS.page_events + 1))
-    assert cache.pages.get(CHANNEL, 77, "e1") is cache.served[0][1]
-    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
+    assert cache.redis.pages == [(CHANNEL, 5)]
+    last = 4 + LIMITS.page_events
+    assert offsets(cache.served[0][1]) == list(range(5, last + 1))
+    assert cache.pages.get(CHANNEL, 77, "e1") is cache.pages.get(CHANNEL, last, "e1") is cache.served[0][1]
+    assert cache.pages.get(CHANNEL, 4, "e1") is None
+    assert cache.pages.get(CHANNEL, last + 1, "e1") is None
     assert cache.pages.get("events.other", 5, "e1") is None
     assert cache.pages.read == 1
 
 
 @in_loop
-async def test_pages_begin_at_round_offsets_and_come_in_the_order_of_asking() -> None:
+async def test_those_who_were_cut_at_different_events_go_on_together() -> None:
+    """Whatever page comes first, everybody is soon at the end of one that others have read."""
+    cache = Cache(1000)
+    cache.want(40, 10, 700, 30, 20)
+    await turns()
+    assert [first for _, first in cache.redis.pages] == [40, 10, 700]
+    assert [first for first, _ in cache.served] == [40, 10, 30, 20, 700]
+
+
+@in_loop
+async def test_pages_come_in_the_order_of_asking() -> None:
     """One request at a time, whoever asks."""
     cache = Cache(1000)
     cache.want(900, 300, 5)
     await turns()
-    assert [first for _, first in cache.redis.pages] == [768, 256, 0]
-    assert [offsets(page)[0] for _, page in cache.served] == [768, 256, 1]
+    assert [first for _, first in cache.redis.pages] == [900, 300, 5]
+    assert [offsets(page)[0] for _, page in cache.served] == [900, 300, 5]
     last = cache.served[0][1].page
     assert (last.last, last.complete) == (P("e1-1000"), True)
     assert [page.page.complete for _, page in cache.served[1:]] == [False, False]
+
+
+@in_loop
+async def test_a_page_is_bounded_by_bytes() -> None:
+    """However large the events are; one that is larger than a page is a page of its own."""
+    size = len(payload(1, 60_000))
+    cache = Cache(20, 60_000)
+    cache.want(1, 20)
+    await turns()
+    fit = LIMITS.page_bytes // (size + 100)
+    assert offsets(cache.served[0][1]) == list(range(1, fit + 1))
+    assert not cache.served[0][1].page.complete
+    assert offsets(cache.served[1][1]) == [20]
+    runtime = Runtime(limits=Limits(page_bytes=1000))
+    page = await EventLog(cache.redis.broker(Settings()), 65_536, runtime).page(CHANNEL, 1)
+    assert (len(page.messages), page.complete) == (1, False)
 
 
 @in_loop
@@ -111,57 +141,49 @@ async def test_what_is_wanted_is_read_anew() -> None:
 @in_loop
 async def test_no_more_than_so_many_pages_are_kept_and_the_one_not_used_for_longest_goes() -> None:
     """A page that somebody looks at stays."""
-    cache = Cache()
-    for number in range(LIMITS.kept_pages):
-        cache.want(number * LIMITS.page_events)
+    cache = Cache(3 * LIMITS.page_events, limits=Limits(kept_pages=2))
+    for number in range(2):
+        cache.want(number * LIMITS.page_events + 1)
     await turns(1000)
-    assert cache.pages.get(CHANNEL, 0, "e1") is not None
-    cache.want(LIMITS.kept_pages * LIMITS.page_events)
-    await turns()
-    assert cache.pages.get(CHANNEL, 0, "e1") is not None
-    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
-    kept = [
-        number
-        for number in range(LIMITS.kept_pages + 1)
-        if cache.pages.get(CHANNEL, number * LIMITS.page_events, "e1")
-    ]
-    assert len(kept) == LIMITS.kept_pages
+    assert cache.pages.get(CHANNEL, 1, "e1") is not None
+    cache.want(2 * LIMITS.page_events + 1)
+    await turns(1000)
+    assert cache.pages.get(CHANNEL, 1, "e1") is not None
+    assert cache.pages.get(CHANNEL, LIMITS.page_events + 1, "e1") is None
+    assert cache.pages.get(CHANNEL, 2 * LIMITS.page_events + 1, "e1") is not None
 
 
 @in_loop
 async def test_no_more_than_so_many_bytes_are_kept() -> None:
-    """Large pages push out the oldest; reading one again does not count it twice; one alone is always kept."""
-    size = 24_000
-    page_bytes = LIMITS.page_events * size
-    cache = Cache(6 * LIMITS.page_events, size)
+    """Large pages push out the oldest; reading one again does not count it twice."""
+    cache = Cache(50, 60_000, Limits(kept_page_bytes=3 * LIMITS.page_bytes + 10_000))
+    firsts = [1, 11, 21, 31, 41]
 
     def kept() -> list[int]:
-        return [number for number in range(6) if cache.pages.get(CHANNEL, number * LIMITS.page_events, "e1")]
+        return [first for first in firsts if cache.pages.get(CHANNEL, first, "e1")]
 
-    fit = LIMITS.kept_page_bytes // page_bytes
-    assert 1 < fit < 5
-    for number in range(1, 5):
-        cache.want(number * LIMITS.page_events, number * LIMITS.page_events)
-        await until(lambda number=number: len(cache.served) == 2 * number, "not served")  # type: ignore[misc]
-    assert kept() == list(range(5 - fit, 5))
+    for first in firsts:
+        before = len(cache.served)
+        cache.want(first)
+        await until(lambda before=before: len(cache.served) > before, "not served")  # type: ignore[misc]
+    assert kept() == [21, 31, 41]
     for _ in range(3):
         before = len(cache.served)
-        cache.want(4 * LIMITS.page_events)
+        cache.want(41)
         await until(lambda before=before: len(cache.served) > before, "not served")  # type: ignore[misc]
-    assert kept() == list(range(5 - fit, 5))
+    assert kept() == [21, 31, 41]
 
 
 @in_loop
 async def test_a_page_larger_than_all_bytes_is_kept_alone() -> None:
     """Or nobody could read it twice."""
-    cache = Cache(LIMITS.page_events + 1, 70_000)
-    cache.want(LIMITS.page_events)
+    cache = Cache(2, 60_000, Limits(kept_page_bytes=50_000))
+    cache.want(2)
     await turns()
     cache.want(1)
     await until(lambda: len(cache.served) == 2, "not served")
-    assert cache.served[1][1].size > LIMITS.kept_page_bytes
-    assert cache.pages.get(CHANNEL, 1, "e1") is not None
-    assert cache.pages.get(CHANNEL, LIMITS.page_events, "e1") is None
+    assert cache.pages.get(CHANNEL, 1, "e1") is cache.served[1][1]
+    assert len(cache.pages._kept) == 1
 
 
 @in_loop
@@ -205,7 +227,7 @@ async def test_who_asks_while_a_page_is_read_is_served() -> None:
         assert page is not None
         cache.served.append((-1, page))
         if len(cache.served) < 4:
-            cache.pages.want(CHANNEL, 600, None, again)
+            cache.pages.want(CHANNEL, 600 + len(cache.served), None, again)
 
     cache.pages.want(CHANNEL, 1, None, again)
     await turns()

@@ -40,6 +40,7 @@ from tests.support import (
     next_reply,
     redis_client,
     stand_in,
+    stored_events,
     until,
 )
 
@@ -109,7 +110,7 @@ def errors(outcomes: Sequence[Outcome], count: int) -> str:
 def in_stream(server: RedisServer | int) -> list[int]:
     """The numbers that are stored, in order."""
     with redis_client(server) as client:
-        entries = stream.read_page(client.command(*stream.page(CHANNEL, 0, 1_000_000)))
+        entries = stored_events(client, CHANNEL)
     return [json.loads(payload)["n"] for _, payload in entries]
 
 
@@ -403,7 +404,7 @@ async def test_what_was_done_before_the_connection_was_cut_is_not_done_again(red
 def places(server: RedisServer) -> list[tuple[Position, int]]:
     """Position and number of everything that is stored."""
     with redis_client(server) as client:
-        entries = stream.read_page(client.command(*stream.page(CHANNEL, 0, 1_000_000)))
+        entries = stored_events(client, CHANNEL)
     fields = [json.loads(payload) for _, payload in entries]
     return [(Position(each["epoch"], each["offset"]), each["n"]) for each in fields]
 

@@ -59,6 +59,7 @@ def ready(server: RedisServer) -> Iterator[RedisClient]:
     """A client of a Redis that has the script."""
     with redis_client(server) as client:
         assert client.command(*stream.LOAD).decode() == stream.SHA
+        assert client.command(*stream.LOAD_PAGE).decode() == stream.PAGE_SHA
         yield client
 
 
@@ -105,7 +106,7 @@ def look(client: RedisClient, channel: str = CHANNEL) -> Head:
 
 def log_of(client: RedisClient, channel: str = CHANNEL) -> list[tuple[int, bytes]]:
     """Offset and payload of everything that is stored."""
-    return stream.read_page(ask(client, stream.page(channel, 0, 1_000_000)))
+    return stream.read_page(ask(client, stream.page(channel, 0, 1_000_000, 2**30)))[0]
 
 
 def ids_of(client: RedisClient) -> str:
@@ -830,6 +831,7 @@ def test_nothing_is_kept_when_the_script_is_flushed(client: RedisClient) -> None
     [first] = positions(client, "a")
     client.command("SCRIPT", "FLUSH")
     assert str(say(client, stream.store(CHANNEL, batch("b"), TABLE))).startswith("NOSCRIPT")
+    client.command(*stream.LOAD_PAGE)
     assert ids_of(client) == "a"
     client.command(*stream.LOAD)
     assert positions(client, "b") == [Position(first.epoch, 2)]
@@ -875,14 +877,37 @@ def test_a_page_is_so_many_events_from_an_offset_on(
 ) -> None:
     """At most `count` events in order, each with its offset and bytes; none beyond the last one."""
     positions(client, "a b c d e f g h i j")
-    page = stream.read_page(ask(client, stream.page(CHANNEL, first, count)))
+    page, complete = stream.read_page(ask(client, stream.page(CHANNEL, first, count, 10**6)))
+    assert complete is (first + count > 11)
     assert [offset for offset, _ in page] == expected
     assert [place_of(payload).offset for _, payload in page] == expected
 
 
+SIZES = [10, 3000, 10, 10, 900, 900, 200_000, 10, *[50] * 200, 5000]
+
+
+@pytest.mark.parametrize("max_bytes", [1, 100, 1000, 4000, 10_000, 250_000, 10**6])
+def test_a_page_is_bounded_by_bytes(client: RedisClient, max_bytes: int) -> None:
+    """As many in order as fit, whatever their sizes, and at least one: page by page nothing is left out."""
+    for number, size in enumerate(SIZES, 1):
+        client.command("XADD", LOG, f"{number}-0", "e", b"x" * size)
+    first, pages = 1, list[list[int]]()
+    while first <= len(SIZES):
+        page, complete = stream.read_page(ask(client, stream.page(CHANNEL, first, 150, max_bytes)))
+        assert [len(payload) for _, payload in page] == [SIZES[offset - 1] for offset, _ in page]
+        pages.append([offset for offset, _ in page])
+        first = pages[-1][-1] + 1
+        assert complete <= (first > len(SIZES))
+    assert [offset for offsets in pages for offset in offsets] == list(range(1, len(SIZES) + 1))
+    for offsets in pages:
+        size, more = sum(SIZES[offset - 1] for offset in offsets), SIZES[offsets[-1] : offsets[-1] + 1]
+        assert size <= max_bytes or len(offsets) == 1
+        assert not more or size + more[0] > max_bytes or len(offsets) == 150
+
+
 def test_a_page_passes_over_what_was_trimmed_and_left_out(client: RedisClient) -> None:
     """Offsets need not follow each other: a page has what is there, of a channel without a log nothing."""
-    assert stream.read_page(ask(client, stream.page(CHANNEL, 1, 10))) == []
+    assert stream.read_page(ask(client, stream.page(CHANNEL, 1, 10, 10**6))) == ([], True)
     positions(client, "a b c")
     client.command("XDEL", LOG, "2-0")
     client.command("HSET", META, "offset", 9)
@@ -972,14 +997,13 @@ NO_PAGES: dict[str, object] = {
     "nothing": None,
     "a word": b"OK",
     "a number": 7,
-    "numbers": [1, 2],
-    "words": [b"1-0", b"2-0"],
-    "no fields": [[b"1-0", None]],
-    "id only": [[b"1-0"]],
-    "half a field": [[b"1-0", [b"e"]]],
-    "empty fields": [[b"1-0", []]],
-    "id is nonsense": [[b"x-0", [b"e", b"{}"]]],
-    "id is null": [[None, [b"e", b"{}"]]],
+    "an empty list": [],
+    "no flag": [b"1-0", b"{}"],
+    "numbers": [1, 2, 3],
+    "id only": [1, b"1-0"],
+    "id is nonsense": [1, b"x-0", b"{}"],
+    "id is null": [1, None, b"{}"],
+    "payload is null": [1, b"1-0", None],
 }
 
 NO_GLANCES: dict[str, object] = {

@@ -224,7 +224,13 @@ DO: dict[str, tuple[str, tuple[Command, ...]]] = {
         HUB,
         (stream.ensure_epoch("events.a", TABLE), stream.peek_head("events.a")),
     ),
-    "the hub reads a page": (HUB, (stream.page("events.critical", 1, 10),)),
+    "the hub reads a page": (
+        HUB,
+        (
+            stream.LOAD_PAGE,
+            stream.page("events.critical", 1, 10, 10**6),
+        ),
+    ),
     "the hub keeps a channel in mind": (HUB, (stream.touch("events.critical", TABLE),)),
     "the hub probes": (
         HUB,

@@ -32,6 +32,7 @@ from tests.support.redis import (
     next_reply,
     redis_client,
     stand_in,
+    stored_events,
 )
 from tests.support.timing import UNIT_S, eventually, until
 from tests.support.websocket import (
@@ -85,6 +86,7 @@ __all__ = [
     "run_async",
     "server_frames",
     "stand_in",
+    "stored_events",
     "unblocked",
     "until",
     "upgrade_request",

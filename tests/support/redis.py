@@ -110,6 +110,12 @@ def hasty(url: str, **changes: float) -> RedisTable:
     return RedisTable.model_validate({"url": url, **times, **changes})
 
 
+def stored_events(client: RedisClient, channel: str) -> list[tuple[int, bytes]]:
+    """Offset and payload of everything that is stored."""
+    entries = client.command("XRANGE", f"{{{channel}}}:log", "-", "+")
+    return [(int(id_.partition(b"-")[0]), fields[1]) for id_, fields in entries]
+
+
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

@@ -23,10 +23,12 @@ class StoredEvents(NamedTuple):
     Attributes:
         head: Where the channel stood when it was read.
         items: Offset and payload of each event, in order.
+        complete: Whether nothing came after them.
     """
 
     head: Head
     items: list[tuple[int, bytes]]
+    complete: bool
 
 
 class Broker(Protocol):
@@ -70,10 +72,17 @@ class Broker(Protocol):
             floor: The newest position of it that this hub has seen: it is never before that.
         """
 
-    async def page(self, channel: str, first: int, count: int, floor: Position | None) -> StoredEvents:
-        """The first `count` stored events of a channel from offset `first` on, and where it stands.
+    async def page(
+        self, channel: str, first: int, *, count: int, max_bytes: int, floor: Position | None
+    ) -> StoredEvents:
+        """Stored events of a channel from an offset on, and where it stands. Nothing else ever waits for a page.
 
-        See `ensure_epoch` for the floor.
+        Args:
+            channel: Which one.
+            first: The lowest offset.
+            count: The most events.
+            max_bytes: The most bytes, one larger event excepted.
+            floor: See `ensure_epoch`.
         """
 
     async def probe(

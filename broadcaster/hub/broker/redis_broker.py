@@ -22,13 +22,14 @@ _SPARE_S: Final = 1.0
 
 
 class RedisBroker:
-    """A `Broker`, over one connection for the subscriptions, one for commands and one for publishing."""
+    """A `Broker`, over one connection each for the subscriptions, for commands, for pages and for publishing."""
 
     def __init__(
         self,
         history: HistoryTable,
         *,
         commands: CommandLink,
+        pages: CommandLink,
         pubsub: PubSubLink,
         publisher: Publisher,
         runtime: Runtime = RUNTIME,
@@ -38,12 +39,14 @@ class RedisBroker:
         Args:
             history: Whether and for how long events are stored.
             commands: Made with `stream.LOAD` as its greeting if events are stored.
+            pages: Made with `stream.LOAD` and `stream.LOAD_PAGE`; used only if events are stored.
             pubsub: For the subscriptions.
             publisher: For what is published over HTTP.
             runtime: Clock and chance for the names of epochs.
         """
         self._history = history
         self._commands = commands
+        self._pages = pages
         self._pubsub = pubsub
         self._publisher = publisher
         self._runtime = runtime
@@ -58,6 +61,7 @@ class RedisBroker:
         return cls(
             settings.history,
             commands=CommandLink(settings.redis, *greeting, runtime=runtime),
+            pages=CommandLink(settings.redis, stream.LOAD, stream.LOAD_PAGE, runtime=runtime),
             pubsub=PubSubLink(settings.redis, runtime),
             publisher=Publisher(settings.model_copy(update={"publisher": limits}), runtime=runtime),
             runtime=runtime,
@@ -88,11 +92,13 @@ class RedisBroker:
         [reply] = await self._commands.execute(self._ensure_epoch(channel, floor))
         return stream.read_head(reply)
 
-    async def page(self, channel: str, first: int, count: int, floor: Position | None) -> StoredEvents:
-        head, listed = await self._commands.execute(
-            self._ensure_epoch(channel, floor), stream.page(channel, first, count)
+    async def page(
+        self, channel: str, first: int, *, count: int, max_bytes: int, floor: Position | None
+    ) -> StoredEvents:
+        head, listed = await self._pages.execute(
+            self._ensure_epoch(channel, floor), stream.page(channel, first, count, max_bytes)
         )
-        return StoredEvents(stream.read_head(head), stream.read_page(listed))
+        return StoredEvents(stream.read_head(head), *stream.read_page(listed))
 
     def _ensure_epoch(self, channel: str, floor: Position | None) -> tuple[Any, ...]:
         return stream.ensure_epoch(channel, self._history, floor=floor, runtime=self._runtime)
@@ -128,6 +134,7 @@ class RedisBroker:
     def close(self) -> None:
         self._publisher.close()
         self._commands.close()
+        self._pages.close()
 
 
 def _read_head(reply: Any, run_id: str) -> Whereabouts:

@@ -34,18 +34,13 @@ class Page:
 
 
 class EventLog:
-    """Reads the log of any channel; events larger than `max_bytes` are refused.
-
-    Attributes:
-        page_events: Events that are read at a time.
-    """
+    """Reads the log of any channel; events larger than `max_bytes` are refused."""
 
     def __init__(self, broker: Broker, max_bytes: int, runtime: Runtime = RUNTIME) -> None:
         self._broker = broker
         self._max_bytes = max_bytes
         self._clock = runtime.clock
         self._limits = runtime.limits
-        self.page_events = runtime.limits.page_events
 
     async def head(self, channel: str, floor: Position | None = None) -> Head:
         """Where a channel stands; its epoch is begun if that is due.
@@ -60,7 +55,7 @@ class EventLog:
         return await self._broker.ensure_epoch(channel, floor)
 
     async def page(self, channel: str, first: int, floor: Position | None = None) -> Page:
-        """The stored events from an offset on, at most `page_events`.
+        """The stored events from an offset on, as many as `limits.page_events` and `limits.page_bytes` allow.
 
         Args:
             channel: Of which channel.
@@ -70,11 +65,13 @@ class EventLog:
         Raises:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
-        return await self._decode(await self._broker.page(channel, first, self.page_events, floor), first)
+        count, max_bytes = self._limits.page_events, self._limits.page_bytes
+        stored = await self._broker.page(channel, first, count=count, max_bytes=max_bytes, floor=floor)
+        return await self._decode(stored, first)
 
     async def _decode(self, stored: StoredEvents, first: int) -> Page:
         """Check the events of a page, in slices: a page of large ones must not delay what is live meanwhile."""
-        head, items = stored
+        head, items, complete = stored
         messages, refused = list[Message](), list[Position]()
         last: Position | None = None
         clock, limits = self._clock, self._limits
@@ -91,7 +88,7 @@ class EventLog:
             else:
                 last = _position_of(offset, head, after=last)
                 refused.append(last)
-        return Page(head, first, tuple(messages), tuple(refused), last, len(items) < self.page_events)
+        return Page(head, first, tuple(messages), tuple(refused), last, complete)
 
     def _read(self, payload: bytes, offset: int) -> Message | None:
         """The event that is stored at an offset; None if it is no valid one, or is of another place."""

@@ -1,7 +1,8 @@
 """Pages of the log for those that resume from before the ring buffer; read once for all of them.
 
 A subscription that waits for a page owns nothing but its place in the queue. Pages are read one after another:
-however many clients reconnect at once, Redis and the event loop see one request at a time.
+however many clients reconnect at once, Redis and the event loop see one request at a time. A page begins where
+somebody needs it, and serves all who stand within it: those that were cut at different events go on together.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import itertools
 import logging
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
@@ -53,6 +55,11 @@ class CachedPage:
     def size(self) -> int:
         return self.ends[-1] if self.ends else 0
 
+    def reaches(self, first: int) -> bool:
+        """Whether this is where to look for the first event from an offset on."""
+        last = self.page.last
+        return self.page.first <= first and last is not None and first <= last.offset
+
     def run(self, position: Position, max_bytes: int) -> Sequence[Message]:
         """The events right after `position`, if nothing is missing before, between or behind them; else nothing.
 
@@ -69,12 +76,13 @@ class CachedPage:
         return self.page.messages[start : max(start + 1, bisect_right(self.ends, before + max_bytes))]
 
 
-@dataclass(slots=True)
-class _Want:
-    """A page that is to be read: who waits for it, and the floor of its channel."""
+class _Want(NamedTuple):
+    """Who waits for the page in which to look for an offset."""
 
-    serves: list[Serve]
-    floor: Position | None = None
+    channel: str
+    first: int
+    floor: Position | None
+    serve: Serve
 
 
 class PageCache:
@@ -88,9 +96,9 @@ class PageCache:
     def __init__(self, log: EventLog, runtime: Runtime = RUNTIME) -> None:
         self.log = log
         self._runtime = runtime
-        self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()  # by channel and first offset
         self._kept_bytes = 0
-        self._wanted: OrderedDict[tuple[str, int], _Want] = OrderedDict()
+        self._wanted: deque[_Want] = deque()
         self._unreadable: dict[str, str] = {}  # channels that cannot be read, and what was logged
         self._wake = asyncio.Event()
         self.read = 0
@@ -100,21 +108,18 @@ class PageCache:
 
         Since then no other memory has taken the place of the one that was read.
         """
-        key = self._key(channel, first)
-        page = self._kept.get(key)
-        if page is None or page.page.head.position.epoch != epoch:
-            return None
-        self._kept.move_to_end(key)
-        return page
+        for key, page in reversed(self._kept.items()):
+            if key[0] == channel and page.reaches(first) and page.page.head.position.epoch == epoch:
+                self._kept.move_to_end(key)
+                return page
+        return None
 
     def want(self, channel: str, first: int, floor: Position | None, serve: Serve) -> None:
         """Have the page in which to look for an offset read anew; `serve` is called with it.
 
         The floor is the newest position of the channel that this hub has seen.
         """
-        want = self._wanted.setdefault(self._key(channel, first), _Want([]))
-        want.floor = floor
-        want.serves.append(serve)
+        self._wanted.append(_Want(channel, first, floor, serve))
         self._wake.set()
 
     async def run(self) -> None:
@@ -123,17 +128,30 @@ class PageCache:
             await self._wake.wait()
             self._wake.clear()
             while self._wanted:
-                key, want = next(iter(self._wanted.items()))
-                page = await self._read(*key, want)
-                del self._wanted[key]
-                for serve in want.serves:
-                    serve(page)
+                want = self._wanted[0]
+                page = await self._read(want)
+                served, self._wanted = self._divide(want, page)
+                for each in served:
+                    each.serve(page)
 
-    async def _read(self, channel: str, first: int, want: _Want) -> CachedPage | None:
+    def _divide(self, want: _Want, page: CachedPage | None) -> tuple[list[_Want], deque[_Want]]:
+        """Whom a page serves that was read for one of them, and who waits on; None: the channel cannot be read."""
+        served, waiting = list[_Want](), deque[_Want]()
+        for each in self._wanted:
+            same = each.channel == want.channel
+            helps = each.first == want.first or page is None or page.reaches(each.first)
+            (served if same and helps else waiting).append(each)
+        return served, waiting
+
+    async def _read(self, want: _Want) -> CachedPage | None:
+        channel = want.channel
         complaint = f"{channel}: cannot read the log"
         try:
             page = await keep_trying(
-                lambda: self.log.page(channel, first, want.floor), complaint, self._runtime.chance, _raise_answers
+                lambda: self.log.page(channel, want.first, want.floor),
+                complaint,
+                self._runtime.chance,
+                _raise_answers,
             )
         except (RedisUnavailable, RedisRefused) as error:
             if self._unreadable.get(channel) != str(error):
@@ -143,7 +161,7 @@ class PageCache:
         self._unreadable.pop(channel, None)
         self.read += 1
         found = CachedPage.of(page)
-        self._keep((channel, first), found)
+        self._keep((channel, want.first), found)
         return found
 
     def _keep(self, key: tuple[str, int], page: CachedPage) -> None:
@@ -157,10 +175,6 @@ class PageCache:
         ):
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= oldest.size
-
-    def _key(self, channel: str, first: int) -> tuple[str, int]:
-        """Pages begin at round offsets, so that readers that were cut at different events share them."""
-        return channel, first - first % self.log.page_events
 
 
 def _raise_answers(error: RedisUnavailable | RedisRefused) -> None:
