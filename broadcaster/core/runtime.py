@@ -97,6 +97,7 @@ class Limits:
         page_bytes: Bytes of their payloads, one larger event excepted: on a link of 5 MB/s, 0.1 s.
         kept_pages: Pages that are cached for other readers.
         kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
+        page_give_up_s: Seconds after which who waits for a page that cannot be read is closed (4010).
         page_retry_s: Seconds until a page is read again that did not hold what was missing.
         known_epochs: Epochs without a time that a hub remembers of a channel.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
@@ -129,6 +130,7 @@ class Limits:
     page_bytes: int = 524_288
     kept_pages: int = 32
     kept_page_bytes: int = 16 * 2**20
+    page_give_up_s: float = 10.0
     page_retry_s: float = 0.05
     known_epochs: int = 64
     known_gaps: int = 1000

@@ -525,7 +525,7 @@ class House:
         self.tasks = Tasks()
         self.link = Link()
         broker = self.redis.broker(self.settings, self.link)
-        self.pages = PageCache(EventLog(broker, self.settings.event.max_bytes, AT_ONCE))
+        self.pages = PageCache(EventLog(broker, self.settings.event.max_bytes, AT_ONCE), runtime)
         self.scheduler = Scheduler()
         self.registry = ConnectionRegistry[Connection](
             ticks(self.settings.hub.ping_interval_s), self.settings.hub.drain_s

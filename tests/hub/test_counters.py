@@ -249,7 +249,7 @@ async def test_who_waits_to_be_closed_gets_no_heartbeat() -> None:
     clients = [house.connect(f"channel={CHANNEL}&channel={OTHER}", v1=True) for _ in range(20)]
     house.be_proven()
     for subscription in house.channel(OTHER).fanout.subscriptions():
-        house.channel(OTHER).fanout.end_unavailable(subscription)
+        house.channel(OTHER).fanout.end_unavailable(subscription, "a test")
     waiting = [client for client in clients if not client.connection.closing]
     assert waiting
     house.publish(1)

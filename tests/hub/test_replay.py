@@ -501,6 +501,20 @@ async def test_who_stands_in_what_was_rolled_back_gets_the_new_events_of_the_sam
 
 
 @in_loop
+async def test_who_resumes_while_the_log_cannot_be_read_is_closed_in_the_end() -> None:
+    """Not left without a sign: a plain client has no heartbeats to miss."""
+    house = await House.opened(stored=1000)
+    house.redis.failures = 1_000_000
+    house.clock.stop()
+    v1, plain = house.connect("since=e1-5", v1=True), house.connect("since=e1-5")
+    await turns()
+    assert v1.told == plain.told == []
+    house.clock.move(LIMITS.page_give_up_s + 1)
+    await until(lambda: v1.told and plain.told, "they are kept waiting")
+    assert v1.told == plain.told == ["close 4010"]
+
+
+@in_loop
 async def test_a_position_ahead_of_the_hub_is_looked_for() -> None:
     """Another hub was quicker: this one reads on first, and then nothing is missing."""
     house = await House.opened(stored=5)

@@ -25,8 +25,9 @@ from broadcaster.hub.fanout.message import Message
 
 log = logging.getLogger("broadcaster.hub")
 
-Serve = Callable[["CachedPage | None"], None]
-"""Called with a page that was read; None if Redis answers with an error, which is this channel's trouble only."""
+Unreadable = RedisUnavailable | RedisRefused
+Serve = Callable[["CachedPage | Unreadable"], None]
+"""Called with a page that was read, or with the error because of which it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,9 @@ class PageCache:
 
     def __init__(self, log: EventLog, runtime: Runtime = RUNTIME) -> None:
         self.log = log
-        self._runtime = runtime
+        self._clock = runtime.clock
+        self._chance = runtime.chance
+        self._limits = runtime.limits
         self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()  # by channel and first offset
         self._kept_bytes = 0
         self._wanted: deque[_Want] = deque()
@@ -134,30 +137,37 @@ class PageCache:
                 for each in served:
                     each.serve(page)
 
-    def _divide(self, want: _Want, page: CachedPage | None) -> tuple[list[_Want], deque[_Want]]:
-        """Whom a page serves that was read for one of them, and who waits on; None: the channel cannot be read."""
+    def _divide(self, want: _Want, page: CachedPage | Unreadable) -> tuple[list[_Want], deque[_Want]]:
+        """Whom a page serves that was read for one of them, and who waits on; an error is one of the channel."""
         served, waiting = list[_Want](), deque[_Want]()
         for each in self._wanted:
             same = each.channel == want.channel
-            helps = each.first == want.first or page is None or page.reaches(each.first)
+            helps = each.first == want.first or not isinstance(page, CachedPage) or page.reaches(each.first)
             (served if same and helps else waiting).append(each)
         return served, waiting
 
-    async def _read(self, want: _Want) -> CachedPage | None:
+    async def _read(self, want: _Want) -> CachedPage | Unreadable:
         channel = want.channel
         complaint = f"{channel}: cannot read the log"
+        give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
+
+        def raise_in_the_end(error: Unreadable) -> None:
+            """Others do not wait for a channel that Redis cannot serve, nor anybody for ever."""
+            if is_of_channel(error) or self._clock.loop_s() > give_up_at:
+                raise error
+
         try:
             page = await keep_trying(
                 lambda: self.log.page(channel, want.first, want.floor),
                 complaint,
-                self._runtime.chance,
-                _raise_answers,
+                self._chance,
+                raise_in_the_end,
             )
         except (RedisUnavailable, RedisRefused) as error:
             if self._unreadable.get(channel) != str(error):
                 log.warning("%s for those that resume: %s", complaint, error)
                 self._unreadable[channel] = str(error)
-            return None
+            return error
         self._unreadable.pop(channel, None)
         self.read += 1
         found = CachedPage.of(page)
@@ -169,15 +179,9 @@ class PageCache:
             self._kept_bytes -= old.size
         self._kept[key] = page
         self._kept_bytes += page.size
-        limits = self._runtime.limits
+        limits = self._limits
         while len(self._kept) > limits.kept_pages or (
             self._kept_bytes > limits.kept_page_bytes and len(self._kept) > 1
         ):
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= oldest.size
-
-
-def _raise_answers(error: RedisUnavailable | RedisRefused) -> None:
-    """Redis is there, and cannot serve this channel: others must not wait for it."""
-    if is_of_channel(error):
-        raise error

@@ -12,7 +12,7 @@ from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
 from broadcaster.hub.catchup.event_log import Page
-from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
+from broadcaster.hub.catchup.page_cache import CachedPage, PageCache, Unreadable
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
@@ -123,21 +123,21 @@ class Replay:
             self._fanout.give(subscription, [gap_entry(replace(gap, first=position.offset + 1))])
         return True
 
-    def _on_page(self, subscription: Subscription, page: CachedPage | None) -> None:
+    def _on_page(self, subscription: Subscription, page: CachedPage | Unreadable) -> None:
         if subscription.state is not State.AWAITING_PAGE:
             return
-        if page is None:
-            self._on_unreadable(subscription)
+        if not isinstance(page, CachedPage):
+            self._on_unreadable(subscription, page)
             return
         subscription.state = State.REPLAYING
         if subscription.sink.writable:
             self._fresh[subscription] = page
             subscription.sink.catch_up()
 
-    def _on_unreadable(self, subscription: Subscription) -> None:
-        """Redis answers with an error when the log of this channel is read: it is tried for a while."""
+    def _on_unreadable(self, subscription: Subscription, error: Unreadable) -> None:
+        """The log of this channel cannot be read: it is tried for a while."""
         if self._clock.loop_s() - subscription.behind_since > self._limits.unavailable_s:
-            self._fanout.end_unavailable(subscription)
+            self._fanout.end_unavailable(subscription, f"its log cannot be read: {error}")
             return
         assert subscription.position is not None
         first = self._sequencer.order.next_offset(subscription.position)

@@ -155,7 +155,7 @@ class Channel:
             return
         for subscription in [*self._waiting, *self.fanout.subscriptions()]:
             self.unsubscribe(subscription)
-            self.fanout.end_unavailable(subscription)
+            self.fanout.end_unavailable(subscription, "Redis refuses it to the hub")
 
     # Subscriptions begin and end
 

@@ -112,9 +112,9 @@ class Fanout:
         known = "" if gap.first is None else f", from {gap.epoch}-{gap.first}"
         self.end(subscription, wire.CloseCode.GAP, f"events of {gap.channel} may be missing: {gap.cause}{known}")
 
-    def end_unavailable(self, subscription: Subscription) -> None:
-        """End a subscription because Redis does not let the hub serve its channel."""
-        reason = f"the channel {self.channel} cannot be served: Redis refuses it to the hub"
+    def end_unavailable(self, subscription: Subscription, why: str) -> None:
+        """End a subscription because the hub cannot serve its channel."""
+        reason = f"the channel {self.channel} cannot be served: {why}"
         self.end(subscription, wire.CloseCode.UNAVAILABLE, reason)
 
     def subscriptions(self) -> list[Subscription]:
