@@ -16,6 +16,7 @@ class ResumeState:
 
     Attributes:
         positions: Up to where everything has arrived, or was announced as a gap.
+        has_one_channel: Whether all events are of one channel.
         sees_everything: Whether there is one channel and no filter, so that every hole is a loss.
     """
 
@@ -49,7 +50,8 @@ class ResumeState:
             if len(self._channels) > 1:
                 raise ValueError("one position cannot be that of several channels")
             self.positions["".join(self._channels)] = Position.parse(str(since))
-        self.sees_everything = len(self._channels) <= 1 and not self._filters
+        self.has_one_channel = len(self._channels) <= 1
+        self.sees_everything = self.has_one_channel and not self._filters
 
     def named(self) -> dict[str, Position]:
         """The positions of those channels whose names are known."""

@@ -43,7 +43,7 @@ class Subscriber:
         positions: Per channel: up to where everything was handed out, or announced as a gap.
         stale: Whether heartbeats are missing: silence does not mean that nothing happened.
         received: Events received.
-        twins: Duplicate events, and those that lie before the position: they were dropped.
+        twins: Duplicate events (of the same channel), and those that lie before the position: they were dropped.
         gaps: Ranges that could not be delivered.
         missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
         reconnects: Connections opened after the first.
@@ -93,7 +93,7 @@ class Subscriber:
             runtime,
         )
         self._clock = runtime.clock
-        self._recent = BoundedDict[str, None](runtime.limits.recent_ids)
+        self._recent = BoundedDict[tuple[str | None, str], None](runtime.limits.recent_ids)
         self._last_sequence = BoundedDict[str, int](runtime.limits.recent_sources)
         # Items to hand out, each with its channel and the position that it reaches; None: the position only.
         self._pending: deque[tuple[Received | None, str, Position | None]] = deque()
@@ -234,15 +234,25 @@ class Subscriber:
             self.invalid += 1
             log.warning("not an event: %s", error.detail)
             return
-        if event.event_id in self._recent or self._resume_state.has(event):
+        if self._is_duplicate(event):
             self.twins += 1
             self._announce(self._resume_state.on_event(event))
             self._pass(event.channel)
             return
-        self._recent[event.event_id] = None
+        self._recent[event.channel, event.event_id] = None
         self._announce(self._resume_state.on_event(event))
         self._count(event)
         self._pending.append((event, event.channel or "", event.position))
+
+    def _is_duplicate(self, event: Event) -> bool:
+        """Whether it was given before; on another channel it is another delivery.
+
+        One that is not stored does not say on which channel it came.
+        """
+        if self._resume_state.has(event):
+            return True
+        is_known = event.channel is not None or self._resume_state.has_one_channel
+        return is_known and (event.channel, event.event_id) in self._recent
 
     def _on_control(self, control: dict[str, Any]) -> None:
         kind = control["control"]

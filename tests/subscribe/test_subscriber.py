@@ -629,7 +629,8 @@ def frame(control: str, **fields: Any) -> bytes:
 
 def placed(number: int, offset: int | None = None, **changes: Any) -> bytes:
     """A stored event of epoch a."""
-    return event_payload(number, channel="events.critical", epoch="a", offset=offset or number, **changes)
+    place = {"channel": "events.critical", "epoch": "a", "offset": offset or number}
+    return event_payload(number, **place | changes)
 
 
 WELCOME = frame("welcome", position="a-0", recovered=None, beat_interval_s=60)
@@ -836,6 +837,49 @@ def test_what_comes_again_is_dropped() -> None:
         async with fake_hub(send_all(messages)) as url, receiving(url) as received:
             await received.until(1, 2, *range(3, LIMITS.recent_ids + 2), 1)
             assert (received.subscriber.twins, received.subscriber.received) == (2, LIMITS.recent_ids + 2)
+
+    run_async(story())
+
+
+ANOTHER_ID = "00000000-0000-4000-8000-000000000001"
+ON_TWO_CHANNELS: dict[str, tuple[list[bytes], list[int], int]] = {
+    "stored": (
+        [
+            *(placed(1, event_id=ANOTHER_ID), placed(1, 1, channel="two", event_id=ANOTHER_ID)),
+            *(placed(2), placed(2, 2, channel="two")),
+        ],
+        [1, 1, 2, 2],
+        0,
+    ),
+    "stored, and again on each": (
+        [
+            *(placed(1, event_id=ANOTHER_ID), placed(1, 1, channel="two", event_id=ANOTHER_ID)),
+            *(placed(2, event_id=ANOTHER_ID), placed(2, 2, channel="two", event_id=ANOTHER_ID)),
+            placed(3),
+        ],
+        [1, 1, 3],
+        2,
+    ),
+    "not stored": ([event_payload(1, event_id=ANOTHER_ID)] * 2 + [placed(1)], [1, 1, 1], 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("messages", "numbers", "duplicates"), ON_TWO_CHANNELS.values(), ids=ON_TWO_CHANNELS.keys()
+)
+def test_one_event_on_two_channels_is_two_deliveries(
+    messages: list[bytes], numbers: list[int], duplicates: int
+) -> None:
+    """An event is a duplicate on its own channel only; one that is not stored does not say on which it came."""
+
+    async def story() -> None:
+        channels = ["events.critical", "two"]
+        async with (
+            fake_hub(send_all(messages), v1=True) as url,
+            noticing(url, channels=channels) as notices,
+        ):
+            await notices.until(*numbers)
+            assert notices.subscriber.twins == duplicates
 
     run_async(story())
 
