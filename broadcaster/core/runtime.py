@@ -107,7 +107,7 @@ class Limits:
         warn_every_s: Seconds between two such warnings.
         unavailable_s: Seconds that Redis may refuse a channel before its clients are closed (4010).
         probe_pause_s: Least seconds between two delivery probes.
-        touch_rounds: In one of so many probes the expiry of the channels in Redis is renewed.
+        touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis.
         log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
         expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
         retry_after_s: Seconds that a client is asked to stay away when the hub is full.
@@ -140,7 +140,7 @@ class Limits:
     warn_every_s: float = 1.0
     unavailable_s: float = 1.0
     probe_pause_s: float = 0.01
-    touch_rounds: int = 60
+    touch_every_s: float = 60.0
     log_every_s: float = 1.0
     expiry_ticks: int = 10
     retry_after_s: int = 5

@@ -101,7 +101,7 @@ def peek_head(channel: str) -> Command:
 
 def touch(channel: str, table: HistoryTable) -> Command:
     """Build the command that keeps a silent channel's position in Redis while it has subscribers."""
-    return ("EXPIRE", _keys(channel)[0], 7 * table.idle_expire_s)
+    return ("EXPIRE", _keys(channel)[0], table.position_expire_s)
 
 
 def page(channel: str, first: int, count: int, max_bytes: int) -> Command:

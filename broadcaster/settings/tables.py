@@ -82,6 +82,11 @@ class HistoryTable(Table):
     idle_expire_s: Annotated[int, Field(ge=1, le=31_536_000)] = 86_400
     dedupe_s: Annotated[int, Field(ge=1, le=86_400)] = 60
 
+    @property
+    def position_expire_s(self) -> int:
+        """Seconds after which the position of a silent channel expires: it outlives the events."""
+        return 7 * self.idle_expire_s
+
 
 class ChannelsTable(Table):
     allow: Annotated[tuple[Glob, ...], Field(max_length=100)] = ("events.*",)

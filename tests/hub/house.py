@@ -135,6 +135,7 @@ class Memory:
         on_the_way: Called when an answer has been given and has not arrived yet.
         gate: Answers arrive only while it is set.
         looks, pages: How often each was asked for.
+        renewed: The keys whose expiry was renewed.
     """
 
     def __init__(self, *, timed: bool = False) -> None:
@@ -151,6 +152,7 @@ class Memory:
         self.on_publish: Callable[[bytes], object] = len
         self.looks = 0
         self.pages: list[tuple[str, int]] = []
+        self.renewed: list[str] = []
         self._epochs = 0
 
     # As a publisher
@@ -248,12 +250,16 @@ class Memory:
             "XRANGE": lambda: self._page(*command[3:]),
             "EVALSHA": lambda: self._run_script(command[3 : 3 + command[2]], command[3 + command[2] :]),
             "SET": lambda: b"OK",
-            "EXPIRE": lambda: int(_channel_of(command[1]) in self.shelves),
+            "EXPIRE": lambda: self._renew(command[1]),
             "INFO": lambda: b"# Server\r\nrun_id:%d\r\n" % self.run,
             "PUBLISH": lambda: self._publish(command[2]),
             "HMGET": lambda: self._peek(_channel_of(command[1])),
         }
         return answers[word]()
+
+    def _renew(self, key: str) -> int:
+        self.renewed.append(key)
+        return int(_channel_of(key) in self.shelves)
 
     def _peek(self, channel: str) -> list[bytes | None]:
         known = self.shelves.get(channel)
@@ -508,13 +514,13 @@ class House:
         self,
         ring_bytes: int = 16 << 20,
         *,
-        history: bool = True,
+        history: bool | HistoryTable = True,
         channels: ChannelsTable | None = None,
         **hub: Any,
     ) -> None:
         self.settings = Settings(
             event=EventTable(max_bytes=min(ring_bytes // 4, 131_072)),
-            history=HistoryTable(enabled=history),
+            history=HistoryTable(enabled=history) if isinstance(history, bool) else history,
             channels=channels or ChannelsTable(),
             hub=HubTable(ring_bytes=ring_bytes, **hub),
         )
@@ -539,7 +545,7 @@ class House:
             self.registry.unsettled,
             runtime,
         )
-        self.probe = DeliveryProbe(self.settings, broker, self.channels)
+        self.probe = DeliveryProbe(self.settings, broker, self.channels, runtime)
         self.link.unsubscribe(self.probe.channel)  # tests look at what clients have asked for
         self.link.released.clear()
         self.admission = AdmissionControl(

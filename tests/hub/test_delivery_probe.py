@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from broadcaster.redis.server import RedisServer
+from broadcaster.settings import HistoryTable
 from tests.hub.house import CHANNEL, HASTY, House, payload, store_by_script
 from tests.support import (
     UNIT_S,
@@ -151,6 +152,36 @@ async def test_an_event_that_did_not_come_is_a_trouble_with_the_name_of_its_chan
     assert house.probe.problem == f"stored events have not come over the subscription: {CHANNEL}"
     await until(lambda: house.probe.healthy, "never green")
     assert peer.told == sent
+
+
+@in_loop
+async def test_no_open_channel_is_forgotten_however_soon_its_position_expires() -> None:
+    """The expiry is renewed three times before it is due, and not in every round."""
+    house = await House.opened(prove_interval_s=0.02, history=HistoryTable(idle_expire_s=3))
+    house.connect(f"channel={OTHER}")
+    house.channels.on_confirmed(OTHER)
+    house.clock.stop()
+    await house.prove()
+    keys = [f"{{{CHANNEL}}}:meta", f"{{{OTHER}}}:meta"]
+    assert house.redis.renewed == keys
+    for times in (2, 3):
+        house.clock.move(6.9)
+        await after_a_round(house)
+        assert house.redis.renewed == (times - 1) * keys
+        house.clock.move(0.1)
+        await after_a_round(house)
+        assert house.redis.renewed == times * keys
+
+
+@in_loop
+async def test_an_expiry_that_could_not_be_renewed_is_renewed_in_the_next_round() -> None:
+    """What counts is when it was renewed, not when that was tried."""
+    house = await proving()
+    house.clock.stop().move(60.0)
+    house.redis.renewed.clear()
+    house.redis.failures = 3
+    await until(lambda: house.redis.renewed, "not renewed")
+    assert not house.redis.failures
 
 
 # With a real Redis
@@ -316,6 +347,20 @@ def test_a_script_that_is_flushed_does_no_harm(ward: Ward) -> None:
 def test_the_proof_keeps_a_silent_channel_in_memory(ward: Ward) -> None:
     """While a hub listens, Redis does not forget where a channel stands."""
     assert ward.client.command("TTL", f"{{{CHANNEL}}}:meta") > 86_400
+
+
+def test_a_hub_that_seldom_probes_keeps_a_channel_that_is_soon_forgotten(redis: RedisServer) -> None:
+    """It probes as often as that needs, whatever `hub.prove_interval_s` says."""
+    with (
+        HubThread(
+            redis.url, BROADCASTER_HUB__PROVE_INTERVAL_S="60", BROADCASTER_HISTORY__IDLE_EXPIRE_S="1"
+        ) as hub,
+        redis_client(redis) as client,
+    ):
+        hub.until_ready()
+        for _ in range(2):
+            client.command("EXPIRE", f"{{{CHANNEL}}}:meta", 6)
+            eventually(lambda: client.command("PTTL", f"{{{CHANNEL}}}:meta") > 6000, "not renewed", within=5.0)
 
 
 # Rights

@@ -7,12 +7,15 @@ away, a replica that has lost its master. So in every round the hub
 2. subscribes to every channel again, which changes nothing and must be confirmed, and pings;
 3. waits for the probe. Redis keeps its order: whatever was published before has then arrived, too, so
    everything that stood in Redis must have been handed on. What was not is read from the log.
+
+Some of the rounds also keep the open channels from being forgotten by Redis, however silent they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
@@ -36,11 +39,15 @@ class DeliveryProbe:
 
     def __init__(self, settings: Settings, broker: Broker, channels: Channels, runtime: Runtime = RUNTIME) -> None:
         """Prepare; nothing happens before `run`."""
-        self._interval_s = settings.hub.prove_interval_s
+        forgotten_s = settings.history.position_expire_s
+        self._interval_s = min(settings.hub.prove_interval_s, forgotten_s / 3)  # two rounds may fail
+        self._touch_every_s = min(runtime.limits.touch_every_s, forgotten_s / 3)
+        self._touched_at = -math.inf
         self._timeout_s = settings.redis.silence_timeout_s
         self._broker = broker
         self._channels = channels
         self._limits = runtime.limits
+        self._clock = runtime.clock
         self._chance = runtime.chance
         self._probe: asyncio.Future[None] | None = None
         self._expected = b""
@@ -129,9 +136,11 @@ class DeliveryProbe:
         """
         self._probe = asyncio.get_running_loop().create_future()
         self._expected = self._chance.hex(8).encode()
-        touch = self.rounds % self._limits.touch_rounds == 0
+        now = self._clock.loop_s()
+        touch = now >= self._touched_at + self._touch_every_s
         before = {name: channel.sequencer.position for name, channel in self._channels.open.items()}
         found = await self._broker.probe(self.channel, self._expected, list(before), touch=touch)
+        self._touched_at = now if touch else self._touched_at
         await self._probe
         refused = self._broker.refused
         if self.channel in refused:
