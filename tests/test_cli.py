@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -692,6 +693,29 @@ def test_what_was_not_printed_is_not_saved(turns: int, tmp_path: Path, capsys: p
     asyncio.run(story())
     printed = capsys.readouterr().out.count(" SERVER_DOWN server-a #")
     assert json.loads(kept.read_text()) == {"c": f"a-{printed}"}
+
+
+def test_what_is_saved_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash of the machine leaves no position without its events in the log file, and no half a file."""
+    kept, log_file = tmp_path / "place.json", tmp_path / "log"
+    flushed: list[tuple[str, str]] = []
+
+    def flush(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        flushed.append((path.name, path.read_text() if path.is_file() else ""))
+
+    async def story() -> None:
+        stop = asyncio.Event()
+        subscriber: Any = OneMoment(stop, 5)
+        await watch(subscriber, stop, as_json=False, log_file=log_file, resume_file=ResumeFile(kept))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    asyncio.run(story())
+    names = [name.removesuffix(f".{os.getpid()}") for name, _ in flushed]
+    assert names == ["log", ".place.json", tmp_path.name] * (len(flushed) // 3)
+    last_log, last_saved = flushed[-3][1], flushed[-2][1]
+    assert json.loads(last_saved) == {"c": f"a-{last_log.count(' SERVER_DOWN server-a #')}"}
+    assert kept.read_text() == last_saved
 
 
 DAMAGED: dict[str, bytes] = {

@@ -39,7 +39,7 @@ async def watch(
         async with subscriber:
             await process.unless_stopped(stop, _print_all(subscriber, as_json, file, resume_file))
         if resume_file is not None:
-            resume_file.save(now=True)
+            resume_file.save(now=True, log_file=file)
         lost = sum(subscriber.missing.values())
         totals = f"received {subscriber.received} events, {lost} missing, {subscriber.gaps} gaps announced"
         click.echo(totals, err=as_json)
@@ -67,7 +67,7 @@ async def _print_all(
                 file.write(line + "\n")
         if resume_file is not None:
             resume_file.printed = subscriber.positions  # not later: what is not printed must be delivered again
-            resume_file.save()
+            resume_file.save(log_file=file)
 
 
 async def _received(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Received | None]:

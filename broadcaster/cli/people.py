@@ -13,6 +13,7 @@ import click
 from broadcaster.cli.common import Number, cli, load_settings
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
+from broadcaster.core.files import whole_file
 from broadcaster.core.logs import configure_logging
 from broadcaster.settings import CONFIG_FILE, Settings, dump
 
@@ -139,7 +140,8 @@ def config_init(file: Path) -> None:
     if file.exists():
         raise ConfigurationError(f"{file} exists already; it is left as it is")
     try:
-        file.write_text(dump(Settings.model_construct()))
+        with whole_file(file) as draft:
+            draft.write(dump(Settings.model_construct()))
     except OSError as error:
         raise ConfigurationError(f"cannot write {file}: {error.strerror}") from None
     click.echo(f"wrote {file}")

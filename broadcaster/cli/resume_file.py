@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.core.files import whole_file
+from broadcaster.core.files import flush_to_disk, whole_file
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import CLOCK
 
 SAVE_EVERY_S: Final = 0.2
-"""Seconds between two saves."""
+"""Seconds between the end of a save and the next one: each waits for the disk, see `whole_file`."""
 
 
 class ResumeFile:
@@ -44,8 +44,12 @@ class ResumeFile:
         self.printed = dict(self._saved)
         return dict(self._saved)
 
-    def save(self, *, now: bool = False) -> None:
+    def save(self, *, now: bool = False, log_file: IO[str] | None = None) -> None:
         """Save if a position has changed, and not too often; the file is complete at any time.
+
+        Args:
+            now: However short a time ago the last save was.
+            log_file: Where the events were written, too: they are on the disk before their positions are.
 
         Raises:
             ConfigurationError: The file cannot be written.
@@ -54,7 +58,9 @@ class ResumeFile:
         if positions == self._saved or not (now or CLOCK.monotonic_s() - self._saved_at > SAVE_EVERY_S):
             return
         try:
-            with whole_file(self._path) as file:
+            if log_file is not None:
+                flush_to_disk(log_file)
+            with whole_file(self._path, durable=True) as file:
                 json.dump({channel: str(position) for channel, position in positions.items()}, file)
         except OSError as error:
             raise ConfigurationError(f"cannot write {self._path}: {error.strerror}") from None

@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
+def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
     """Open a file for writing that replaces `path` when the block ends without an error.
 
+    Args:
+        path: Its name.
+        durable: Whether the old or the new file, whole, is there also after a crash of the machine. That waits for
+            the disk twice: 0.7 ms instead of 0.3 where that has a cache of its own, up to 30 ms where it has none.
+
     Raises:
-        OSError: It cannot be written; `path` is left as it was.
+        OSError: It cannot be written; `path` is left as it was, or replaced and perhaps not on the disk.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", newline="") as file:
             yield file
+            if durable:
+                flush_to_disk(file)  # before the new name is: else a crash may leave that name, and nothing in it
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    if durable:
+        _flush_folder(path.parent)
+
+
+def flush_to_disk(file: IO[str]) -> None:
+    """Wait until all that was written to a file is on its disk; a pipe or a terminal has none.
+
+    Raises:
+        OSError: The disk has failed.
+    """
+    file.flush()
+    _flush(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # the new name is on the disk a little later
+        return
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # this kind of file cannot be flushed
+            raise

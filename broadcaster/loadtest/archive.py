@@ -53,7 +53,7 @@ Row = Mapping[str, object]
 
 def write_summary(path: Path, rows: Sequence[Row]) -> None:
     """Write a run's `summary.csv`: the whole run first, then one row per fleet process."""
-    with path.open("w", newline="") as file:
+    with whole_file(path) as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -87,7 +87,7 @@ def _bring_up_to_date(path: Path) -> None:
         if header != COLUMNS[: len(header)] or _LAST_OF_0_1_0 not in header:
             raise ConfigurationError(f"{path} has other columns; move it away to begin a new archive")
         kept = [row + [""] * (len(COLUMNS) - len(row)) for row in rows]
-    with whole_file(path) as draft:
+    with whole_file(path, durable=True) as draft:  # all earlier runs
         writer = csv.writer(draft)
         writer.writerow(COLUMNS)
         writer.writerows(kept)

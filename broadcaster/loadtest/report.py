@@ -16,6 +16,7 @@ from typing import Any, Final
 from tabulate import tabulate
 
 from broadcaster.core.errors import HubUnavailable, RunIncomplete, Unavailable
+from broadcaster.core.files import whole_file
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.latency import Figures, figures
@@ -71,14 +72,19 @@ async def report_run(settings: Settings) -> Path:
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.config)
-    run.config.write_text(dump(settings))
+    _write(run.config, dump(settings))
     await _wait_for_files(run, settings)
-    run.hub.write_text(json.dumps(await _hub_says(settings), indent=2))
-    run.machine.write_text(json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
+    _write(run.hub, json.dumps(await _hub_says(settings), indent=2))
+    _write(run.machine, json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
     rows = summary_rows(read_run(run.folder))
     archive.write_summary(run.summary, rows)
     archive.append(run.folder.parent / "archive.csv", rows[0])
     return run.folder
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text)
 
 
 def read_run(folder: Path) -> Outcome:

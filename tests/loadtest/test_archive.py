@@ -39,6 +39,16 @@ def test_the_columns_are_stable() -> None:
     assert all(name.endswith("_ms") for name in units)
 
 
+def test_a_summary_is_whole_or_not_there(tmp_path: Path) -> None:
+    """Who finds it can read all of it."""
+    path = tmp_path / "summary.csv"
+    with pytest.raises(ValueError, match="nonsense"):
+        archive.write_summary(path, [{"run": "first"}, {"nonsense": 1}])
+    assert list(tmp_path.iterdir()) == []
+    archive.write_summary(path, [{"run": "first"}, {"run": "first", "scope": "fleet.1"}])
+    assert [row["scope"] for row in rows_of(path)] == ["", "fleet.1"]
+
+
 def test_the_first_run_makes_the_file(tmp_path: Path) -> None:
     """A new archive gets a header; what a run does not say stays empty."""
     path = tmp_path / "archive.csv"
