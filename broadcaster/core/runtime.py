@@ -107,7 +107,8 @@ class Limits:
         warn_every_s: Seconds between two such warnings.
         unavailable_s: Seconds that Redis may refuse a channel before its clients are closed (4010).
         probe_pause_s: Least seconds between two delivery probes.
-        touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis.
+        touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis; or
+            `history.dedupe_s` if that is less.
         log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
         expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
         retry_after_s: Seconds that a client is asked to stay away when the hub is full.

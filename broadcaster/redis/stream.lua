@@ -1,41 +1,93 @@
 -- Stores events and publishes them, in one step; without events it returns the head of the channel, and begins an
 -- epoch if that is due.
 --
--- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel
+-- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until and ids_offset: see below
 -- KEYS[2]  log: stream of its events
--- KEYS[3]  id key of the event that must have been stored before; counts only if ARGV[9] is 1
--- KEYS[4]  and so on: one id key per event
+-- KEYS[3]  and 4: two hashes that take turns: of each event its id, and the position that it was given
 -- ARGV[1]  channel
 -- ARGV[2]  6 hexadecimal digits by chance, for the name of the epoch that begins if one has to
 -- ARGV[3]  milliseconds since 1970 on the caller's clock, for where Redis will not tell its own
 -- ARGV[4]  the floor: the newest position of this channel that the caller has seen, or nothing
 -- ARGV[5]  history.max_events
 -- ARGV[6]  history.idle_expire_s
--- ARGV[7]  history.dedupe_s
--- ARGV[8]  run_id of this Redis; the caller has asked for it on this very connection, since INFO in here would cost
+-- ARGV[7]  seconds after which meta expires
+-- ARGV[8]  history.dedupe_s
+-- ARGV[9]  run_id of this Redis; the caller has asked for it on this very connection, since INFO in here would cost
 --          up to 50 us each time
--- ARGV[9]  1 if KEYS[3] must exist, else 0
--- ARGV[10] and so on: one payload per event
+-- ARGV[10] and so on: the id of each event; that of the one that must have been stored before, or nothing; the
+--          payload of each event
 -- Reply: epochs (nothing if there are events), last offset, then per event: position, number of receivers (-1: it
 -- had been stored before)
-local meta, log, channel, floor, run_id = KEYS[1], KEYS[2], ARGV[1], ARGV[4], ARGV[8]
-local FIRST = 10  -- of the payloads in ARGV
+local meta, log, channel, floor, run_id = KEYS[1], KEYS[2], ARGV[1], ARGV[4], ARGV[9]
+local FIRST = 10  -- of the ids in ARGV
+local count = (#ARGV - FIRST) / 2  -- of the events
+local after = FIRST + count
 
 local function digits(number)
   return string.format('%.0f', number)  -- from 10^14 on Lua would write 1e+14
 end
 
-for i = FIRST, #ARGV do
+local function failed(reply)
+  return type(reply) == 'table' and reply.err
+end
+
+for i = after + 1, #ARGV do
   if ARGV[i]:sub(1, 2) ~= '{"' then
     return redis.error_reply('BADEVENT the payload of an event begins with {"')
   end
 end
-if ARGV[9] == '1' and redis.call('EXISTS', KEYS[3]) == 0 then
-  return redis.error_reply('ORDER what comes before it was not stored')
+
+local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset')
+local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
+
+local function now_ms()
+  local now = redis.pcall('TIME')
+  return now.err and tonumber(ARGV[3]) or now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
-local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs')
-local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
+-- The ids of a turn (history.dedupe_s) are in one hash, those of the turn before in the other one. Which takes them
+-- now is the first letter of `ids`; what follows is the epoch in which its turn began: of the positions in it only the
+-- offset is kept. The turn ends at `ids_until`, by Redis' clock, which is read only where the caller's is beyond.
+local ids, ids_before = KEYS[3], KEYS[4]
+if known[5] and known[5]:sub(1, 1) == '2' then
+  ids, ids_before = ids_before, ids
+end
+local turn_ms = ARGV[8] * 1000
+local turn_ends = known[5] and tonumber(known[6])
+local left_ms = (turn_ends or 0) - ARGV[3]
+local now = (count > 0 or turn_ends) and not (left_ms > 0 and left_ms <= turn_ms) and now_ms()
+
+-- The positions that were given before: per event, then that of the one that must have been stored.
+local given = {}
+-- A publisher of an earlier version makes a key for each id, and leaves `ids_offset` as it was. Such keys count for
+-- one turn after that was seen; the end of that time stands behind `ids_offset` until then.
+local old_until = ''
+if count > 0 then
+  local last = ARGV[after] == '' and after - 1 or after
+  given = redis.call('HMGET', ids, unpack(ARGV, FIRST, last))
+  local given_before = redis.call('HMGET', ids_before, unpack(ARGV, FIRST, last))
+  if known[7] ~= known[2] then
+    now = now or now_ms()
+    local at, ms = (known[7] or ''):match('^(%d*):?(%d*)$')
+    ms = at == known[2] and tonumber(ms) or now + turn_ms
+    old_until = ms > now and ':' .. digits(ms) or ''
+  end
+  for i = 1, last - FIRST + 1 do
+    local at, hash = given[i], ids
+    if not at then
+      at, hash = given_before[i], ids_before
+    end
+    if at and not at:find('-', 1, true) then
+      at = (redis.call('HMGET', hash, 'epoch')[1] or epoch) .. '-' .. at
+    elseif not at and old_until ~= '' then
+      at = redis.call('GET', '{' .. channel .. '}:id:' .. ARGV[FIRST + i - 1])
+    end
+    given[i] = at
+  end
+  if last == after and not given[count + 1] then
+    return redis.error_reply('ORDER what comes before it was not stored')
+  end
+end
 
 local function is_listed(name)
   return (' ' .. epochs):find(' ' .. name .. ':', 1, true)
@@ -59,9 +111,7 @@ end
 local floor_epoch = floor ~= '' and floor:sub(1, floor:find('-', 1, true) - 1) or nil
 
 local function begin_epoch()
-  local now = redis.pcall('TIME')
-  local ms = now.err and tonumber(ARGV[3]) or now[1] * 1000 + math.floor(now[2] / 1000)
-  ms = math.max(ms, (began_at(epoch) or 0) + 1, (began_at(floor_epoch) or 0) + 1)
+  local ms = math.max(now or now_ms(), (began_at(epoch) or 0) + 1, (began_at(floor_epoch) or 0) + 1)
   ms = math.min(ms, 32 ^ 9 - 1)
   epoch = ARGV[2]
   for _ = 1, 9 do
@@ -105,6 +155,7 @@ if not (epoch and offset and epochs and epoch:match('^%w+$') and offset >= 0 and
   redis.call('DEL', log)
   offset, epochs = 0, ''
   begin_epoch()
+  redis.call('HSET', meta, 'ids_offset', '0')
 elseif known[3] ~= run_id or is_before_the_floor() then
   -- Another Redis process, which may have come back with older data, or this one has. Offsets count on, in a new
   -- epoch, or the same position would be given twice.
@@ -112,63 +163,87 @@ elseif known[3] ~= run_id or is_before_the_floor() then
 end
 local begun = epoch ~= known[1]
 
-local function failed(reply)
-  return type(reply) == 'table' and reply.err
+left_ms = now and turn_ends and turn_ends - now or 0
+if now and not (left_ms > 0 and left_ms <= turn_ms) then
+  if turn_ends and left_ms <= 0 then  -- else nothing is known of the turn, or a clock was set back: all of it stays
+    ids, ids_before = ids_before, ids
+    if failed(redis.pcall('UNLINK', ids)) then
+      redis.pcall('DEL', ids)  -- a right that an earlier version did not need
+    end
+  end
+  -- Both hashes are there as long as the channel is in use: a cluster that moves its slot serves no missing key.
+  for _, hash in ipairs({ids_before, ids}) do
+    known[5] = redis.call('HMGET', hash, 'epoch')[1]
+    if not known[5] then
+      known[5] = epoch
+      redis.call('HSET', hash, 'epoch', epoch)
+    end
+    redis.pcall('EXPIRE', hash, 3 * ARGV[8])
+  end
+  known[5] = (ids == KEYS[3] and '1' or '2') .. known[5]
+  redis.call('HSET', meta, 'ids', known[5], 'ids_until', digits(now + turn_ms))
 end
 
-local function refuse(id_key, reply)  -- a missing right: as if this event had not been
-  redis.call('HSET', meta, 'offset', digits(offset))
-  redis.call('DEL', id_key)
+local new = {}  -- id and position of the events that are stored in this call, for the hash
+
+local function refuse(reply)  -- a missing right: as if this event had not been
+  if #new > 0 then
+    redis.call('HSET', ids, unpack(new))
+  end
+  redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
   local is_right = reply.err:find('NOPERM') or reply.err:find("can't")
   return is_right and redis.error_reply('NOPERM ' .. reply.err) or reply
 end
 
+local function event(number, payload)
+  return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ',' .. payload:sub(2)
+end
+
 local reply = {}
-for i = 4, #KEYS do
-  local number = digits(offset + 1)
-  local given = epoch .. '-' .. number
-  if redis.call('SET', KEYS[i], given, 'NX', 'EX', ARGV[7]) then
-    local function event()
-      return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ','
-        .. ARGV[i + FIRST - 4]:sub(2)
-    end
-    local counted = redis.pcall('HSET', meta, 'offset', number)
+for i = 1, count do
+  local id = ARGV[FIRST + i - 1]
+  local position, receivers = given[i] or given[id], -1
+  if not position then
+    local number = digits(offset + 1)
+    local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until)
     if failed(counted) then
-      redis.call('DEL', KEYS[i])
-      return redis.error_reply('NOPERM ' .. counted.err)
+      return refuse(counted)
     end
-    local stored = event()
+    local stored = event(number, ARGV[after + i])
     local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[5], number .. '-0', 'e', stored)
     if failed(added) and not added.err:find('equal or smaller') then
-      return refuse(KEYS[i], added)
+      return refuse(added)
     elseif failed(added) then
       -- The counter has fallen behind the log: it was changed from outside. No offset may be given twice.
       redis.call('DEL', log)
       if not begun then
         begin_epoch()
       end
-      given, stored = epoch .. '-' .. number, event()
-      redis.call('SET', KEYS[i], given, 'EX', ARGV[7])
+      stored = event(number, ARGV[after + i])
       redis.call('HSET', meta, 'offset', number)
       redis.call('XADD', log, number .. '-0', 'e', stored)
     end
-    local receivers = redis.pcall('PUBLISH', channel, stored)
+    receivers = redis.pcall('PUBLISH', channel, stored)
     if failed(receivers) then
       redis.pcall('XDEL', log, number .. '-0')
       redis.pcall('XSETID', log, digits(offset) .. '-0')
-      return refuse(KEYS[i], receivers)
+      return refuse(receivers)
     end
     offset = offset + 1
-    reply[#reply + 1] = given
-    reply[#reply + 1] = receivers
-  else
-    reply[#reply + 1] = redis.call('GET', KEYS[i])
-    reply[#reply + 1] = -1
+    position = epoch .. '-' .. number
+    given[id] = position
+    new[#new + 1] = id
+    new[#new + 1] = known[5]:sub(2) == epoch and number or position
   end
+  reply[#reply + 1] = position
+  reply[#reply + 1] = receivers
 end
-if #KEYS > 3 then
+if #new > 0 then
+  redis.call('HSET', ids, unpack(new))
+end
+if count > 0 then
   epochs = ''
   redis.pcall('EXPIRE', log, ARGV[6])
 end
-redis.pcall('EXPIRE', meta, 7 * ARGV[6])  -- the positions outlive the events
+redis.pcall('EXPIRE', meta, ARGV[7])  -- the positions outlive the events
 return {epochs, digits(offset), unpack(reply)}

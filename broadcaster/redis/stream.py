@@ -2,10 +2,15 @@
 
 Per channel, under one hash tag so that a cluster keeps them together:
 
-    {ch}:meta           hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
-                        epochs: those of which there are events, each with its first offset ("a1:1 b2:451")
-    {ch}:log            stream: the events, id <offset>-0, about the last `history.max_events` of them
-    {ch}:id:<event_id>  the position an event was given, for `history.dedupe_s`: a retry is answered with it
+    {ch}:meta    hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
+                 epochs: those of which there are events, each with its first offset ("a1:1 b2:451")
+    {ch}:log     stream: the events, id <offset>-0, about the last `history.max_events` of them
+    {ch}:id:odd  hash: per event_id the position an event was given: a retry is answered with it. Two hashes take
+    {ch}:id:even turns of `history.dedupe_s`, and each is dropped whole after the turn of the other
+
+The names are always the same ones, and in one slot: a cluster serves the script also while it moves that. Earlier
+versions had a key `{ch}:id:<event_id>` for each event: the script heeds those for `history.dedupe_s` after it has
+seen that one of them was at work. They do not know these hashes.
 
 Storing and publishing is one step of Redis: there is no event that was published and cannot be found again.
 """
@@ -72,15 +77,14 @@ def store(
             back to an older memory, and begins an epoch. Never what a client says.
         runtime: Clock and chance, for the name of the epoch that may begin.
     """
-    prefix = f"{{{channel}}}:id:"
-    ids = [prefix + event_id for event_id, _ in events]
+    ids = [event_id for event_id, _ in events]
     payloads = [payload for _, payload in events]
     # Fresh digits each time, also when the same events are sent again: Redis may have been restarted meanwhile.
     return (
-        *("EVALSHA", SHA, 3 + len(ids), *_keys(channel), prefix + (after or ""), *ids),
+        *("EVALSHA", SHA, 4, *_keys(channel)),
         *(channel, runtime.chance.hex(3), runtime.clock.wall_ns() // 1_000_000, str(floor or "")),
-        *(table.max_events, table.idle_expire_s, table.dedupe_s, RUN_ID),
-        *(int(after is not None), *payloads),
+        *(table.max_events, table.idle_expire_s, table.position_expire_s, table.dedupe_s, RUN_ID),
+        *(*ids, after or "", *payloads),
     )
 
 
@@ -89,7 +93,7 @@ def ensure_epoch(
 ) -> Command:
     """Build the command that reads a channel's head and begins an epoch if due; the reply is for `read_head`.
 
-    See `store` for the floor.
+    It keeps a silent channel's position in Redis, and drops ids that are no longer needed. See `store` for floor.
     """
     return store(channel, (), table, floor=floor, runtime=runtime)
 
@@ -97,11 +101,6 @@ def ensure_epoch(
 def peek_head(channel: str) -> Command:
     """Build the command that only reads a channel's head, at low cost; the reply is for `read_peeked_head`."""
     return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
-
-
-def touch(channel: str, table: HistoryTable) -> Command:
-    """Build the command that keeps a silent channel's position in Redis while it has subscribers."""
-    return ("EXPIRE", _keys(channel)[0], table.position_expire_s)
 
 
 def page(channel: str, first: int, count: int, max_bytes: int) -> Command:
@@ -180,5 +179,5 @@ def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
         raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
 
 
-def _keys(channel: str) -> tuple[str, str]:
-    return f"{{{channel}}}:meta", f"{{{channel}}}:log"
+def _keys(channel: str) -> tuple[str, str, str, str]:
+    return f"{{{channel}}}:meta", f"{{{channel}}}:log", f"{{{channel}}}:id:odd", f"{{{channel}}}:id:even"

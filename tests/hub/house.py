@@ -109,7 +109,7 @@ class Shelf:
         began_by: Which process began the last epoch.
         log: What can be found.
         gone: What no longer can: per offset, where the channel stood when it went, and the event.
-        ids: Positions by the id keys of what the script has stored.
+        ids: Positions by the ids of what the script has stored.
     """
 
     epochs: list[Position]
@@ -135,7 +135,6 @@ class Memory:
         on_the_way: Called when an answer has been given and has not arrived yet.
         gate: Answers arrive only while it is set.
         looks, pages: How often each was asked for.
-        renewed: The keys whose expiry was renewed.
     """
 
     def __init__(self, *, timed: bool = False) -> None:
@@ -152,7 +151,6 @@ class Memory:
         self.on_publish: Callable[[bytes], object] = len
         self.looks = 0
         self.pages: list[tuple[str, int]] = []
-        self.renewed: list[str] = []
         self._epochs = 0
 
     # As a publisher
@@ -248,18 +246,13 @@ class Memory:
                 return errors[word]
         answers: dict[str, Callable[..., Any]] = {
             "XRANGE": lambda: self._page(*command[3:]),
-            "EVALSHA": lambda: self._run_script(command[3 : 3 + command[2]], command[3 + command[2] :]),
+            "EVALSHA": lambda: self._run_script(command[3 + command[2] :]),
             "SET": lambda: b"OK",
-            "EXPIRE": lambda: self._renew(command[1]),
             "INFO": lambda: b"# Server\r\nrun_id:%d\r\n" % self.run,
             "PUBLISH": lambda: self._publish(command[2]),
             "HMGET": lambda: self._peek(_channel_of(command[1])),
         }
         return answers[word]()
-
-    def _renew(self, key: str) -> int:
-        self.renewed.append(key)
-        return int(_channel_of(key) in self.shelves)
 
     def _peek(self, channel: str) -> list[bytes | None]:
         known = self.shelves.get(channel)
@@ -285,22 +278,23 @@ class Memory:
                 break
         return reply
 
-    def _run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+    def _run_script(self, arguments: Sequence[Any]) -> list[Any]:
         """As `stream.lua` does, but that an epoch has a name of ours."""
-        channel, floor, must_exist, payloads = arguments[0], arguments[3], arguments[8], arguments[9:]
+        channel, floor, rest = arguments[0], arguments[3], arguments[9:]
+        ids, after, payloads = rest[: len(rest) // 2], rest[len(rest) // 2], rest[len(rest) // 2 + 1 :]
         self.looks += not payloads
         if not all(event.startswith(b'{"') for event in payloads):
             raise RedisUnavailable('Redis says: BADEVENT the payload of an event begins with {"')
-        if must_exist and not (channel in self.shelves and keys[2] in self.shelves[channel].ids):
+        if after and not (channel in self.shelves and after in self.shelves[channel].ids):
             raise RedisUnavailable("Redis says: ORDER what comes before it was not stored")
         shelf = self.shelf(channel, Position.parse(floor) if floor else None)
         replies: list[Any] = []
-        for key, event in zip(keys[3:], payloads, strict=True):
+        for event_id, event in zip(ids, payloads, strict=True):
             heard = -1
-            if key not in shelf.ids:
-                shelf.ids[key] = self.next(channel)
+            if event_id not in shelf.ids:
+                shelf.ids[event_id] = self.next(channel)
                 heard = self._publish(self.store(event, channel))
-            replies += [str(shelf.ids[key]).encode(), heard]
+            replies += [str(shelf.ids[event_id]).encode(), heard]
         epochs = "" if payloads else " ".join(f"{epoch}:{first}" for epoch, first in _listed(shelf))
         return [epochs.encode(), b"%d" % shelf.offset, *replies]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from broadcaster.core.errors import RedisErrorReply
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable
 from tests.hub.house import CHANNEL, HASTY, House, payload, store_by_script
@@ -160,28 +161,43 @@ async def test_no_open_channel_is_forgotten_however_soon_its_position_expires() 
     house = await House.opened(prove_interval_s=0.02, history=HistoryTable(idle_expire_s=3))
     house.connect(f"channel={OTHER}")
     house.channels.on_confirmed(OTHER)
+    await house.settle()
+    looks = house.redis.looks
     house.clock.stop()
     await house.prove()
-    keys = [f"{{{CHANNEL}}}:meta", f"{{{OTHER}}}:meta"]
-    assert house.redis.renewed == keys
-    for times in (2, 3):
+    for times in (1, 2, 3):
+        await after_a_round(house)
+        assert house.redis.looks == looks + 2 * times, "each of the two channels"
         house.clock.move(6.9)
         await after_a_round(house)
-        assert house.redis.renewed == (times - 1) * keys
+        assert house.redis.looks == looks + 2 * times
         house.clock.move(0.1)
-        await after_a_round(house)
-        assert house.redis.renewed == times * keys
 
 
 @in_loop
 async def test_an_expiry_that_could_not_be_renewed_is_renewed_in_the_next_round() -> None:
     """What counts is when it was renewed, not when that was tried."""
     house = await proving()
+    looks = house.redis.looks
     house.clock.stop().move(60.0)
-    house.redis.renewed.clear()
     house.redis.failures = 3
-    await until(lambda: house.redis.renewed, "not renewed")
+    await until(lambda: house.redis.looks > looks, "not renewed")
     assert not house.redis.failures
+
+
+@in_loop
+async def test_a_script_that_was_forgotten_is_no_matter_of_a_channel() -> None:
+    """It is loaded again with the next connection."""
+    house = await proving()
+    looks = house.redis.looks
+    house.redis.errors = {CHANNEL: {"EVALSHA": RedisErrorReply("NOSCRIPT No matching script.")}}
+    house.clock.stop().move(60.0)
+    assert await after_a_round(house) == ""
+    assert house.probe.healthy
+    house.redis.errors = {CHANNEL: {"EVALSHA": RedisErrorReply("WRONGTYPE a key of another type")}}
+    house.clock.move(60.0)
+    await until(lambda: house.channel().refusal is not None, "not noticed")
+    assert house.redis.looks == looks
 
 
 # With a real Redis

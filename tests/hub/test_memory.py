@@ -300,7 +300,6 @@ class Twins:
         head = self._ask(stream.peek_head(channel), read=text)
         self.met["a head" if head else "no head"] += 1
         self._ask(("SET", "probe", "", "EX", 60))
-        self._ask(stream.touch(channel, TABLE))
 
     def trim(self, channel: str, first: int) -> None:
         self._real.client.command("XTRIM", f"{{{channel}}}:log", "MINID", f"{first}-0")
@@ -436,9 +435,9 @@ class Trimming(Memory):
 class Repeating(Memory):
     """What was stored before is stored again."""
 
-    def _run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> list[Any]:
+    def _run_script(self, arguments: Sequence[Any]) -> list[Any]:
         self.shelf(arguments[0]).ids.clear()
-        return super()._run_script(keys, arguments)
+        return super()._run_script(arguments)
 
 
 class Forgetful(Memory):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import pytest
 from broadcaster.core import event
 from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.position import Head, Position, is_timed
+from broadcaster.core.runtime import Clock, Runtime
 from broadcaster.redis import stream
 from broadcaster.redis.commands import server_info
 from broadcaster.redis.connection import RUN_ID, Command
@@ -36,6 +40,7 @@ from tests.support import (
 
 CHANNEL = "events.critical"
 META, LOG = f"{{{CHANNEL}}}:meta", f"{{{CHANNEL}}}:log"
+IDS = f"{{{CHANNEL}}}:id:odd", f"{{{CHANNEL}}}:id:even"
 TABLE = HistoryTable()
 
 
@@ -311,19 +316,236 @@ def test_a_retry_in_a_later_epoch_has_its_old_position(client: RedisClient) -> N
     assert ids_of(client) == "a b"
 
 
+def end_turn(client: RedisClient) -> None:
+    """The turn of the hash that takes the ids is over."""
+    client.command("HSET", META, "ids_until", redis_ms(client) - 1)
+
+
+def redis_ms(client: RedisClient) -> int:
+    seconds, microseconds = client.command("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def kept_ids(client: RedisClient) -> list[set[str]]:
+    """The ids in each of the two hashes, in the order of their names in `IDS`."""
+    return [{name.decode() for name in client.command("HKEYS", key)} - {"epoch"} for key in IDS]
+
+
 def test_a_retry_after_its_time_is_a_new_event(client: RedisClient) -> None:
-    """An id is known for `stream.dedupe_s`, from when it was stored; nothing else keeps it in Redis."""
+    """An id is known to the end of the turn after its own, from `stream.dedupe_s` on; then it is dropped."""
     [first] = positions(client, "a")
-    key = f"{{{CHANNEL}}}:id:a"
-    assert 0 < client.command("PTTL", key) <= TABLE.dedupe_s * 1000
-    store(client, "b", table=HistoryTable(dedupe_s=1000))
-    assert 999_000 - 60_000 < client.command("PTTL", f"{{{CHANNEL}}}:id:b") <= 1_000_000
-    client.command("PEXPIRE", key, 500)
-    store(client, "a")
-    assert client.command("PTTL", key) <= 500, "a retry has prolonged it"
-    client.command("PEXPIRE", key, 1)
-    eventually(lambda: not client.command("EXISTS", key), "the id did not expire")
-    assert positions(client, "a") == [Position(first.epoch, 3)]
+    end_turn(client)
+    assert store(client, "a") == [Stored(first, None)]
+    positions(client, "b")
+    assert store(client, "a") == [Stored(first, None)]
+    end_turn(client)
+    store(client, "c")
+    assert sorted(map(sorted, kept_ids(client))) == [["b"], ["c"]]
+    assert positions(client, "a") == [Position(first.epoch, 4)]
+    assert [one.receivers for one in store(client, "b c a")] == [None] * 3
+
+
+def test_a_turn_lasts_as_long_as_the_setting_says(client: RedisClient) -> None:
+    """By the clock: at first all are known, and after two turns none; what is left goes by itself."""
+    table = HistoryTable(dedupe_s=1)
+    store(client, "a", table=table)
+    assert store(client, "a", table=table)[0].receivers is None
+    begun_at = time.monotonic()
+
+    def is_forgotten() -> bool:
+        store(client, "b", table=table)
+        return "a" not in set().union(*kept_ids(client))
+
+    eventually(is_forgotten, "it is still known")
+    assert time.monotonic() - begun_at > 1
+    eventually(lambda: not client.command("EXISTS", *IDS), "ids are there for ever")
+    assert store(client, "a", table=table)[0].receivers is not None
+
+
+def test_the_keys_of_a_channel_are_always_the_same(client: RedisClient) -> None:
+    """All of them exist from the first event on, as long as it is in use: a cluster may move their slot."""
+    for turn in range(4):
+        store(client, f"a{turn} b{turn}")
+        assert {key.decode() for key in client.command("KEYS", "*")} == {META, LOG, *IDS}
+        assert all(2 * TABLE.dedupe_s < client.command("TTL", key) <= 3 * TABLE.dedupe_s for key in IDS)
+        end_turn(client)
+        look(client)
+        assert client.command("EXISTS", *IDS) == 2
+
+
+def test_who_looks_lets_ids_be_dropped(client: RedisClient) -> None:
+    """A channel that has fallen silent has none after two turns, before they would expire; no event is lost."""
+    positions(client, "a b")
+    for _ in range(2):
+        end_turn(client)
+        head = look(client)
+    assert kept_ids(client) == [set(), set()]
+    assert head.offset == 2
+    assert ids_of(client) == "a b"
+
+
+def test_ids_are_known_over_turns_and_epochs(client: RedisClient) -> None:
+    """In whatever epoch an event was stored, and whatever its hash began with: a retry has its own position."""
+    places = dict[str, Position | None]()
+    for number in range(6):
+        places |= {f"a{number}": positions(client, f"a{number}")[0]}
+        if number in (1, 3, 4):
+            client.command("HSET", META, "run_id", "another")
+        places |= {f"b{number}": positions(client, f"b{number}")[0]}
+        if number == 2:
+            end_turn(client)
+        assert {event_id: store(client, event_id)[0].position for event_id in places} == places
+    assert len({place.epoch for place in places.values() if place}) == 4
+
+
+CLOCKS: dict[str, int] = {
+    "ahead": 3_600_000,
+    "behind": -3_600_000,
+    "a little behind": -20_000,
+    "nowhere": -(10**12),
+}
+
+
+class AnotherClock(Clock):
+    def __init__(self, client: RedisClient, shift_ms: int) -> None:
+        super().__init__()
+        self._client = client
+        self._shift_ms = shift_ms
+
+    def wall_ns(self) -> int:
+        return (redis_ms(self._client) + self._shift_ms) * 1_000_000
+
+
+@pytest.mark.parametrize("shift_ms", CLOCKS.values(), ids=CLOCKS.keys())
+def test_turns_follow_the_clock_of_redis(client: RedisClient, shift_ms: int) -> None:
+    """A caller with another clock ends no turn; one that is over ends also where all callers are such."""
+    runtime = Runtime(clock=AnotherClock(client, shift_ms))
+
+    def store_there(event_id: str) -> None:
+        ask(client, stream.store(CHANNEL, batch(event_id), TABLE, runtime=runtime))
+
+    positions(client, "a")
+    for number in range(3):
+        store_there(f"b{number}")
+    assert {"a"} | {f"b{number}" for number in range(3)} in kept_ids(client)
+    client.command("HSET", META, "ids_until", redis_ms(client) - 1000 * TABLE.dedupe_s)
+    store_there("c")
+    assert {"c"} in kept_ids(client)
+
+
+@pytest.mark.parametrize("until", ["9007199254740991", "inf", "nan", "-inf", "soon", ""])
+def test_a_turn_without_a_sensible_end_begins_anew(client: RedisClient, until: str) -> None:
+    """The clock of Redis was set back, or somebody wrote nonsense: no id is lost, and the turn has an end."""
+    positions(client, "a")
+    end_turn(client)
+    positions(client, "b")
+    client.command("HSET", META, "ids_until", until)
+    for _ in range(2):
+        assert [one.receivers for one in store(client, "a b")] == [None, None] or until == "-inf"
+        left_ms = int(client.command("HGET", META, "ids_until")) - redis_ms(client)
+        assert 0 < left_ms <= 1000 * TABLE.dedupe_s
+
+
+@pytest.mark.parametrize("field", ["ids", "ids_until", "ids_offset"])
+@pytest.mark.parametrize("value", ["", "1", "2x", "nonsense", None])
+def test_ids_survive_nonsense_about_them(client: RedisClient, field: str, value: str | None) -> None:
+    """What somebody has written or deleted by hand costs no id of this turn."""
+    places = positions(client, "a b")
+    if value is None:
+        client.command("HDEL", META, field)
+    else:
+        client.command("HSET", META, field, value)
+    assert [one.position for one in store(client, "b a")] == places[::-1]
+    assert positions(client, "c") == [Position(places[0].epoch, 3)]
+    assert [one.receivers for one in store(client, "a b c")] == [None] * 3
+
+
+@pytest.mark.parametrize("rights", [("-time",), ("-unlink",), ("-get",), ("-time", "-unlink", "-exists", "-set")])
+def test_ids_are_known_with_the_rights_of_an_earlier_version(
+    steady_redis: RedisServer, client: RedisClient, rights: tuple[str, ...]
+) -> None:
+    """Without the right to read the clock that of the caller counts; without UNLINK they are dropped by DEL."""
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "&*", "+@all", *rights)
+    run_id = run_id_of(client)
+
+    with redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+
+        def store_there(ids: str) -> list[int | None]:
+            words = [run_id if word is RUN_ID else word for word in stream.store(CHANNEL, batch(ids), TABLE)]
+            return [one.receivers for one in stream.read_stored(weak.command(*words))]
+
+        assert store_there("a a") == [0, None]
+        for event_id in ("b", "c"):
+            end_turn(client)
+            assert store_there(f"{event_id} {event_id}") == [0, None]
+        assert store_there("a") == [0]
+
+
+# Beside publishers of an earlier version
+
+
+def store_as_before(client: RedisClient, event_id: str) -> Position:
+    """Store an event as a publisher of an earlier version, which has a key for each id."""
+    epoch, offset = (value.decode() for value in client.command("HMGET", META, "epoch", "offset"))
+    position = Position(epoch, int(offset) + 1)
+    key = f"{{{CHANNEL}}}:id:{event_id}"
+    assert client.command("SET", key, str(position), "NX", "EX", TABLE.dedupe_s) == b"OK"
+    client.command("HSET", META, "offset", position.offset)
+    client.command("XADD", LOG, f"{position.offset}-0", "e", payload_of(event_id))
+    return position
+
+
+def test_ids_of_an_earlier_version_are_known(client: RedisClient) -> None:
+    """After an upgrade, and again whenever one of its publishers has stored beside the new ones."""
+    look(client)
+    client.command("HDEL", META, "ids_offset")
+    old = store_as_before(client, "a")
+    assert store(client, "a b a")[::2] == [Stored(old, None)] * 2
+    assert store(client, "a") == [Stored(old, None)]
+    another = store_as_before(client, "c")
+    [between] = positions(client, "d")
+    assert [one.position for one in store(client, "a b c d")] == [
+        old, Position(old.epoch, 2), another, between
+    ]  # fmt: skip
+    assert another.offset == 3
+
+
+def test_an_event_may_follow_one_of_an_earlier_version(client: RedisClient) -> None:
+    """That it was stored is known by its key."""
+    positions(client, "a")
+    store_as_before(client, "b")
+    assert isinstance(say(client, stream.store(CHANNEL, batch("d"), TABLE, after="c")), Exception)
+    [stored] = stream.read_stored(ask(client, stream.store(CHANNEL, batch("d"), TABLE, after="b")))
+    assert stored.position is not None
+    assert stored.position.offset == 3
+
+
+def test_ids_of_an_earlier_version_are_looked_for_during_one_turn(client: RedisClient) -> None:
+    """They have expired by then: a key that does not exist is nothing for a script in a cluster."""
+
+    def looks_for_keys() -> bool:
+        before = calls(client, "get")
+        positions(client, str(uuid.uuid4()))
+        return calls(client, "get") > before
+
+    assert not looks_for_keys(), "there was never an earlier version"
+    store_as_before(client, "a")
+    assert [looks_for_keys() for _ in range(3)] == [True] * 3
+    mark = client.command("HGET", META, "ids_offset").decode()
+    offset, _, until = mark.partition(":")
+    assert 0 < int(until) - redis_ms(client) <= 1000 * TABLE.dedupe_s
+    client.command("HSET", META, "ids_offset", f"{offset}:{redis_ms(client)}")
+    assert [looks_for_keys() for _ in range(3)] == [False] * 3
+    assert client.command("HGET", META, "ids_offset") == client.command("HGET", META, "offset")
+    store_as_before(client, "b")
+    assert looks_for_keys()
+
+
+def calls(client: RedisClient, command: str) -> int:
+    """How often a command was run, in scripts or not."""
+    line = re.search(rb"cmdstat_%b:calls=(\d+)" % command.encode(), client.command("INFO", "commandstats"))
+    return int(line[1]) if line else 0
 
 
 # What is refused
@@ -356,7 +578,7 @@ def test_a_payload_without_a_beginning_refuses_the_whole_batch(
         assert heard() == []
         assert ids_of(client) == "before"
         assert look(client).offset == 1
-        assert client.command("KEYS", "*:id:*") == [f"{{{CHANNEL}}}:id:before".encode()]
+        assert sorted(map(sorted, kept_ids(client))) == [[], ["before"]]
         assert [place.offset for place in positions(client, "a b")] == [2, 3]
 
 
@@ -372,7 +594,8 @@ RIGHTS: dict[str, tuple[str, ...]] = {
     "publish": ("~*", "&*", "+@all", "-publish"),
     "publish on this channel": ("~*", "resetchannels", "&events.other", "+@all"),
     "store": ("~*", "&*", "+@all", "-xadd"),
-    "remember ids": ("~*", "&*", "+@all", "-set"),
+    "remember ids": (f"~{META}", f"~{LOG}", "&*", "+@all"),
+    "know ids": ("~*", "&*", "+@all", "-hmget"),
     "count": ("~*", "&*", "+@all", "-hset"),
     "run scripts": ("~*", "&*", "+@all", "-evalsha"),
     "touch these keys": ("~other", "&*", "+@all"),
@@ -688,7 +911,7 @@ def test_a_silent_channel_is_forgotten_but_its_counter_is_not(client: RedisClien
 
 
 def test_positions_outlive_the_events(client: RedisClient) -> None:
-    """The counter expires after 7 times `stream.idle_expire_s`; storing, looking and `keep` begin that anew."""
+    """The counter expires after 7 times `stream.idle_expire_s`; storing and looking begin that anew."""
     table = HistoryTable(idle_expire_s=1000)
     [first] = positions(client, "a")
     assert 7 * TABLE.idle_expire_s - 60 < client.command("TTL", META) <= 7 * TABLE.idle_expire_s
@@ -696,14 +919,12 @@ def test_positions_outlive_the_events(client: RedisClient) -> None:
         stream.store(CHANNEL, batch("b"), table),
         stream.store(CHANNEL, batch("b"), table),
         stream.ensure_epoch(CHANNEL, table),
-        stream.touch(CHANNEL, table),
     ):
         client.command("EXPIRE", META, 100)
         ask(client, command)
         assert 6900 < client.command("TTL", META) <= 7000
     client.command("PEXPIRE", META, 1)
     eventually(lambda: not client.command("EXISTS", META), "the counter did not expire")
-    assert ask(client, stream.touch(CHANNEL, table)) == 0
     [place] = positions(client, "c")
     assert place.offset == 1
     assert place.epoch != first.epoch
@@ -748,15 +969,35 @@ def test_a_log_of_another_type_is_an_error(steady_redis: RedisServer, client: Re
     assert ids_of(client) == "b c"
 
 
-def test_an_id_of_another_type_loses_nothing(steady_redis: RedisServer, client: RedisClient) -> None:
+@pytest.mark.parametrize("key", IDS)
+def test_ids_of_another_type_lose_nothing(steady_redis: RedisServer, client: RedisClient, key: str) -> None:
+    """What is somebody else's key is not overwritten: nothing is stored or published until it is gone."""
+    [first] = positions(client, "a")
+    client.command("DEL", key)
+    client.command("RPUSH", key, "mine")
+    with ear(steady_redis) as heard:
+        for _ in range(2):
+            assert "WRONGTYPE" in str(say(client, stream.store(CHANNEL, batch("b c"), TABLE)))
+            end_turn(client)
+        assert heard() == []
+        assert client.command("LRANGE", key, 0, -1) == [b"mine"]
+        client.command("DEL", key)
+        assert positions(client, "b c") == [Position(first.epoch, 2), Position(first.epoch, 3)]
+    assert ids_of(client) == "a b c"
+
+
+def test_a_key_of_an_earlier_version_of_another_type_loses_nothing(
+    steady_redis: RedisServer, client: RedisClient
+) -> None:
     """A batch with such an id is stored whole or not at all, and what was published before and with it stays."""
     before = positions(client, "a")
+    store_as_before(client, "old")
     client.command("RPUSH", f"{{{CHANNEL}}}:id:bad", "mine")
     with ear(steady_redis) as heard:
         say(client, stream.store(CHANNEL, batch("b bad c"), TABLE))
         positions(client, "d")
         published = [json.loads(message)["event_id"] for message in heard()]
-    assert ids_of(client).split() == ["a", *published]
+    assert ids_of(client).split() == ["a", "old", *published]
     assert look(client).epochs == (Position(before[0].epoch, 1),)
 
 

@@ -97,7 +97,8 @@ class Broker(Protocol):
             own_channel: A channel of this hub alone.
             token: What is published there.
             channels: Whose positions are read.
-            touch: Whether these are also kept from being forgotten for being silent.
+            touch: Whether these are also kept from being forgotten for being silent, and cleared of what they no
+                longer need to know of their events.
 
         Returns:
             Per channel where it stands; one that fails does not fail the others.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
@@ -111,7 +111,7 @@ class RedisBroker:
             ("SET", own_channel, "", "EX", _PROBE_EXPIRE_S),
             ("INFO", "server"),
             *(stream.peek_head(channel) for channel in stored),
-            *(stream.touch(channel, self._history) for channel in stored if touch),
+            *(self._ensure_epoch(channel, None) for channel in stored if touch),
             ("PUBLISH", own_channel, token),  # last: whatever was read before it arrives before it
         )
         written, info, *replies, published = replies
@@ -123,7 +123,7 @@ class RedisBroker:
         heads, touched = replies[: len(stored)], replies[len(stored) :] or [None] * len(stored)
         found = dict[str, Whereabouts](dict.fromkeys(channels))
         for channel, head, renewed in zip(stored, heads, touched, strict=True):
-            found[channel] = _read_head(renewed if isinstance(renewed, Exception) else head, run_id)
+            found[channel] = _read_head(renewed if _is_refused(renewed) else head, run_id)
         return found
 
     async def publish(
@@ -135,6 +135,11 @@ class RedisBroker:
         self._publisher.close()
         self._commands.close()
         self._pages.close()
+
+
+def _is_refused(reply: Any) -> bool:
+    """Whether Redis refuses a channel; that it has forgotten the script is no matter of channels."""
+    return isinstance(reply, RedisRefused) or (isinstance(reply, RedisErrorReply) and reply.code != "NOSCRIPT")
 
 
 def _read_head(reply: Any, run_id: str) -> Whereabouts:

@@ -8,7 +8,8 @@ away, a replica that has lost its master. So in every round the hub
 3. waits for the probe. Redis keeps its order: whatever was published before has then arrived, too, so
    everything that stood in Redis must have been handed on. What was not is read from the log.
 
-Some of the rounds also keep the open channels from being forgotten by Redis, however silent they are.
+Some of the rounds also keep the open channels from being forgotten by Redis, however silent they are, and let it
+drop ids that are no longer needed, which it does by the way: if very many expired at once, it would stop for them.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class DeliveryProbe:
 
     def __init__(self, settings: Settings, broker: Broker, channels: Channels, runtime: Runtime = RUNTIME) -> None:
         """Prepare; nothing happens before `run`."""
-        forgotten_s = settings.history.position_expire_s
+        history = settings.history
+        forgotten_s = history.position_expire_s
         self._interval_s = min(settings.hub.prove_interval_s, forgotten_s / 3)  # two rounds may fail
-        self._touch_every_s = min(runtime.limits.touch_every_s, forgotten_s / 3)
+        self._touch_every_s = min(runtime.limits.touch_every_s, history.dedupe_s, forgotten_s / 3)
         self._touched_at = -math.inf
         self._timeout_s = settings.redis.silence_timeout_s
         self._broker = broker
