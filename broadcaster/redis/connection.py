@@ -4,8 +4,8 @@ An `asyncio.Protocol` around hiredis' parser. redis-py's own listener reconnects
 meanwhile is lost without a sign), never notices a frozen Redis, and costs a task switch per message; here a
 connection lives once, reports its end, and hands over everything that one read brought as one batch.
 
-A connection that owes replies and brings nothing for `silence_s` is at its end, whoever waits for them: half-open,
-or Redis is frozen. Large replies on a slow link are no silence, however long they take.
+A connection that owes replies and brings nothing for `silence_s` is at its end, however soon its callers give up:
+it is half-open, or Redis is frozen. Large replies on a slow link are no silence, however long they take.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class RedisConnection(asyncio.Protocol):
         return replies
 
     def _check_silence(self, *, again: bool = False) -> None:
-        """Every now and then while replies are due: whether there is still somebody."""
+        """Every now and then while replies are due: whether the other end is still there."""
         self._silence_check = None
         if not self._waiting or self.lost.done():
             return

@@ -2,7 +2,7 @@
 
 A subscription that waits for a page owns nothing but its place in the queue. Pages are read one after another:
 however many clients reconnect at once, Redis and the event loop see one request at a time. A page begins where
-somebody needs it, and serves all who stand within it: those that were cut at different events go on together.
+a subscription needs it, and serves all that stand in it: those that were cut at different events go on together.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class PageCache:
         give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
 
         def raise_in_the_end(error: Unreadable) -> None:
-            """Others do not wait for a channel that Redis cannot serve, nor anybody for ever."""
+            """Other channels do not wait for one that Redis cannot serve, and no subscription waits for ever."""
             if is_of_channel(error) or self._clock.loop_s() > give_up_at:
                 raise error
 

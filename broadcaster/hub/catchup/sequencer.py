@@ -102,7 +102,7 @@ class Sequencer:
         self._wake.set()
 
     def _compare(self, again: list[Message]) -> None:
-        """If another event was handed on at a position, Redis may have been set back; or somebody forges."""
+        """If another event was handed on at a position, Redis may have been set back; or one is forged."""
         self.duplicates += len(again)
         if another := next(filter(self._is_another, again), None):
             self._doubted = another.position
