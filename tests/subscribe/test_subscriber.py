@@ -217,7 +217,7 @@ def test_a_hole_of_the_hub_is_announced(redis: RedisServer) -> None:
             await asyncio.to_thread(publish_one, redis, 1)
             await received.until(1)
             redis.kill()
-            await until(lambda: "connection lost" in hub.output, "the hub did not notice")
+            await until(lambda: "Redis closed the connection" in hub.output, "the hub did not notice")
             again = await asyncio.to_thread(RedisServer.start, redis.port)
             try:
                 await asyncio.to_thread(hub.until_ready)
