@@ -99,6 +99,7 @@ class Limits:
         kept_page_bytes: Bytes of these pages; the least recently used are dropped first.
         page_give_up_s: Seconds after which who waits for a page that cannot be read is closed (4010).
         page_retry_s: Seconds until a page is read again that did not hold what was missing.
+        early_bytes: Bytes of events that a channel keeps which came while it read the log before them.
         known_epochs: Epochs without a time that a hub remembers of a channel.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
         known_labels: Distinct labels per channel that are one object each, and whose matching filters are known.
@@ -133,6 +134,7 @@ class Limits:
     kept_page_bytes: int = 16 * 2**20
     page_give_up_s: float = 10.0
     page_retry_s: float = 0.05
+    early_bytes: int = 2**20
     known_epochs: int = 64
     known_gaps: int = 1000
     known_labels: int = 4096

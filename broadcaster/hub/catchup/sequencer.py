@@ -53,9 +53,12 @@ class Sequencer:
         self._log = event_log
         self._on_caught_up = on_caught_up
         self._chance = runtime.chance
+        self._limits = runtime.limits
         self._wake = asyncio.Event()
         self._confirmed_in: int | None = None  # the round in which the subscription was confirmed
         self._skipped: Position | None = None  # the highest event that was not handed on since the last round
+        self._early: list[Message] = []  # of those that were not handed on, what may join on to the next page
+        self._early_bytes = 0
         self._doubted: Position | None = None  # where Redis may have another event than the one that was handed on
         self.sync_round = 0
         self.synced_round = 0
@@ -89,17 +92,43 @@ class Sequencer:
             elif at is not None and position.epoch == at.epoch and position.offset <= at.offset:
                 again.append(message)
             else:
-                self._skip(position)
+                self._skip(message)
         if ready:
             self._fanout.broadcast(ready)
         if again:
             self._compare(again)
 
-    def _skip(self, position: Position) -> None:
-        """It is not the next one: whatever it is, the log knows."""
+    def _skip(self, message: Message) -> None:
+        """It is not the next one: whatever it is, the log knows. It may be the next one when that was read."""
+        position = message.position
+        assert position is not None
         if self._skipped is None or position.offset > self._skipped.offset:
             self._skipped = position
+        if self._early_bytes < self._limits.early_bytes:
+            self._early.append(message)
+            self._early_bytes += len(message.frame)
         self._wake.set()
+
+    def _join_early(self) -> None:
+        """Hand on what the subscription brought while the log was read, so far as it is next now.
+
+        Else it would have to be read, too, and what came meanwhile again: with events without a pause, for ever.
+        """
+        early, self._early, self._early_bytes = self._early, [], 0
+        at, ready = self._at, list[Message]()
+        for message in early:
+            position = message.position
+            assert position is not None
+            if position.epoch == at.epoch and position.offset == at.offset + 1:
+                at = position
+                ready.append(message)
+            elif self.order.is_after(position, at):
+                self._early.append(message)
+                self._early_bytes += len(message.frame)
+        if ready:
+            self._fanout.broadcast(ready)
+        if self._skipped is not None and not self.order.is_after(self._skipped, at):
+            self._skipped = None
 
     def _compare(self, again: list[Message]) -> None:
         """If another event was handed on at a position, Redis may have been set back; or one is forged."""
@@ -175,6 +204,8 @@ class Sequencer:
                 self.order = self.order.followed_by(head.epochs)
                 if page.first <= self.order.next_offset(self._at):  # else an epoch has begun that goes back
                     self._read(page)
+                self._join_early()
+            self._join_early()
             if self._skipped is None:
                 break
         self.synced_round = self.sync_round
