@@ -1,0 +1,235 @@
+"""The actors of a simulation that are the product's: hubs, `Publisher`s, `Subscriber`s, each a process that dies and
+comes back; and raw clients, which do too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from broadcaster import Event, Gap, Position, Publisher, Stale, Subscriber
+from broadcaster.core.errors import BroadcasterError, HubRefused, RedisRefused, RedisUnavailable
+from broadcaster.core.runtime import Limits, Runtime
+from broadcaster.hub.serve import serve
+from tests.simulation import worlds
+from tests.simulation.books import Beaten, Blind, Book, Connected, Given, Place, Refused, Told
+from tests.simulation.clients import RawClient, ask_readiness
+from tests.simulation.loop import DrawnChance
+from tests.simulation.process import Pauses, Process
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Simulation
+
+
+class Actor:
+    """Something that runs in a process, and again in another one when that has died."""
+
+    def __init__(self, simulation: Simulation, name: str) -> None:
+        self.sim = simulation
+        self.name = name
+        self.chance = random.Random(f"{simulation.world.seed}/{name}")
+        self.runtime = Runtime(chance=DrawnChance(self.chance), limits=replace(Limits(), **simulation.world.limits))
+        self.process = Process(name, simulation.loop)
+        self.ended = False
+
+    def start(self) -> None:
+        """Begin, in a new process."""
+        if self.ended:
+            return
+        self.process = Process(self.name, self.sim.loop)
+        if (pauses := self.sim.world.pauses) is not None:
+            self.process.pauses = Pauses(self.chance, *pauses)
+        self.process.spawn(self._run(), "run")
+
+    def kill(self, down_s: float) -> None:
+        """SIGKILL, and back after some time."""
+        if self.process.alive:
+            self.process.kill()
+            self.sim.loop.call_outside(self.sim.loop.now + down_s, self.start)
+
+    async def _run(self) -> None:
+        process = self.process
+        try:
+            await self.work()
+        except BroadcasterError as error:
+            self.on_error(error)
+        except Exception as error:
+            self.sim.oracle.fail("a bug", self.sim.loop.now, self.name, f"{type(error).__name__}: {error}")
+        self.sim.loop.call_outside(self.sim.loop.now, process.kill)
+        self.sim.loop.call_outside(self.sim.loop.now + self.chance.uniform(0.2, 1), self._start_after, process)
+
+    def _start_after(self, process: Process) -> None:
+        if self.process is process:
+            self.start()
+
+    def on_error(self, error: BroadcasterError) -> None:
+        """It has ended with an error that the product knows."""
+        self.sim.trace(self.name, f"ended: {type(error).__name__}")
+
+    async def work(self) -> None:
+        raise NotImplementedError
+
+
+class HubActor(Actor):
+    """A hub: `serve()`."""
+
+    def __init__(self, simulation: Simulation, port: int) -> None:
+        super().__init__(simulation, f"hub-{port}")
+        self.port = port
+        self._stop: asyncio.Event | None = None
+        settings = simulation.settings
+        self._settings = settings.model_copy(
+            update={"hub": settings.hub.model_copy(update={"port": port, "ring_bytes": simulation.world.ring_bytes})}
+        )
+
+    async def work(self) -> None:
+        self._stop = asyncio.Event()
+        self.sim.counts["hubs"] += 1
+        code = await serve(self._settings, self._stop, runtime=self.runtime)
+        self.sim.trace(self.name, f"exit {code}")
+
+    def on_error(self, error: BroadcasterError) -> None:
+        super().on_error(error)
+        if not (isinstance(error, RedisRefused) and self.sim.faults.troubled("", 30.0)):
+            self.sim.oracle.fail("a hub has ended", self.sim.loop.now, self.name, f"{error}")
+
+    def drain(self) -> None:
+        """SIGTERM."""
+        if self._stop is not None and self.process.alive:
+            self.sim.loop.call_soon(self._stop.set, context=self.process.context)
+
+
+class ProducerActor(Actor):
+    """A publisher with the product's `Publisher`."""
+
+    def __init__(self, simulation: Simulation, producer: worlds.Producer) -> None:
+        super().__init__(simulation, producer.name)
+        self._producer = producer
+
+    async def work(self) -> None:
+        try:
+            async with Publisher(self.sim.settings, runtime=self.runtime) as publisher:
+                await self._publish(publisher)
+        except (RedisUnavailable, RedisRefused):
+            self.sim.counts["publisher without redis"] += 1
+
+    async def _publish(self, publisher: Publisher) -> None:
+        producer, chance = self._producer, self.chance
+        while True:
+            await asyncio.sleep(chance.expovariate(1 / producer.every_s))
+            to = chance.choice(producer.channels)
+            types = [chance.choice(worlds.TYPES) for _ in range(chance.randint(1, producer.most))]
+            data = {"x": "x" * chance.choice((0, 20, 400))}
+            drafts = [publisher.draft(each, self.name, data=data, to=to) for each in types]
+            for published in await publisher.publish_all(drafts, to):
+                self.sim.note_published(self.name, to, published)
+
+
+class ClientActor(Actor):
+    """A subscriber of any kind, with one book over all of its lives."""
+
+    def __init__(self, simulation: Simulation, client: worlds.Client) -> None:
+        super().__init__(simulation, client.name)
+        self._client = client
+        channels: dict[str, Place | None] = {channel: self._first_since(channel) for channel in client.channels}
+        # A Subscriber that is given up is slow while it sleeps; a pause of the process makes all slow.
+        steady = not client.naps_s and simulation.world.pauses is None
+        self.book = Book(client.name, client.kind, channels, client.wanted, steady)
+        self.book.listener = simulation.on_entry
+        self._subscriber: Subscriber | None = None
+
+    def _first_since(self, channel: str) -> Place | None:
+        accepted = self.sim.journal.accepted[channel]
+        kind, chance = self._client.since, self.chance
+        if kind == "now" or (not accepted and kind != "foreign"):
+            return None
+        if kind == "foreign":
+            return Place(chance.choice(("abcdef012345", "zz", "Tzzzzzzzzzffffff")), chance.randint(0, 10**6))
+        if kind == "huge":
+            return Place(accepted[-1].epoch, 2**53 - 1 - chance.randint(0, 5))
+        some = accepted if kind == "old" else accepted[: 1 + len(accepted) // 10]
+        event = chance.choice(some)
+        return Place(event.epoch, event.offset)
+
+    async def work(self) -> None:
+        if self._client.kind == "Subscriber":
+            await self._subscribe()
+        else:
+            client, ports = self._client, list(self.sim.world.hubs)
+            beat_s = self.sim.settings.hub.beat_interval_s
+            await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, client.naps_s).run()
+
+    async def _subscribe(self) -> None:
+        client, book, loop = self._client, self.book, self.sim.loop
+        port = self.chance.choice(self.sim.world.hubs)
+        since: dict[str, Position] = {}
+        for channel in client.channels:
+            if (place := book.at.get(channel) or book.channels[channel]) is not None:
+                since[channel] = Position(place.epoch, place.offset)
+        book.note(loop.now, Connected(f"hub-{port}", {c: self._place(since.get(c)) for c in client.channels}))
+        try:
+            async with Subscriber(
+                f"ws://127.0.0.1:{port}/ws",
+                settings=self.sim.settings,
+                channels=client.channels,
+                since=since,
+                types=[client.wanted] if client.wanted else [],
+                runtime=self.runtime,
+            ) as subscriber:
+                self._subscriber = subscriber
+                while True:
+                    await self._receive(subscriber)
+        except HubRefused as error:
+            book.note(loop.now, Refused(int(str(error).split(": ")[1].split()[0])))
+
+    @staticmethod
+    def _place(position: Position | None) -> Place | None:
+        return None if position is None else Place(position.epoch, position.offset)
+
+    async def _receive(self, subscriber: Subscriber) -> None:
+        item: Any = None
+        if self._client.polls_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._client.polls_s):
+                    item = await subscriber.receive()
+        else:
+            item = await subscriber.receive()
+        book, now = self.book, self.sim.loop.now
+        if isinstance(item, Event):
+            assert item.channel is not None
+            assert item.position is not None
+            book.note(now, Given(item.channel, Place(*item.position), item.event_id))
+        elif isinstance(item, Gap):
+            place = self._place(item.position)
+            book.note(now, Told(item.channel, item.cause, item.epoch, item.first, item.last, place))
+        elif item is not None:
+            book.note(now, Blind(isinstance(item, Stale)))
+        self._note_positions(subscriber, item)
+
+    def _note_positions(self, subscriber: Subscriber, item: Any) -> None:
+        book, now = self.book, self.sim.loop.now
+        for channel, position in subscriber.positions.items():
+            place = self._place(position)
+            if book.at.get(channel) != place:
+                if not (isinstance(item, Event | Gap) and item.channel == channel):
+                    book.note(now, Beaten(channel, place, is_claim=False))
+                book.at[channel] = place
+
+
+
+class Watcher(Actor):
+    """Asks the hubs for their readiness, again and again."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation, "watcher")
+        self.ready: dict[int, int] = {}
+
+    async def work(self) -> None:
+        while True:
+            for port in self.sim.world.hubs:
+                status = await ask_readiness(self.sim.loop, port)
+                self.ready[port] = status
+                self.sim.on_readiness(port, status)
+            await asyncio.sleep(0.5)

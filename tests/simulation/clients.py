@@ -1,0 +1,245 @@
+"""Clients of the simulated hubs that share no code with the product: raw WebSocket clients, and health checks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given, Place, Refused, Told, Welcomed
+from tests.simulation.loop import VirtualLoop
+
+HOST: Final = "127.0.0.1"
+_HANDSHAKE_S: Final = 6.0
+
+
+class Wire(asyncio.Protocol):
+    """One WebSocket connection, from its handshake to its end.
+
+    Attributes:
+        ended: Its close code (1006: none was received); or less than 1000: the status of a refusal, 0: none.
+        heard_at: Loop time of the last bytes.
+    """
+
+    def __init__(self, url: str, subprotocol: str | None, on_text: Callable[[dict[str, Any]], None]) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = [Subprotocol(subprotocol)] if subprotocol else None
+        self._loop = loop
+        self._protocol = ClientProtocol(parse_uri(url), subprotocols=wanted, max_size=None)
+        self._on_text = on_text
+        self._open = False
+        self.transport: Any = None
+        self.ended: asyncio.Future[tuple[int, str]] = loop.create_future()
+        self.heard_at = loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self._protocol.send_request(self._protocol.connect())
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self._on_response(event)
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                self._on_text(json.loads(event.data))
+        self._flush()
+
+    def _on_response(self, response: Response) -> None:
+        if self._protocol.handshake_exc is None:
+            self._open = True
+        else:
+            self._end(response.status_code, str(self._protocol.handshake_exc))
+
+    def eof_received(self) -> None:
+        self._protocol.receive_eof()
+        self._flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._protocol.state is not State.CLOSED:
+            self._protocol.receive_eof()
+        if self._open:
+            self._end(self._protocol.close_code or 1006, self._protocol.close_reason or "")
+        else:
+            self._end(0, "no answer")
+
+    def _end(self, code: int, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result((code, reason))
+
+    def _flush(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self.transport.write(data)
+            else:
+                self.transport.write_eof()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        if not self.ended.done():
+            self._end(1006 if self._open else 0, "given up")
+
+
+class RawClient:
+    """Connects again and again, and goes on where it was, by nothing but the contract.
+
+    Args:
+        loop: Of the simulation.
+        book: Where everything is noted.
+        hubs: Ports of the hubs; one is drawn for each connection.
+        chance: Draws hubs and waits.
+        beat_s: Seconds between heartbeats, by the settings of the hubs.
+        naps: Longest time for which it does not read every now and then, in seconds; 0: never.
+    """
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        book: Book,
+        hubs: list[int],
+        chance: random.Random,
+        beat_s: float,
+        naps: float = 0.0,
+    ) -> None:
+        self._loop = loop
+        self._book = book
+        self._hubs = hubs
+        self._chance = chance
+        self._beat_s = beat_s
+        self._naps = naps
+        self._beat_at = 0.0
+        self._forgotten = False
+
+    async def run(self) -> None:
+        """Never ends."""
+        while True:
+            delay_s = await self._connect_once()
+            await asyncio.sleep(delay_s + self._chance.uniform(0.01, 0.4))
+
+    def _url(self, port: int) -> tuple[str, dict[str, Place | None]]:
+        book, query = self._book, list[tuple[str, str]]()
+        since: dict[str, Place | None] = {}
+        for channel, first in book.channels.items():
+            where = book.at.get(channel, None if self._forgotten else first)
+            since[channel] = where
+            query.append(("channel", channel))
+            if where is not None:
+                query.append(("since", str(where)))
+        if book.wanted is not None:
+            query.append(("type", book.wanted))
+        return f"ws://{HOST}:{port}/ws?{urlencode(query)}", since
+
+    async def _connect_once(self) -> float:
+        book, loop = self._book, self._loop
+        port = self._chance.choice(self._hubs)
+        url, since = self._url(port)
+        book.note(loop.now, Connected(f"hub-{port}", since))
+        subprotocol = "broadcaster.v1" if book.kind == "v1" else None
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                _, wire = await loop.create_connection(
+                    lambda: Wire(url, subprotocol, self._on_message), HOST, port
+                )
+        except (OSError, TimeoutError):
+            book.note(loop.now, Refused(0))
+            return 0.2
+        assert isinstance(wire, Wire)
+        try:
+            self._beat_at = loop.now
+            await self._watch(wire)
+        finally:
+            wire.abort()
+        code, reason = wire.ended.result()
+        if code < 1000:
+            book.note(loop.now, Refused(code))
+            return 0.5
+        book.note(loop.now, Closed(code, reason))
+        if code == 4009:
+            book.at.clear()
+            self._forgotten = True
+        return 0.0
+
+    async def _watch(self, wire: Wire) -> None:
+        """Wait for the end of a connection; end it if it seems dead."""
+        patience_s = 4 * self._beat_s + 0.5
+        while not wire.ended.done():
+            if self._naps and self._chance.random() < 0.3:
+                wire.transport.pause_reading()
+                await asyncio.sleep(self._chance.uniform(0, self._naps))
+                wire.transport.resume_reading()
+                self._beat_at = wire.heard_at = self._loop.now
+            await asyncio.wait([wire.ended], timeout=self._beat_s)
+            silent_s = self._loop.now - (self._beat_at if self._book.kind == "v1" else wire.heard_at)
+            if self._book.kind == "v1" and silent_s > patience_s:
+                self._book.note(self._loop.now, Blind(True))
+                return
+            if self._book.kind == "plain" and silent_s > 6 * patience_s:
+                return  # only pings tell it that there is somebody
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        book, now = self._book, self._loop.now
+        channel = message.get("channel", "")
+        kind = message.get("control") if "event_id" not in message else None
+        if kind is None:
+            place = Place(message["epoch"], message["offset"])
+            book.note(now, Given(channel, place, message["event_id"]))
+            book.at[channel] = place
+            return
+        position = Place.read(message.get("position"))
+        if kind in ("welcome", "beat"):
+            self._beat_at = now
+        if kind == "welcome":
+            book.note(now, Welcomed(channel, position, message["recovered"]))
+        elif kind == "gap":
+            gap = Told(channel, message["cause"], message["epoch"], message["first"], message["last"], position)
+            book.note(now, gap)
+        elif kind == "beat":
+            book.note(now, Beaten(channel, position))
+        # Until the gap that `recovered: false` announces has come, it stays where it was.
+        if kind in ("gap", "beat") or (kind == "welcome" and message["recovered"] is not False):
+            book.at[channel] = position
+
+
+async def ask_readiness(loop: VirtualLoop, port: int, timeout_s: float = 2.0) -> int:
+    """The HTTP status of /health/ready; 0: no answer."""
+
+    class Asking(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.data = b""
+            self.status: asyncio.Future[int] = loop.create_future()
+
+        def connection_made(self, transport: Any) -> None:
+            transport.write(b"GET /health/ready HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
+
+        def data_received(self, data: bytes) -> None:
+            self.data += data
+
+        def connection_lost(self, error: Exception | None) -> None:
+            words = self.data.split(b" ", 2)
+            if not self.status.done():
+                self.status.set_result(int(words[1]) if len(words) > 2 else 0)
+
+    transport = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            transport, asking = await loop.create_connection(Asking, HOST, port)
+            assert isinstance(asking, Asking)
+            return await asking.status
+    except (OSError, TimeoutError):
+        return 0
+    finally:
+        if transport is not None:
+            transport.abort()

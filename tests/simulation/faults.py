@@ -1,0 +1,228 @@
+"""What can happen, one method per kind; all of them end by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.worlds import Fault
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Simulation
+
+
+class Faults:
+    """Lets the faults of a world happen.
+
+    Attributes:
+        log: Who was troubled, from when until when, in loop time.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._sim = simulation
+        self.log: list[tuple[float, float, str]] = []
+
+    def happen(self, fault: Fault) -> None:
+        """Let a fault begin; what it does ends after `lasts_s`."""
+        now = self._sim.loop.now
+        method: Callable[[Fault], None] = getattr(self, fault.kind)
+        who = fault.target if fault.kind.split("_")[0] in ("client", "producer", "hub") else ""
+        if fault.kind in ("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay"):
+            who = fault.target
+        self.log.append((now, now + fault.lasts_s, "" if who.startswith("hub") else who))
+        self._sim.counts[f"fault {fault.kind}"] += 1
+        method(fault)
+
+    def troubled(self, who: str, within_s: float) -> bool:
+        """Whether something happened to Redis, a hub or `who` within so many seconds before now."""
+        now = self._sim.loop.now
+        return any(begin <= now and end >= now - within_s and name in ("", who) for begin, end, name in self.log)
+
+    def _later(self, fault: Fault, work: Callable[[], object]) -> None:
+        self._sim.loop.call_outside(self._sim.loop.now + fault.lasts_s, work)
+
+    # Redis
+
+    def redis_restart(self, fault: Fault) -> None:
+        """Killed, and back with all of its memory."""
+        self._restart(fault, lambda: None)
+
+    def redis_restart_older(self, fault: Fault) -> None:
+        """Back with an earlier memory, any there was."""
+        snapshots = self._sim.redis.snapshots
+        if snapshots:
+            _, memory = snapshots[min(int((1 - fault.size**2) * len(snapshots)), len(snapshots) - 1)]
+            self._restart(fault, lambda: memory)
+
+    def redis_restart_empty(self, fault: Fault) -> None:
+        """Back without memory."""
+        self._restart(fault, lambda: type(self._sim.redis.snapshots[0][1])())
+
+    def _restart(self, fault: Fault, other: Callable[[], object]) -> None:
+        redis = self._sim.redis
+        if redis.server is None:
+            return
+        redis.end_older()
+        memory = redis.kill()
+        changed = other()
+        if changed is not None:
+            self._sim.journal.forgotten.append(self._sim.loop.now)
+        self._later(fault, lambda: redis.start(memory if changed is None else changed))  # type: ignore[arg-type]
+
+    def redis_set_back(self, fault: Fault) -> None:
+        """An earlier memory in the same process."""
+        redis = self._sim.redis
+        if redis.server is not None and redis.snapshots:
+            _, memory = redis.snapshots[int(fault.size * len(redis.snapshots))]
+            copy = memory.copy()
+            copy.node_entries = redis.server.memory.node_entries
+            redis.server.set_back(copy)
+            self._sim.journal.forgotten.append(self._sim.loop.now)
+
+    def redis_evict(self, fault: Fault) -> None:
+        """A key goes for want of memory."""
+        redis = self._sim.redis
+        if redis.server is not None and (keys := list(redis.server.memory.values)):
+            ours = [key for key in keys if key.endswith((b":log", b":meta"))] if fault.size < 0.7 else keys
+            if ours:
+                redis.server.evict(ours[int(fault.size * 1e6) % len(ours)])
+                self._sim.journal.forgotten.append(self._sim.loop.now)
+
+    def redis_fail_over(self, fault: Fault) -> None:
+        """A replica that lags is promoted; the master is dead."""
+        redis = self._sim.redis
+        if redis.server is not None and redis.snapshots:
+            lagging = redis.snapshots[-1 - int(fault.size * min(3, len(redis.snapshots) - 1))][1]
+            self._restart(fault, lambda: lagging)
+
+    def redis_split(self, fault: Fault) -> None:
+        """A replica is promoted, and the master goes on serving who is connected to it, until it is gone."""
+        redis = self._sim.redis
+        if redis.server is not None:
+            lagging = redis.snapshots[-1][1] if redis.snapshots and fault.size < 0.7 else redis.server.memory
+            redis.replace(lagging)
+            self._sim.journal.forgotten.append(self._sim.loop.now)
+            older = redis.older[-1]
+            self._later(fault, older.process.kill)
+            self._later(fault, lambda: redis.older.remove(older) if older in redis.older else None)
+
+    def clock_step(self, fault: Fault) -> None:
+        """The wall clock of Redis' host jumps by up to an hour, back or forth; and back again some other time."""
+        self._sim.redis.step_clock((fault.size - 0.5) * 7200 if fault.size < 0.8 else 0.0)
+
+    def redis_freeze(self, fault: Fault) -> None:
+        if (server := self._sim.redis.server) is not None:
+            server.process.pause(fault.lasts_s)
+
+    def redis_slow(self, fault: Fault) -> None:
+        """Each of its next turns takes long."""
+        loop, server = self._sim.loop, self._sim.redis.server
+        if server is not None:
+            for number in range(int(fault.lasts_s / 0.1)):
+                loop.call_outside(loop.now + number * 0.1, server.process.pause, 0.09 * fault.size)
+
+    def redis_oom(self, fault: Fault) -> None:
+        if (server := self._sim.redis.server) is not None:
+            server.out_of_memory = True
+            self._later(fault, lambda: setattr(server, "out_of_memory", False))
+
+    def redis_deny(self, fault: Fault) -> None:
+        """A right is missing."""
+        if (server := self._sim.redis.server) is not None:
+            names = (b"XADD", b"PUBLISH", b"EVALSHA", b"SUBSCRIBE", b"SET", b"XRANGE", b"TIME", b"INFO", b"events.a")
+            name = names[int(fault.size * len(names))]
+            server.denied.add(name)
+            self._later(fault, lambda: server.denied.discard(name))
+
+    # Hubs
+
+    def hub_kill(self, fault: Fault) -> None:
+        self._sim.hubs[fault.target].kill(fault.lasts_s)
+
+    def hub_drain(self, fault: Fault) -> None:
+        self._sim.hubs[fault.target].drain()
+
+    def hub_freeze(self, fault: Fault) -> None:
+        self._sim.hubs[fault.target].process.pause(fault.lasts_s)
+
+    def hub_cut_off(self, fault: Fault) -> None:
+        """From Redis: black hole, both ways."""
+        self._block(fault, fault.target, "redis", both=True)
+
+    # Links
+
+    def _peer(self, fault: Fault) -> str:
+        if fault.target.startswith(("hub", "producer")):
+            return "redis"
+        hubs = list(self._sim.hubs)
+        return hubs[int(fault.size * 1e6) % len(hubs)]
+
+    def cut(self, fault: Fault) -> None:
+        self._sim.network.cut(fault.target, self._peer(fault))
+
+    def client_cut(self, fault: Fault) -> None:
+        for hub in self._sim.hubs:
+            self._sim.network.cut(fault.target, hub)
+
+    def half_open(self, fault: Fault) -> None:
+        one, other = fault.target, self._peer(fault)
+        if fault.size < 0.5:
+            one, other = other, one
+        self._sim.network.half_open(one, other)
+
+    def black_hole(self, fault: Fault) -> None:
+        self._block(fault, fault.target, self._peer(fault), both=True)
+
+    def one_way(self, fault: Fault) -> None:
+        one, other = fault.target, self._peer(fault)
+        if fault.size < 0.5:
+            one, other = other, one
+        self._block(fault, one, other, both=False)
+
+    def _block(self, fault: Fault, one: str, other: str, *, both: bool) -> None:
+        network = self._sim.network
+        links = [network.link(one, other), *([network.link(other, one)] if both else [])]
+        for link in links:
+            link.blocked = True
+
+        def heal() -> None:
+            for link in links:
+                link.blocked = False
+            network.pump()
+
+        self._later(fault, heal)
+
+    def throttle(self, fault: Fault) -> None:
+        link = self._sim.network.link(self._peer(fault), fault.target)
+        link.bytes_per_s = 200 + fault.size * 20_000
+        self._later(fault, lambda: setattr(link, "bytes_per_s", float("inf")))
+
+    def refuse(self, fault: Fault) -> None:
+        link = self._sim.network.link(fault.target, self._peer(fault))
+        link.refuses = True
+        self._later(fault, lambda: setattr(link, "refuses", False))
+
+    def delay(self, fault: Fault) -> None:
+        link = self._sim.network.link(self._peer(fault), fault.target)
+        before, link.delay_s = link.delay_s, (0.0, fault.size)
+        self._later(fault, lambda: setattr(link, "delay_s", self._sim.world.delays_s))
+
+    # Clients
+
+    def client_sleep(self, fault: Fault) -> None:
+        """Stopped (SIGSTOP), or asleep without its connection."""
+        client = self._sim.clients.get(fault.target)
+        if client is not None:
+            client.process.pause(fault.lasts_s)
+            if fault.size < 0.5:
+                self.client_cut(fault)
+
+    def client_kill(self, fault: Fault) -> None:
+        client = self._sim.clients.get(fault.target)
+        if client is not None:
+            client.kill(fault.lasts_s)
+
+    def producer_kill(self, fault: Fault) -> None:
+        self._sim.producers[fault.target].kill(fault.lasts_s)
+
+

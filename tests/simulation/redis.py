@@ -1,0 +1,328 @@
+"""A Redis that speaks RESP2 over the simulated network. It knows of the product nothing but the names of its keys,
+and these only to write the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import hiredis
+
+from tests.simulation.journal import Journal
+from tests.simulation.loop import EPOCH_S, VirtualLoop
+from tests.simulation.lua import Scripts
+from tests.simulation.memory import COMMANDS, OK, Failure, Memory, Status, Stream, run
+from tests.simulation.network import Network
+from tests.simulation.process import Process
+
+HOST: Final = "10.9.0.1"
+PORT: Final = 6379
+_MORE: Final = object()
+_OOM: Final = Failure("OOM command not allowed when used memory > 'maxmemory'.")
+
+
+def encode(reply: Any) -> bytes:
+    """A reply in RESP2."""
+    if reply is None:
+        return b"$-1\r\n"
+    if isinstance(reply, bytes):
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    if isinstance(reply, int):
+        return b":%d\r\n" % reply
+    if isinstance(reply, Failure):
+        return b"-" + " ".join(reply.split()).encode() + b"\r\n"
+    if isinstance(reply, Status):
+        return b"+" + reply.encode() + b"\r\n"
+    return b"*%d\r\n" % len(reply) + b"".join(map(encode, reply))
+
+
+class RedisProcess:
+    """One process: a memory, its clients, a run_id.
+
+    Attributes:
+        run_id: Of the process.
+        memory: Its keys.
+        process: Where it runs; its wall clock is that of TIME and of all expiry.
+        out_of_memory: Whether commands that may grow memory are refused.
+        denied: Names of commands, and of channels to publish or subscribe to, that are refused.
+        output_limit: Bytes that may wait for a client that subscribes; then it is cut.
+        replica: Gets what this one stores and publishes, late; None: there is none.
+    """
+
+    def __init__(
+        self, process: Process, network: Network, memory: Memory, scripts: Scripts, journal: Journal, run_id: str
+    ) -> None:
+        self.process = process
+        self.run_id = run_id
+        self.memory = memory
+        self.journal = journal
+        self.out_of_memory = False
+        self.denied: set[bytes] = set()
+        self.output_limit = 2**20
+        self.counts: Counter[str] = Counter()
+        self.subscribers: dict[bytes, dict[_Client, None]] = {}
+        self.pings_answered = True
+        self._scripts = scripts
+        self._loop: VirtualLoop = network.loop
+        self._loaded: set[str] = set()
+        self._network = network
+        memory.on_removed = self._on_removed
+
+    def listen(self, host: str = HOST, port: int = PORT) -> None:
+        """Take connections from now on."""
+        self.process.context.run(self._network.listen, lambda: _Client(self), host, port).serving = True
+
+    def set_back(self, memory: Memory) -> None:
+        """Have another memory, as the same process."""
+        memory.on_removed = self._on_removed
+        self.memory = memory
+
+    def evict(self, key: bytes) -> None:
+        """Lose a key for want of memory."""
+        self.memory.remove(key)
+
+    def _on_removed(self, key: bytes, value: Any) -> None:
+        self.journal.on_key_removed(key, value, self._loop.now)
+
+    def execute(self, words: Sequence[bytes], *, in_script: bool = False, oom: bool | None = None) -> Any:
+        """The reply to a command on keys, or one of a few others."""
+        name = words[0].upper()
+        self.counts[name.decode("latin-1")] += 1
+        if name in self.denied:
+            return _denied(name, in_script=in_script)
+        if name in (b"EVAL", b"EVALSHA") and not in_script:
+            return self._evaluate(name, words[1:])
+        if name == b"PUBLISH":
+            return self._publish(words[1], words[2], in_script=in_script)
+        if name == b"INFO":
+            return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.run_id}\r\nrole:master\r\n".encode()
+        command = COMMANDS.get(name)
+        if command is None:
+            return Failure(f"ERR unknown command '{name.decode('latin-1')}', with args beginning with: ")
+        if command.grows and (self.out_of_memory if oom is None else oom):
+            return _OOM
+        self.memory.now_ms = self._now_ms()
+        if not command.writes:
+            return run(self.memory, command, name, words[1:])
+        return self._write(name, words)
+
+    def _now_ms(self) -> int:
+        return int((EPOCH_S + self._loop.now + self.process.wall_offset_s) * 1000)
+
+    def _write(self, name: bytes, words: Sequence[bytes]) -> Any:
+        """Run a command that changes something, and tell the journal."""
+        key = words[1]
+        is_log, is_meta = key.endswith(b":log"), key.endswith(b":meta")
+        stream = self.memory.values.get(key) if is_log else None
+        before = list(stream.entries) if isinstance(stream, Stream) else []
+        reply = run(self.memory, COMMANDS[name], name, words[1:])
+        if is_log and not isinstance(reply, Failure) and name in (b"XADD", b"XDEL"):
+            stream = self.memory.values[key]
+            assert isinstance(stream, Stream)
+            if name == b"XADD":
+                self.journal.on_stored(stream.entries[-1][1][1], self.run_id, self._loop.now)
+            first = stream.entries[0][0] if stream.entries else (2**63, 0)
+            gone = [entry for entry in before if entry[0] < first]
+            self.journal.on_removed(gone, self._loop.now, withdrawn=name == b"XDEL")
+        elif is_meta and name == b"HSET":
+            pairs = dict(zip(words[2::2], words[3::2], strict=True))
+            if b"epoch" in pairs:
+                channel = key[key.find(b"{") + 1 : key.find(b"}")]
+                self.journal.on_epoch(channel.decode(), pairs[b"epoch"].decode(), self._loop.now)
+        return reply
+
+    def _evaluate(self, name: bytes, words: Sequence[bytes]) -> Any:
+        if name == b"EVALSHA":
+            sha = words[0].decode().lower()
+            if sha not in self._loaded:
+                return Failure("NOSCRIPT No matching script. Please use EVAL.")
+        else:
+            sha = self.load(words[0])
+        count = int(words[1])
+        oom = self.out_of_memory
+        dirty = False
+
+        def call(words: list[bytes]) -> Any:
+            nonlocal dirty
+            reply = self.execute(words, in_script=True, oom=oom and not dirty)
+            command = COMMANDS.get(words[0].upper())
+            dirty |= command is not None and command.writes and not isinstance(reply, Failure)
+            return reply
+
+        return self._scripts.run(sha, words[2 : 2 + count], words[2 + count :], call)
+
+    def load(self, text: bytes) -> str:
+        """SCRIPT LOAD."""
+        sha = self._scripts.load(text)
+        self._loaded.add(sha)
+        return sha
+
+    def _publish(self, channel: bytes, payload: bytes, *, in_script: bool) -> Any:
+        if channel in self.denied:
+            return _denied(b"PUBLISH", in_script=in_script, channel=True)
+        listeners = list(self.subscribers.get(channel, ()))
+        message = encode([b"message", channel, payload])
+        for client in listeners:
+            client.send(message)
+        return len(listeners)
+
+
+def _denied(name: bytes, *, in_script: bool, channel: bool = False) -> Failure:
+    if in_script:
+        what = "publish to the channel mentioned in the command" if channel else "run this command or subcommand"
+        return Failure(f"ERR The user executing the script can't {what}")
+    if channel:
+        return Failure("NOPERM this user has no permissions to access one of the channels used as arguments")
+    return Failure(f"NOPERM this user has no permissions to run the '{name.decode().lower()}' command")
+
+
+class _Client(asyncio.Protocol):
+    """A connection to a RedisProcess."""
+
+    def __init__(self, server: RedisProcess) -> None:
+        self._server = server
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._transport: Any = None
+        self._channels: dict[bytes, None] = {}
+        self._output: list[bytes] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        for channel in self._channels:
+            self._server.subscribers.get(channel, {}).pop(self, None)
+        self._channels.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        self._output = []
+        while (words := self._reader.gets()) is not _MORE:
+            for reply in self._answer([bytes(word) for word in words]):
+                self._output.append(encode(reply))
+        output, self._output = self._output, None
+        self._write(b"".join(output))
+
+    def send(self, message: bytes) -> None:
+        """A message of a channel."""
+        if self._output is not None:
+            self._output.append(message)
+        else:
+            self._write(message)
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        if self._channels and self._transport.get_write_buffer_size() > self._server.output_limit:
+            self._server.counts["output limit"] += 1
+            self._transport.abort()
+
+    def _answer(self, words: list[bytes]) -> Iterable[Any]:
+        name = words[0].upper()
+        server = self._server
+        if name in (b"SUBSCRIBE", b"UNSUBSCRIBE"):
+            return self._subscribe(name, words[1:])
+        if name == b"PING":
+            return [[b"pong", b""]] if self._channels else [Status("PONG")]
+        if name == b"SCRIPT" and words[1].upper() == b"LOAD":
+            if b"SCRIPT" in server.denied:
+                return [_denied(b"SCRIPT|LOAD", in_script=False)]
+            try:
+                return [server.load(words[2]).encode()]
+            except ValueError as error:
+                return [Failure(f"ERR Error compiling script (new function): {error}")]
+        if name in (b"AUTH", b"SELECT", b"CLIENT"):
+            return [OK]
+        if name == b"HELLO":
+            return [[b"server", b"redis", b"version", b"7.0.15", b"proto", 2, b"role", b"master"]]
+        if name == b"PUBSUB" and words[1].upper() == b"NUMSUB":
+            return [[each for word in words[2:] for each in (word, len(server.subscribers.get(word, ())))]]
+        return [server.execute(words)]
+
+    def _subscribe(self, name: bytes, channels: list[bytes]) -> Iterable[Any]:
+        server, adds = self._server, name == b"SUBSCRIBE"
+        for channel in channels or list(self._channels):
+            if name in server.denied or (adds and channel in server.denied):
+                yield _denied(name, in_script=False, channel=channel in server.denied)
+                continue
+            if adds:
+                self._channels[channel] = None
+                server.subscribers.setdefault(channel, {})[self] = None
+            else:
+                self._channels.pop(channel, None)
+                server.subscribers.get(channel, {}).pop(self, None)
+            yield [name.lower(), channel, len(self._channels)]
+
+
+class Redis:
+    """What stands at the address of Redis: one process after the other, with snapshots of their memory.
+
+    Attributes:
+        server: The process at the address; None: there is none.
+        older: Processes that were replaced, and still serve their connections.
+        snapshots: Earlier memories with their loop time.
+        clock_s: By how much the wall clock of its host is wrong, in seconds.
+    """
+
+    def __init__(
+        self, network: Network, scripts: Scripts, journal: Journal, chance: random.Random, node_entries: int
+    ) -> None:
+        self.server: RedisProcess | None = None
+        self.older: list[RedisProcess] = []
+        self.snapshots: list[tuple[float, Memory]] = []
+        self.clock_s = 0.0
+        self.output_limit = 2**20
+        self.counts: Counter[str] = Counter()
+        self._network = network
+        self._scripts = scripts
+        self._journal = journal
+        self._chance = chance
+        self._node_entries = node_entries
+
+    def start(self, memory: Memory | None = None) -> RedisProcess:
+        """Start a process with a memory (a copy is made), or none."""
+        memory = Memory() if memory is None else memory.copy()
+        memory.node_entries = self._node_entries
+        process = Process("redis", self._network.loop)
+        process.wall_offset_s = self.clock_s
+        run_id = self._chance.randbytes(20).hex()
+        self.server = RedisProcess(process, self._network, memory, self._scripts, self._journal, run_id)
+        self.server.output_limit = self.output_limit
+        self.server.counts = self.counts
+        self.server.listen()
+        return self.server
+
+    def snapshot(self) -> None:
+        """Remember how memory is now."""
+        if self.server is not None:
+            self.snapshots.append((self._network.loop.now, self.server.memory.copy()))
+
+    def kill(self) -> Memory:
+        """Kill the process; its last memory."""
+        assert self.server is not None
+        server, self.server = self.server, None
+        server.process.kill()
+        return server.memory
+
+    def replace(self, memory: Memory) -> RedisProcess:
+        """Another process takes the address; the present one goes on to serve its connections (split brain)."""
+        assert self.server is not None
+        old = self.server
+        self.older.append(old)
+        self._network.unlisten_all(old.process)
+        return self.start(memory)
+
+    def end_older(self) -> None:
+        """The replaced processes are gone."""
+        for server in self.older:
+            server.process.kill()
+        self.older.clear()
+
+    def step_clock(self, seconds: float) -> None:
+        """The wall clock of the host is wrong by so much from now on."""
+        self.clock_s = seconds
+        for server in [self.server, *self.older]:
+            if server is not None:
+                server.process.wall_offset_s = seconds

@@ -1,0 +1,269 @@
+"""Runs one seed: builds its world, lets its faults happen, and has everything judged."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sanic import Sanic
+from sanic.touchup import TouchUp
+
+from broadcaster.hub import serve as hub_serve
+from broadcaster.settings import Settings
+from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
+from tests.simulation.books import Book, Entry
+from tests.simulation.faults import Faults
+from tests.simulation.journal import Accepted, Journal
+from tests.simulation.loop import Stuck, VirtualLoop, virtual
+from tests.simulation.lua import Scripts
+from tests.simulation.memory import Stream
+from tests.simulation.network import Link, Network
+from tests.simulation.oracle import Failure, Oracle
+from tests.simulation.redis import HOST, PORT, Redis
+from tests.simulation.worlds import Client, Fault, World, draw
+
+SETTLE_S: Final = 5.0
+"""Seconds after the last fault in which everything must be green, caught up and live."""
+
+SNAPSHOT_S: Final = 0.5
+_SCRIPTS: Final = Scripts()
+
+
+@dataclass
+class Outcome:
+    """What came of a seed.
+
+    Attributes:
+        seed: Of it.
+        profile: The name of the kinds of fault.
+        failures: The broken promises.
+        counts: What was reached.
+        digest: Of everything that happened: the same for the same seed and script.
+        lines: What happened, if that was kept.
+    """
+
+    seed: int
+    profile: str
+    failures: list[Failure]
+    counts: Counter[str]
+    digest: str
+    lines: list[str] = field(default_factory=list)
+
+
+class Simulation:
+    """One world at work."""
+
+    def __init__(self, world: World, keep_lines: bool = False) -> None:
+        self.world = world
+        self.loop = loop = VirtualLoop()
+        self.network = loop.network = Network(loop, self._random("network"))
+        self.network.usual = Link(world.delays_s, splits=world.splits)
+        self.journal = Journal()
+        self.counts: Counter[str] = Counter()
+        self.redis = Redis(self.network, _SCRIPTS, self.journal, self._random("redis"), world.node_entries)
+        self.redis.output_limit = world.output_limit
+        self.settings = _settings(world)
+        self.faults = Faults(self)
+        self.oracle = Oracle(
+            self.journal,
+            is_stored=self._is_stored,
+            in_charge=self._in_charge,
+            troubled=self.faults.troubled,
+            told_s=5.0,
+        )
+        self.hubs = {f"hub-{port}": HubActor(self, port) for port in world.hubs}
+        self.producers = {each.name: ProducerActor(self, each) for each in world.producers}
+        self.clients: dict[str, ClientActor] = {}
+        self.watcher = Watcher(self)
+        self._digest = hashlib.blake2b(digest_size=8)
+        self._lines: list[str] | None = [] if keep_lines else None
+        self._over = loop.create_future()
+
+    def _random(self, name: str) -> random.Random:
+        return random.Random(f"{self.world.seed}/{name}")
+
+    def trace(self, who: str, what: object) -> None:
+        """Something has happened."""
+        line = f"{self.loop.now:.6f} {who}: {what}"
+        self._digest.update(line.encode())
+        if self._lines is not None:
+            self._lines.append(line)
+
+    # What is told to the oracle
+
+    def on_entry(self, book: Book, now: float, entry: Entry) -> None:
+        self.trace(book.client, entry)
+        found = len(self.oracle.failures)
+        self.oracle.on_entry(book, now, entry)
+        for failure in self.oracle.failures[found:]:
+            self.trace("oracle", failure)
+
+    def on_readiness(self, port: int, status: int) -> None:
+        self.counts[f"readiness {status}"] += 1
+        self.trace(f"hub-{port}", f"readiness {status}")
+
+    def note_published(self, who: str, channel: str, published: Any) -> None:
+        """The answer to a publisher: if it has a position, the journal knows it."""
+        self.counts["published" if published.error is None else "not known whether published"] += 1
+        if published.position is not None:
+            known = self.journal.at[channel, published.position.epoch, published.position.offset]
+            if not any(each.event_id == published.event.event_id for each in known):
+                self.oracle.fail("answered, but not stored", self.loop.now, who, f"{published.position}")
+
+    def _is_stored(self, event: Accepted) -> bool:
+        """Whether an event is in the log of the Redis in charge."""
+        if self.redis.server is None:
+            return False
+        stream = self.redis.server.memory.values.get(f"{{{event.channel}}}:log".encode())
+        if not isinstance(stream, Stream):
+            return False
+        at = stream.at((event.offset, 0))
+        found = stream.entries[at] if at < len(stream.entries) else None
+        return found is not None and found[0][0] == event.offset and event.event_id.encode() in found[1][1]
+
+    def _in_charge(self) -> str:
+        return "" if self.redis.server is None or self.redis.older else self.redis.server.run_id
+
+    # Its course
+
+    def run(self) -> Outcome:
+        """Run it to its end."""
+        world, loop = self.world, self.loop
+        stuck = None
+        with virtual(loop, self._random("libraries")):
+            try:
+                self._begin()
+                loop.run_until_complete(self._over)
+            except Stuck as error:
+                stuck = error
+                self.oracle.fail("stuck", loop.now, "loop", str(error))
+            finally:
+                loop.finish()
+        for error in loop.errors:
+            self.oracle.fail("an error nobody has handled", loop.now, "loop", error)
+        self._count()
+        counts = self.counts + self.oracle.counts
+        counts["stuck"] += stuck is not None
+        self.trace("end", f"{len(self.oracle.failures)} failures, {loop.callbacks} callbacks")
+        lines = self._lines or []
+        return Outcome(
+            world.seed, world.profile, self.oracle.failures, counts, self._digest.hexdigest(), lines
+        )
+
+    def _count(self) -> None:
+        self.counts["seeds"] = 1
+        self.counts["events"] = sum(map(len, self.journal.accepted.values()))
+        self.counts["epochs"] = len(self.journal.begun)
+        self.counts["trimmed"] = len(self.journal.removed)
+        self.counts["virtual seconds"] = int(self.loop.now)
+        self.counts["callbacks"] = self.loop.callbacks
+        self.counts["output limit"] = self.redis.counts["output limit"]
+        self.counts.update({f"network {name}": count for name, count in self.network.counts.items()})
+
+    def _begin(self) -> None:
+        loop, world = self.loop, self.world
+        self.redis.start()
+        self.redis.snapshot()
+        for actor in (*self.hubs.values(), *self.producers.values(), self.watcher):
+            loop.call_outside(loop.now, actor.start)
+        for client in world.clients:
+            loop.call_outside(loop.now + client.begins_at, self._start_client, client)
+        for fault in world.faults:
+            loop.call_outside(loop.now + fault.at, self._happen, fault)
+        self._take_snapshots()
+        ends = [fault.at + fault.lasts_s for fault in world.faults]
+        last = max([world.lasts_s, *ends])
+        loop.call_outside(loop.now + last + SETTLE_S, self._say_goodbye)
+
+    def _start_client(self, client: Client) -> None:
+        actor = self.clients[client.name] = ClientActor(self, client)
+        actor.start()
+
+    def _happen(self, fault: Fault) -> None:
+        self.trace("fault", fault)
+        self.faults.happen(fault)
+
+    def _take_snapshots(self) -> None:
+        self.redis.snapshot()
+        self.loop.call_outside(self.loop.now + SNAPSHOT_S, self._take_snapshots)
+
+    def _say_goodbye(self) -> None:
+        """Publish a last event on each channel, which everybody must get soon."""
+        process = self.watcher.process
+        for actor in self.producers.values():
+            actor.ended = True
+            actor.process.kill()
+        process.spawn(self._publish_last(), "last events")
+
+    async def _publish_last(self) -> None:
+        from broadcaster import Publisher  # noqa: PLC0415
+
+        last = {}
+        try:
+            async with Publisher(self.settings, runtime=self.watcher.runtime) as publisher:
+                for channel in self.world.channels:
+                    for kind in ("SERVER_SLOW", "SERVER_DOWN"):
+                        published = await publisher.publish(kind, "last", to=channel)
+                        last[channel, kind] = published.event.event_id
+        except Exception as error:
+            self.oracle.fail("cannot publish at the end", self.loop.now, "last", f"{error!r}")
+        self.loop.call_outside(self.loop.now + 1.5, self._end, last)
+
+    def _end(self, last: dict[tuple[str, str], str]) -> None:
+        now = self.loop.now
+        for actor in self.clients.values():
+            if not self.oracle.failures or True:
+                wanted = actor.book.wanted or "SERVER_DOWN"
+                ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
+                self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 1.5)
+        for port, status in self.watcher.ready.items():
+            if status != 200:
+                self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")
+        self._over.set_result(None)
+
+
+def _settings(world: World) -> Settings:
+    tables: dict[str, Any] = {name: dict(table) for name, table in world.tables.items()}
+    tables["redis"]["url"] = f"redis://{HOST}:{PORT}/0"
+    tables["event"] = {"channel": world.channels[0]}
+    return Settings(**tables)
+
+
+_TOUCHED: list[bool] = []
+
+
+def _touch_up_once(app: Any) -> None:
+    """Sanic rewrites its own classes at each start, and dies of what it has rewritten already."""
+    if not _TOUCHED:
+        _TOUCHED.append(True)
+        _TOUCH_UP(app)
+
+
+_TOUCH_UP: Final = TouchUp.run
+
+
+def prepare() -> None:
+    """Make this process fit for simulations; it is of no other use afterwards."""
+    Sanic.test_mode = True
+    setattr(TouchUp, "run", _touch_up_once)  # noqa: B010
+    setattr(hub_serve, "_quiet_garbage_collector", lambda: None)  # noqa: B010
+    for name in ("broadcaster", "sanic", "websockets", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).propagate = False
+
+
+def run_seed(seed: int, faults: tuple[Fault, ...] | None = None, *, keep_lines: bool = False) -> Outcome:
+    """Run a seed; with some of its faults only, if they are given."""
+    prepare()
+    world = draw(seed)
+    simulation = Simulation(world if faults is None else world.with_faults(faults), keep_lines)
+    outcome = simulation.run()
+    del simulation
+    Sanic._app_registry.clear()
+    gc.collect()
+    return outcome

@@ -1,0 +1,230 @@
+"""Draws the world of a seed: limits, actors, and a script of faults. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+DEFAULT_CHANNEL: Final = "events.critical"
+TYPES: Final = ("SERVER_DOWN", "SERVER_SLOW")
+FIRST_HUB_PORT: Final = 8001
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that happens.
+
+    Attributes:
+        at: When, in seconds from the start.
+        kind: A method of `Faults`.
+        lasts_s: How long, or until the victim is started again.
+        target: A process, where it has one.
+        size: Between 0 and 1; each kind has its own meaning for it.
+    """
+
+    at: float
+    kind: str
+    lasts_s: float
+    target: str = ""
+    size: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.at:7.3f} s  {self.kind} {self.target} for {self.lasts_s:.3f} s, size {self.size:.3f}"
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A subscriber.
+
+    Attributes:
+        name: Of its process.
+        kind: `v1`, `plain` or `Subscriber`.
+        channels: What it asks for.
+        since: `now`, or what it comes with: `old`, `older`, `foreign`, `huge`.
+        wanted: A type, or None for everything.
+        begins_at: When, in seconds from the start.
+        polls_s: A `Subscriber` whose `receive` is given up after so many seconds each time; 0: awaited.
+        naps_s: The longest time for which it does not read; 0: it always reads.
+    """
+
+    name: str
+    kind: str
+    channels: tuple[str, ...]
+    since: str
+    wanted: str | None
+    begins_at: float
+    polls_s: float
+    naps_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """A publisher: on which channels, how often, and how many events at a time."""
+
+    name: str
+    channels: tuple[str, ...]
+    every_s: float
+    most: int
+    uses_http: bool = False
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that is drawn before a seed begins; faults may be left out when it is shrunk."""
+
+    seed: int
+    profile: str
+    lasts_s: float
+    channels: tuple[str, ...]
+    hubs: tuple[int, ...]
+    producers: tuple[Producer, ...]
+    clients: tuple[Client, ...]
+    faults: tuple[Fault, ...]
+    tables: dict[str, dict[str, Any]]
+    ring_bytes: int
+    limits: dict[str, Any]
+    node_entries: int
+    output_limit: int
+    delays_s: tuple[float, float]
+    splits: bool
+    pauses: tuple[int, float] | None
+
+    def with_faults(self, faults: tuple[Fault, ...]) -> World:
+        return replace(self, faults=faults)
+
+
+PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
+    "calm": ((), (0, 0)),
+    "restarts": (("redis_restart",), (12, 30)),
+    "old memory": (("redis_restart_older", "redis_set_back", "redis_restart_empty"), (3, 15)),
+    "eviction": (("redis_evict", "redis_restart"), (4, 15)),
+    "failover": (("redis_fail_over", "redis_split", "redis_restart_older"), (2, 8)),
+    "clock": (("clock_step", "redis_restart", "redis_restart_older"), (4, 15)),
+    "troubled redis": (("redis_freeze", "redis_slow", "redis_oom", "redis_deny"), (3, 12)),
+    "hubs": (("hub_kill", "hub_drain", "hub_freeze", "hub_cut_off"), (3, 15)),
+    "network": (("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay"), (6, 25)),
+    "clients": (("client_sleep", "client_kill", "producer_kill", "client_cut"), (5, 20)),
+    "sleepers": (("client_sleep", "redis_restart", "hub_cut_off"), (15, 35)),
+    "everything": (
+        (
+            *("redis_restart", "redis_restart_older", "redis_set_back", "redis_restart_empty", "redis_evict"),
+            *("redis_fail_over", "redis_split", "clock_step", "redis_freeze", "redis_slow", "redis_oom"),
+            *("redis_deny", "hub_kill", "hub_drain", "hub_freeze", "hub_cut_off", "cut", "half_open"),
+            *("black_hole", "one_way", "throttle", "refuse", "delay", "client_sleep", "client_kill"),
+            *("producer_kill", "client_cut"),
+        ),
+        (5, 20),
+    ),
+}
+
+KINDS: Final = PROFILES["everything"][0]
+
+
+def draw(seed: int) -> World:
+    """The world of a seed."""
+    chance = random.Random(f"{seed}/world")
+    profile = chance.choice(list(PROFILES))
+    lasts_s = chance.uniform(8, 40)
+    channels = (DEFAULT_CHANNEL, "events.a", "events.b")[: chance.choice((1, 1, 2, 3))]
+    hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
+    producers = tuple(_producer(chance, index, channels, lasts_s) for index in range(chance.choice((1, 1, 2))))
+    clients = tuple(_client(chance, index, channels, lasts_s) for index in range(chance.randint(2, 7)))
+    names = [producer.name for producer in producers], [client.name for client in clients]
+    dedupe_s = chance.choice((20, 60))
+    deadline_s = chance.uniform(3, 15)
+    tables = {
+        "history": {
+            "max_events": chance.choice((4, 8, 20, 60, 200, 10_000)),
+            "idle_expire_s": chance.choice((2, 5, 30, 3600, 86_400)),
+            "dedupe_s": dedupe_s,
+        },
+        "redis": {
+            "connect_timeout_s": chance.uniform(0.3, 2),
+            "ping_interval_s": (ping_s := chance.uniform(0.1, 0.5)),
+            "silence_timeout_s": ping_s + chance.uniform(0.3, 1.5),
+            "reconnect_max_s": chance.uniform(0.1, 1),
+        },
+        "hub": {
+            "beat_interval_s": chance.choice((0.5, 1.0, 2.0)),
+            "prove_interval_s": chance.uniform(0.2, 1),
+            "ping_interval_s": chance.uniform(2, 10),
+            "behind_max_ms": chance.choice((1000, 5000)),
+            "drain_s": chance.choice((0.0, 0.3, 1.0)),
+            "shutdown_s": 0.5,
+        },
+        "channels": {"linger_s": chance.choice((0.5, 5.0, 60.0))},
+        "publisher": {"publish_deadline_s": deadline_s},
+        "subscriber": {
+            "connect_timeout_s": chance.uniform(0.5, 2),
+            "reconnect_max_s": chance.uniform(0.3, 1.5),
+            "queue_events": chance.choice((4, 64, 4096)),
+        },
+    }
+    return World(
+        seed=seed,
+        profile=profile,
+        lasts_s=lasts_s,
+        channels=channels,
+        hubs=hubs,
+        producers=producers,
+        clients=clients,
+        faults=_faults(chance, profile, lasts_s, hubs, *names),
+        tables=tables,
+        ring_bytes=chance.choice((2_000, 8_000, 100_000, 16 * 2**20)),
+        limits={"page_events": chance.choice((4, 16, 64, 256)), "store_events": chance.choice((2, 64))},
+        node_entries=chance.choice((2, 5, 20, 100)),
+        output_limit=chance.choice((4_000, 2**20)),
+        delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
+        splits=chance.random() < 0.3,
+        pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
+    )
+
+
+def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
+    events = chance.uniform(30, 200)
+    most = chance.choice((1, 1, 4, 30))
+    some = channels if chance.random() < 0.6 else (chance.choice(channels),)
+    return Producer(f"producer-{index}", some, lasts_s / events * (1 + most) / 2, most)
+
+
+def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Client:
+    kind = chance.choice(("v1", "v1", "plain", "Subscriber", "Subscriber"))
+    some = channels if chance.random() < 0.4 else (chance.choice(channels),)
+    late = index > 1 and chance.random() < 0.5
+    return Client(
+        name=f"client-{index}",
+        kind=kind,
+        channels=some,
+        since=chance.choice(("now", "old", "old", "older", "foreign", "huge")) if late else "now",
+        wanted=chance.choice(TYPES) if chance.random() < 0.2 else None,
+        begins_at=chance.uniform(lasts_s / 4, lasts_s) if late else chance.uniform(0, 1),
+        polls_s=chance.choice((0.02, 0.3)) if kind == "Subscriber" and chance.random() < 0.5 else 0.0,
+        naps_s=chance.choice((0.5, 8.0)) if kind != "Subscriber" and chance.random() < 0.2 else 0.0,
+    )
+
+
+def _faults(
+    chance: random.Random,
+    profile: str,
+    lasts_s: float,
+    hubs: tuple[int, ...],
+    producers: list[str],
+    clients: list[str],
+) -> tuple[Fault, ...]:
+    kinds, (least, most) = PROFILES[profile]
+    count = chance.randint(least, most)
+    targets = {
+        "hub": [f"hub-{port}" for port in hubs],
+        "client": clients,
+        "producer": producers,
+    }
+    faults = []
+    for _ in range(count):
+        kind = chance.choice(kinds)
+        group = kind.split("_")[0]
+        pool = targets.get(group, [name for names in targets.values() for name in names])
+        at = chance.uniform(1, lasts_s)
+        longest_s = min(chance.choice((0.2, 1.0, 4.0, 20.0)), lasts_s - at + 1)
+        faults.append(Fault(at, kind, chance.uniform(0.01, longest_s), chance.choice(pool), chance.random()))
+    return tuple(sorted(faults, key=lambda fault: fault.at))
