@@ -56,6 +56,8 @@ class Actor:
         except BroadcasterError as error:
             self.on_error(error)
         except Exception as error:
+            if self.sim.loop.over:
+                return
             self.sim.oracle.fail("a bug", self.sim.loop.now, self.name, f"{type(error).__name__}: {error}")
         self.sim.loop.call_outside(self.sim.loop.now, process.kill)
         self.sim.loop.call_outside(self.sim.loop.now + self.chance.uniform(0.2, 1), self._start_after, process)
@@ -159,7 +161,8 @@ class ClientActor(Actor):
         else:
             client, ports = self._client, list(self.sim.world.hubs)
             beat_s = self.sim.settings.hub.beat_interval_s
-            await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, client.naps_s).run()
+            naps = client.naps_s, self.sim.world.calm_from_s
+            await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, *naps).run()
 
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop

@@ -103,6 +103,7 @@ class RawClient:
         chance: Draws hubs and waits.
         beat_s: Seconds between heartbeats, by the settings of the hubs.
         naps: Longest time for which it does not read every now and then, in seconds; 0: never.
+        naps_until: Loop time after which it does not.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class RawClient:
         chance: random.Random,
         beat_s: float,
         naps: float = 0.0,
+        naps_until: float = 0.0,
     ) -> None:
         self._loop = loop
         self._book = book
@@ -120,6 +122,7 @@ class RawClient:
         self._chance = chance
         self._beat_s = beat_s
         self._naps = naps
+        self._naps_until = naps_until
         self._beat_at = 0.0
         self._forgotten = False
 
@@ -174,17 +177,17 @@ class RawClient:
 
     async def _watch(self, wire: Wire) -> None:
         """Wait for the end of a connection; end it if it seems dead."""
-        patience_s = 4 * self._beat_s + 0.5
+        loop, patience_s = self._loop, 4 * self._beat_s + 0.5
         while not wire.ended.done():
-            if self._naps and self._chance.random() < 0.3:
+            if self._naps and loop.now + self._naps < self._naps_until and self._chance.random() < 0.3:
                 wire.transport.pause_reading()
                 await asyncio.sleep(self._chance.uniform(0, self._naps))
                 wire.transport.resume_reading()
-                self._beat_at = wire.heard_at = self._loop.now
+                self._beat_at = wire.heard_at = loop.now
             await asyncio.wait([wire.ended], timeout=self._beat_s)
-            silent_s = self._loop.now - (self._beat_at if self._book.kind == "v1" else wire.heard_at)
+            silent_s = loop.now - (self._beat_at if self._book.kind == "v1" else wire.heard_at)
             if self._book.kind == "v1" and silent_s > patience_s:
-                self._book.note(self._loop.now, Blind(True))
+                self._book.note(loop.now, Blind(True))
                 return
             if self._book.kind == "plain" and silent_s > 6 * patience_s:
                 return  # only pings tell it that there is somebody

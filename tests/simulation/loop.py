@@ -46,6 +46,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         network: Makes its connections.
         callbacks: How many callbacks have run.
         errors: What was given to the exception handler.
+        over: Whether everything is being ended.
     """
 
     network: Network
@@ -59,7 +60,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._outside = copy_context()
         self._outside.run(PROCESS.set, None)
         self._tasks: list[asyncio.Task[Any]] = []
-        self._over = False
+        self.over = False
         self._second_from = 0  # callbacks that had run when the present second began
         self._second = 0
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
@@ -92,7 +93,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return task
 
     def _note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not self._over:
+        if not self.over:
             process = PROCESS.get()
             who = process.name if process else "simulation"
             error = context.get("exception")
@@ -158,7 +159,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def finish(self) -> None:
         """End everything that still runs, now, so that none of it can end in another seed."""
-        self._over = True
+        self.over = True
         asyncio._set_running_loop(self)
         try:
             for task in self._tasks:

@@ -171,10 +171,10 @@ class Endpoint(asyncio.Transport):
         return len(self.out.waiting)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._eof:
-            raise RuntimeError("write after the end of the output")
         if self.is_closing() or not data:
             return
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
         self.out.waiting += data
         self.out.pump()
         if len(self.out.waiting) > self._high and not self._writing_paused:

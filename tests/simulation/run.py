@@ -176,9 +176,7 @@ class Simulation:
         for fault in world.faults:
             loop.call_outside(loop.now + fault.at, self._happen, fault)
         self._take_snapshots()
-        ends = [fault.at + fault.lasts_s for fault in world.faults]
-        last = max([world.lasts_s, *ends])
-        loop.call_outside(loop.now + last + SETTLE_S, self._say_goodbye)
+        loop.call_outside(loop.now + world.calm_from_s + SETTLE_S, self._say_goodbye)
 
     def _start_client(self, client: Client) -> None:
         actor = self.clients[client.name] = ClientActor(self, client)
@@ -217,10 +215,9 @@ class Simulation:
     def _end(self, last: dict[tuple[str, str], str]) -> None:
         now = self.loop.now
         for actor in self.clients.values():
-            if not self.oracle.failures or True:
-                wanted = actor.book.wanted or "SERVER_DOWN"
-                ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
-                self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 1.5)
+            wanted = actor.book.wanted or "SERVER_DOWN"
+            ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
+            self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 1.5)
         for port, status in self.watcher.ready.items():
             if status != 200:
                 self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")

@@ -90,6 +90,11 @@ class World:
     splits: bool
     pauses: tuple[int, float] | None
 
+    @property
+    def calm_from_s(self) -> float:
+        """From when on nothing happens any more, in seconds from the start."""
+        return max([self.lasts_s, *(fault.at + fault.lasts_s for fault in self.faults)])
+
     def with_faults(self, faults: tuple[Fault, ...]) -> World:
         return replace(self, faults=faults)
 
