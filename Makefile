@@ -1,11 +1,12 @@
 # `make help` lists the commands. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 PRESET ?=
+SEEDS ?= 1000
 WORKERS ?= 5
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help loadtest start test test-fast lint fuzz soak bench clean
+.PHONY: help loadtest start test test-fast lint fuzz simulate soak bench clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
@@ -14,6 +15,7 @@ help:
 	@echo "make test-fast  those that need no processes and no patience"
 	@echo "make lint       ruff and mypy"
 	@echo "make fuzz       arbitrary input for everything that reads a stranger's bytes; EXAMPLES=50000 for more"
+	@echo "make simulate   whole systems on virtual time, with faults; SEEDS=5000 for more, SEEDS=70-79 for these"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 
@@ -36,6 +38,9 @@ lint: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	@FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) python -m pytest -q -n $(WORKERS) --dist worksteal --timeout 3600 tests/fuzz
+
+simulate: $(VENV)/installed-dev
+	@python -m tests.simulation $(SEEDS)
 
 soak: $(VENV)/installed-dev
 	@python -m tests.soak --minutes $(or $(MINUTES),10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from broadcaster.core.runtime import Limits, Runtime
 from broadcaster.hub.serve import serve
 from tests.simulation import worlds
 from tests.simulation.books import Beaten, Blind, Book, Connected, Given, Place, Refused, Told
-from tests.simulation.clients import RawClient, ask_readiness
+from tests.simulation.clients import RawClient, get
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
 
@@ -30,7 +31,9 @@ class Actor:
         self.sim = simulation
         self.name = name
         self.chance = random.Random(f"{simulation.world.seed}/{name}")
-        self.runtime = Runtime(chance=DrawnChance(self.chance), limits=replace(Limits(), **simulation.world.limits))
+        self.runtime = Runtime(
+            chance=DrawnChance(self.chance), limits=replace(Limits(), **simulation.world.limits)
+        )
         self.process = Process(name, simulation.loop)
         self.ended = False
 
@@ -80,14 +83,16 @@ class HubActor(Actor):
     def __init__(self, simulation: Simulation, port: int) -> None:
         super().__init__(simulation, f"hub-{port}")
         self.port = port
+        self.lives = 0
         self._stop: asyncio.Event | None = None
         settings = simulation.settings
-        self._settings = settings.model_copy(
-            update={"hub": settings.hub.model_copy(update={"port": port, "ring_bytes": simulation.world.ring_bytes})}
-        )
+        hub = settings.hub.model_copy(update={"port": port, "ring_bytes": simulation.world.ring_bytes})
+        event = settings.event.model_copy(update={"max_bytes": simulation.world.hub_max_bytes})
+        self._settings = settings.model_copy(update={"hub": hub, "event": event})  # below what is allowed
 
     async def work(self) -> None:
         self._stop = asyncio.Event()
+        self.lives += 1
         self.sim.counts["hubs"] += 1
         code = await serve(self._settings, self._stop, runtime=self.runtime)
         self.sim.trace(self.name, f"exit {code}")
@@ -123,7 +128,8 @@ class ProducerActor(Actor):
             await asyncio.sleep(chance.expovariate(1 / producer.every_s))
             to = chance.choice(producer.channels)
             types = [chance.choice(worlds.TYPES) for _ in range(chance.randint(1, producer.most))]
-            data = {"x": "x" * chance.choice((0, 20, 400))}
+            calm = self.sim.loop.now > self.sim.world.calm_from_s
+            data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
             drafts = [publisher.draft(each, self.name, data=data, to=to) for each in types]
             for published in await publisher.publish_all(drafts, to):
                 self.sim.note_published(self.name, to, published)
@@ -221,7 +227,6 @@ class ClientActor(Actor):
                 book.at[channel] = place
 
 
-
 class Watcher(Actor):
     """Asks the hubs for their readiness, again and again."""
 
@@ -230,9 +235,18 @@ class Watcher(Actor):
         self.ready: dict[int, int] = {}
 
     async def work(self) -> None:
+        rounds = 0
         while True:
             for port in self.sim.world.hubs:
-                status = await ask_readiness(self.sim.loop, port)
+                status, _ = await get(self.sim.loop, port, "/health/ready")
                 self.ready[port] = status
                 self.sim.on_readiness(port, status)
+                if rounds % 8 == 0:
+                    await self.ask_statistics(port)
+            rounds += 1
             await asyncio.sleep(0.5)
+
+    async def ask_statistics(self, port: int) -> None:
+        status, body = await get(self.sim.loop, port, "/stats")
+        if status == 200:
+            self.sim.on_statistics(port, json.loads(body))

@@ -216,33 +216,34 @@ class RawClient:
             book.at[channel] = position
 
 
-async def ask_readiness(loop: VirtualLoop, port: int, timeout_s: float = 2.0) -> int:
-    """The HTTP status of /health/ready; 0: no answer."""
+async def get(loop: VirtualLoop, port: int, path: str, timeout_s: float = 2.0) -> tuple[int, bytes]:
+    """Status and body of a GET from the hub at a port; status 0: no answer."""
 
     class Asking(asyncio.Protocol):
         def __init__(self) -> None:
             self.data = b""
-            self.status: asyncio.Future[int] = loop.create_future()
+            self.ended: asyncio.Future[None] = loop.create_future()
 
         def connection_made(self, transport: Any) -> None:
-            transport.write(b"GET /health/ready HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n")
+            transport.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n".encode())
 
         def data_received(self, data: bytes) -> None:
             self.data += data
 
         def connection_lost(self, error: Exception | None) -> None:
-            words = self.data.split(b" ", 2)
-            if not self.status.done():
-                self.status.set_result(int(words[1]) if len(words) > 2 else 0)
+            if not self.ended.done():
+                self.ended.set_result(None)
 
     transport = None
     try:
         async with asyncio.timeout(timeout_s):
             transport, asking = await loop.create_connection(Asking, HOST, port)
             assert isinstance(asking, Asking)
-            return await asking.status
+            await asking.ended
     except (OSError, TimeoutError):
-        return 0
+        return 0, b""
     finally:
         if transport is not None:
             transport.abort()
+    head, _, body = asking.data.partition(b"\r\n\r\n")
+    return int(head.split()[1]) if head else 0, body

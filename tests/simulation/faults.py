@@ -129,7 +129,17 @@ class Faults:
     def redis_deny(self, fault: Fault) -> None:
         """A right is missing."""
         if (server := self._sim.redis.server) is not None:
-            names = (b"XADD", b"PUBLISH", b"EVALSHA", b"SUBSCRIBE", b"SET", b"XRANGE", b"TIME", b"INFO", b"events.a")
+            names = (
+                b"XADD",
+                b"PUBLISH",
+                b"EVALSHA",
+                b"SUBSCRIBE",
+                b"SET",
+                b"XRANGE",
+                b"TIME",
+                b"INFO",
+                b"events.a",
+            )
             name = names[int(fault.size * len(names))]
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))
@@ -224,5 +234,3 @@ class Faults:
 
     def producer_kill(self, fault: Fault) -> None:
         self._sim.producers[fault.target].kill(fault.lasts_s)
-
-

@@ -20,6 +20,7 @@ class Accepted:
         offset: Of its position.
         event_id: Its id.
         labels: Its type, source and severity.
+        size: Bytes of the whole event.
         at: When, in loop time.
         server: The run_id of the process that stored it.
         withdrawn: Whether the same script removed it again.
@@ -30,6 +31,7 @@ class Accepted:
     offset: int
     event_id: str
     labels: tuple[str, str, str]
+    size: int
     at: float
     server: str
     withdrawn: bool = False
@@ -58,7 +60,7 @@ class Journal:
         event = json.loads(payload)
         channel, epoch, offset = event["channel"], event["epoch"], event["offset"]
         labels = (event["event_type"], event["source"], event["severity"])
-        accepted = Accepted(channel, epoch, offset, event["event_id"], labels, now, server)
+        accepted = Accepted(channel, epoch, offset, event["event_id"], labels, len(payload), now, server)
         self.accepted[channel].append(accepted)
         self.at[channel, epoch, offset].append(accepted)
         self.on_epoch(channel, epoch, now)

@@ -216,6 +216,7 @@ def virtual(loop: VirtualLoop, source: random.Random) -> Iterator[None]:
         (time, "time", wall_s),
         (time, "time_ns", lambda: int(wall_s() * 1e9)),
         (os, "urandom", source.randbytes),
+        (os, "getpid", lambda: 1),
         (random, "_urandom", source.randbytes),
         (random, "seed", lambda *args: real_seed(next(numbers))),
     ]

@@ -387,9 +387,7 @@ class Network:
 
     def between(self, one: str, other: str) -> list[Endpoint]:
         """The ends at `one` of the connections between two processes."""
-        return [
-            end for end, peer in self._open.items() if end.process.name == one and peer.process.name == other
-        ]
+        return [end for end, peer in self._open.items() if end.process.name == one and peer.process.name == other]
 
     def cut(self, one: str, other: str) -> None:
         """Reset all connections between two processes."""

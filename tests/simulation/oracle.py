@@ -82,6 +82,7 @@ class Oracle:
         in_charge: The run_id of that Redis; empty while there is none, or another one is not gone.
         troubled: Whether anything was done to a client, a hub or Redis within so many seconds before now.
         told_s: Seconds within which a client learns that it is blind, by the settings.
+        max_bytes: The largest event that the hubs deliver.
 
     Attributes:
         failures: What was found.
@@ -96,12 +97,14 @@ class Oracle:
         in_charge: Callable[[], str],
         troubled: Callable[[str, float], bool],
         told_s: float,
+        max_bytes: int,
     ) -> None:
         self._journal = journal
         self._is_stored = is_stored
         self._in_charge = in_charge
         self._troubled = troubled
         self._told_s = told_s
+        self._max_bytes = max_bytes
         self._views: dict[tuple[Book, str], View] = {}
         self.failures: list[Failure] = []
         self.counts: Counter[str] = Counter()
@@ -236,6 +239,12 @@ class Oracle:
                 what = "never left the log" if there else "was never accepted"
                 self.fail(f"expired, but {what}", now, book.client, f"{place}: {gap}")
                 return
+            if gap.cause == "refused" and not any(map(self._too_large, self._journal.at[gap.channel, *place])):
+                self.fail("refused, but sound", now, book.client, f"{place}: {gap}")
+                return
+
+    def _too_large(self, event: Accepted) -> bool:
+        return event.size > self._max_bytes
 
     def _judge_open(self, book: Book, view: View, gap: Told, now: float) -> None:
         assert gap.epoch is not None
@@ -259,7 +268,7 @@ class Oracle:
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < began
             skipped = event.epoch == gap.position.epoch and event.offset <= gap.position.offset
             if (rest or skipped) and not event.withdrawn and self._owed(book, view, event):
-                if self._is_stored(event):
+                if self._is_stored(event) and not self._too_large(event):
                     where = Place(event.epoch, event.offset)
                     self.fail("told, but it could be given", now, book.client, f"{where}: {gap}")
                     return
@@ -318,7 +327,9 @@ class Oracle:
 
     def _on_blind(self, book: Book, now: float, entry: Blind) -> None:
         self.counts["stale" if entry.blind else "fresh"] += 1
-        if entry.blind and not self._troubled(book.client, 20.0):
+        # While what is refused is looked up in the log, there is no proof, and no heartbeat.
+        refuses = any(isinstance(each, Told) and each.cause == "refused" for _, each in book.entries[-20:])
+        if entry.blind and not refuses and not self._troubled(book.client, 20.0):
             self.fail("stale without a cause", now, book.client, f"{entry}")
 
     def at_the_end(self, books: list[Book], last: dict[str, str], now: float, since_s: float) -> None:

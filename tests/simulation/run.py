@@ -13,6 +13,7 @@ from typing import Any, Final
 from sanic import Sanic
 from sanic.touchup import TouchUp
 
+from broadcaster import Publisher
 from broadcaster.hub import serve as hub_serve
 from broadcaster.settings import Settings
 from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
@@ -29,6 +30,9 @@ from tests.simulation.worlds import Client, Fault, World, draw
 
 SETTLE_S: Final = 5.0
 """Seconds after the last fault in which everything must be green, caught up and live."""
+
+IDLE_COMMANDS_PER_S: Final = 200
+"""Commands of one hub to Redis while nothing happens: its probes, at most five a second, and its pings."""
 
 SNAPSHOT_S: Final = 0.5
 _SCRIPTS: Final = Scripts()
@@ -63,6 +67,7 @@ class Simulation:
         self.loop = loop = VirtualLoop()
         self.network = loop.network = Network(loop, self._random("network"))
         self.network.usual = Link(world.delays_s, splits=world.splits)
+        self.network.windows = world.windows
         self.journal = Journal()
         self.counts: Counter[str] = Counter()
         self.redis = Redis(self.network, _SCRIPTS, self.journal, self._random("redis"), world.node_entries)
@@ -75,6 +80,7 @@ class Simulation:
             in_charge=self._in_charge,
             troubled=self.faults.troubled,
             told_s=5.0,
+            max_bytes=world.hub_max_bytes,
         )
         self.hubs = {f"hub-{port}": HubActor(self, port) for port in world.hubs}
         self.producers = {each.name: ProducerActor(self, each) for each in world.producers}
@@ -82,6 +88,7 @@ class Simulation:
         self.watcher = Watcher(self)
         self._digest = hashlib.blake2b(digest_size=8)
         self._lines: list[str] | None = [] if keep_lines else None
+        self._statistics: dict[tuple[int, int], dict[str, Any]] = {}
         self._over = loop.create_future()
 
     def _random(self, name: str) -> random.Random:
@@ -106,6 +113,15 @@ class Simulation:
     def on_readiness(self, port: int, status: int) -> None:
         self.counts[f"readiness {status}"] += 1
         self.trace(f"hub-{port}", f"readiness {status}")
+
+    def on_statistics(self, port: int, stats: dict[str, Any]) -> None:
+        """Of one hub, up to now: what it has reached, and what it holds."""
+        self._statistics[port, self.hubs[f"hub-{port}"].lives] = stats
+        for channel, figures in stats["channels"].items():
+            # One frame may be larger than all of the ring.
+            if figures["ring_bytes"] > self.world.ring_bytes + 2_000:
+                what = f"{channel}: {figures['ring_bytes']} bytes in the ring"
+                self.oracle.fail("the ring is too large", self.loop.now, f"hub-{port}", what)
 
     def note_published(self, who: str, channel: str, published: Any) -> None:
         """The answer to a publisher: if it has a position, the journal knows it."""
@@ -151,17 +167,20 @@ class Simulation:
         counts["stuck"] += stuck is not None
         self.trace("end", f"{len(self.oracle.failures)} failures, {loop.callbacks} callbacks")
         lines = self._lines or []
-        return Outcome(
-            world.seed, world.profile, self.oracle.failures, counts, self._digest.hexdigest(), lines
-        )
+        return Outcome(world.seed, world.profile, self.oracle.failures, counts, self._digest.hexdigest(), lines)
 
     def _count(self) -> None:
         self.counts["seeds"] = 1
         self.counts["events"] = sum(map(len, self.journal.accepted.values()))
         self.counts["epochs"] = len(self.journal.begun)
+        per_channel = Counter(channel for channel, _ in self.journal.begun)
+        self.counts["epochs over 16"] = sum(max(0, count - 16) for count in per_channel.values())
         self.counts["trimmed"] = len(self.journal.removed)
         self.counts["virtual seconds"] = int(self.loop.now)
         self.counts["callbacks"] = self.loop.callbacks
+        for stats in self._statistics.values():
+            for name in ("resumed", "resumed_whole", "pages_read", "recovered", "twins", "forged", "shed"):
+                self.counts[f"hubs {name}"] += stats[name]
         self.counts["output limit"] = self.redis.counts["output limit"]
         self.counts.update({f"network {name}": count for name, count in self.network.counts.items()})
 
@@ -199,8 +218,6 @@ class Simulation:
         process.spawn(self._publish_last(), "last events")
 
     async def _publish_last(self) -> None:
-        from broadcaster import Publisher  # noqa: PLC0415
-
         last = {}
         try:
             async with Publisher(self.settings, runtime=self.watcher.runtime) as publisher:
@@ -210,14 +227,26 @@ class Simulation:
                         last[channel, kind] = published.event.event_id
         except Exception as error:
             self.oracle.fail("cannot publish at the end", self.loop.now, "last", f"{error!r}")
-        self.loop.call_outside(self.loop.now + 1.5, self._end, last)
+        self.loop.call_outside(self.loop.now + 1.5, self._begin_idling, last)
 
-    def _end(self, last: dict[tuple[str, str], str]) -> None:
+    def _begin_idling(self, last: dict[tuple[str, str], str]) -> None:
+        commands = sum(self.redis.counts.values())
+        self.watcher.process.spawn(self._ask_all_statistics(), "last statistics")
+        self.loop.call_outside(self.loop.now + 1.0, self._end, last, commands)
+
+    async def _ask_all_statistics(self) -> None:
+        for port in self.world.hubs:
+            await self.watcher.ask_statistics(port)
+
+    def _end(self, last: dict[tuple[str, str], str], commands: int) -> None:
         now = self.loop.now
         for actor in self.clients.values():
             wanted = actor.book.wanted or "SERVER_DOWN"
             ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
-            self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 1.5)
+            self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 2.5)
+        commands = sum(self.redis.counts.values()) - commands
+        if commands > IDLE_COMMANDS_PER_S * len(self.hubs):
+            self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")
         for port, status in self.watcher.ready.items():
             if status != 200:
                 self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")
@@ -254,11 +283,15 @@ def prepare() -> None:
         logging.getLogger(name).propagate = False
 
 
-def run_seed(seed: int, faults: tuple[Fault, ...] | None = None, *, keep_lines: bool = False) -> Outcome:
-    """Run a seed; with some of its faults only, if they are given."""
+def run_seed(seed: int, *, keep_lines: bool = False) -> Outcome:
+    """Run a seed."""
+    return run_world(draw(seed), keep_lines=keep_lines)
+
+
+def run_world(world: World, *, keep_lines: bool = False) -> Outcome:
+    """Run a world, that of a seed or a part of it."""
     prepare()
-    world = draw(seed)
-    simulation = Simulation(world if faults is None else world.with_faults(faults), keep_lines)
+    simulation = Simulation(world, keep_lines)
     outcome = simulation.run()
     del simulation
     Sanic._app_registry.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 DEFAULT_CHANNEL: Final = "events.critical"
@@ -82,7 +82,9 @@ class World:
     clients: tuple[Client, ...]
     faults: tuple[Fault, ...]
     tables: dict[str, dict[str, Any]]
+    hub_max_bytes: int
     ring_bytes: int
+    windows: tuple[int, int]
     limits: dict[str, Any]
     node_entries: int
     output_limit: int
@@ -94,9 +96,6 @@ class World:
     def calm_from_s(self) -> float:
         """From when on nothing happens any more, in seconds from the start."""
         return max([self.lasts_s, *(fault.at + fault.lasts_s for fault in self.faults)])
-
-    def with_faults(self, faults: tuple[Fault, ...]) -> World:
-        return replace(self, faults=faults)
 
 
 PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
@@ -155,10 +154,14 @@ def draw(seed: int) -> World:
             "prove_interval_s": chance.uniform(0.2, 1),
             "ping_interval_s": chance.uniform(2, 10),
             "behind_max_ms": chance.choice((1000, 5000)),
+            "behind_max_events": chance.choice((10, 50_000)),
             "drain_s": chance.choice((0.0, 0.3, 1.0)),
             "shutdown_s": 0.5,
         },
-        "channels": {"linger_s": chance.choice((0.5, 5.0, 60.0))},
+        "channels": {
+            "linger_s": chance.choice((0.5, 5.0, 60.0)),
+            "drop_oldest": ("events.*",) if chance.random() < 0.3 else (),
+        },
         "publisher": {"publish_deadline_s": deadline_s},
         "subscriber": {
             "connect_timeout_s": chance.uniform(0.5, 2),
@@ -176,8 +179,15 @@ def draw(seed: int) -> World:
         clients=clients,
         faults=_faults(chance, profile, lasts_s, hubs, *names),
         tables=tables,
+        hub_max_bytes=600 if chance.random() < 0.1 else 65_536,
         ring_bytes=chance.choice((2_000, 8_000, 100_000, 16 * 2**20)),
-        limits={"page_events": chance.choice((4, 16, 64, 256)), "store_events": chance.choice((2, 64))},
+        windows=chance.choice(((500, 4_000), (16_384, 262_144))),
+        limits={
+            "page_events": chance.choice((4, 16, 64, 256)),
+            "store_events": chance.choice((2, 64)),
+            "unsent_bytes": chance.choice((2_000, 65_536)),
+            "write_bytes": chance.choice((1_000, 65_536)),
+        },
         node_entries=chance.choice((2, 5, 20, 100)),
         output_limit=chance.choice((4_000, 2**20)),
         delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
