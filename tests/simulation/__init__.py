@@ -1,6 +1,6 @@
 """A deterministic simulator: the real hub, `Subscriber` and `Publisher` in one thread, on virtual time.
 
-One seed is one history: everything that chance, time, the network and Redis do is drawn from it. Data flows one way:
+One seed is one history: all that chance, time, the network and Redis do is drawn from it. Data flows one way:
 
     worlds (what is drawn) -> run (one seed) -> books (what clients saw), journal (what Redis took) -> oracle
 
@@ -14,5 +14,7 @@ One seed is one history: everything that chance, time, the network and Redis do 
     books     what one client was given and told
     oracle    judges the books by the journal
     worlds    draws the limits, the actors and the faults of a seed
-    run       runs one seed; `python -m tests.simulation` runs many
+    actors    hubs, publishers and subscribers, each a process that dies and comes back
+    faults    what can happen to them, and to Redis and the network
+    run       runs one seed; `python -m tests.simulation` runs many, and `shrink` makes small what fails
 """

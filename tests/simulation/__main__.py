@@ -1,7 +1,7 @@
-"""`python -m tests.simulation 1000` runs the seeds 0 to 999 on all cores, `5000-5999` these, `--replay 7` one of them.
+"""`python -m tests.simulation 1000` runs seeds 0 to 999 on all cores, `5000-5999` these, `--replay 7` one of them.
 
-Each seed that fails is printed, run again (it must fail in exactly the same way), and of each broken rule the first
-one is shrunk to a short script. Exit code 1: a seed has failed; or in 1,000 seeds something was not reached at all.
+Each seed that fails is printed. Of each broken rule the first is run again, which must go exactly the same way,
+and is shrunk to a short script. Exit code 1: a seed has failed; or in 1,000 seeds something was never reached.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The actors of a simulation that are the product's: hubs, `Publisher`s, `Subscriber`s, each a process that dies and
-comes back; and raw clients, which do too."""
+"""The actors: hubs, `Publisher`s, `Subscriber`s and raw clients, each a process that dies and comes back."""
 
 from __future__ import annotations
 

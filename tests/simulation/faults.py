@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tests.simulation.memory import Memory
 from tests.simulation.worlds import Fault
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ class Faults:
 
     def redis_restart_empty(self, fault: Fault) -> None:
         """Back without memory."""
-        self._restart(fault, lambda: type(self._sim.redis.snapshots[0][1])())
+        self._restart(fault, Memory)
 
-    def _restart(self, fault: Fault, other: Callable[[], object]) -> None:
+    def _restart(self, fault: Fault, other: Callable[[], Memory | None]) -> None:
         redis = self._sim.redis
         if redis.server is None:
             return
@@ -67,7 +68,7 @@ class Faults:
         changed = other()
         if changed is not None:
             self._sim.journal.forgotten.append(self._sim.loop.now)
-        self._later(fault, lambda: redis.start(memory if changed is None else changed))  # type: ignore[arg-type]
+        self._later(fault, lambda: redis.start(memory if changed is None else changed))
 
     def redis_set_back(self, fault: Fault) -> None:
         """An earlier memory in the same process."""
@@ -214,7 +215,7 @@ class Faults:
 
     def delay(self, fault: Fault) -> None:
         link = self._sim.network.link(self._peer(fault), fault.target)
-        before, link.delay_s = link.delay_s, (0.0, fault.size)
+        link.delay_s = (0.0, fault.size)
         self._later(fault, lambda: setattr(link, "delay_s", self._sim.world.delays_s))
 
     # Clients

@@ -57,7 +57,8 @@ class Journal:
 
     def on_stored(self, payload: bytes, server: str, now: float) -> None:
         """An event was added to a log."""
-        event = json.loads(payload)
+        if (event := _read(payload)) is None:
+            return
         channel, epoch, offset = event["channel"], event["epoch"], event["offset"]
         labels = (event["event_type"], event["source"], event["severity"])
         accepted = Accepted(channel, epoch, offset, event["event_id"], labels, len(payload), now, server)
@@ -72,7 +73,8 @@ class Journal:
     def on_removed(self, entries: list[tuple[Any, list[bytes]]], now: float, *, withdrawn: bool = False) -> None:
         """Entries have left a log."""
         for _, fields in entries:
-            event = json.loads(fields[1])
+            if (event := _read(fields[1])) is None:
+                continue
             place = event["channel"], event["epoch"], event["offset"]
             self.removed[place] = now
             if withdrawn:
@@ -87,3 +89,12 @@ class Journal:
     def order(self, channel: str) -> dict[str, int]:
         """The epochs of a channel by when they began: 0, 1, ..."""
         return {epoch: rank for rank, (_, epoch) in enumerate(key for key in self.begun if key[0] == channel)}
+
+
+def _read(payload: bytes) -> dict[str, Any] | None:
+    """A stored event; None if it is none."""
+    try:
+        event = json.loads(payload)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and {"channel", "epoch", "offset", "event_id"} <= set(event) else None

@@ -138,18 +138,16 @@ def get(memory: Memory, key: bytes) -> bytes | None:
 def set_(memory: Memory, key: bytes, value: bytes, *options: bytes) -> Status | None:
     words = [option.upper() for option in options]
     lasts_ms: int | None = None
-    while words:
-        word = words.pop(0)
-        if word == b"NX" and memory.get(key) is not None:
-            return None
-        if word == b"XX" and memory.get(key) is None:
-            return None
+    for at, word in enumerate(words):
         if word in (b"EX", b"PX"):
-            lasts_ms = _integer(words.pop(0)) * (1000 if word == b"EX" else 1)
+            lasts_ms = _integer(words.pop(at + 1)) * (1000 if word == b"EX" else 1)
             if lasts_ms <= 0:
                 raise Wrong("ERR invalid expire time in 'set' command")
         elif word not in (b"NX", b"XX"):
             raise Wrong("ERR syntax error")
+    exists_already = memory.get(key) is not None
+    if (b"NX" in words and exists_already) or (b"XX" in words and not exists_already):
+        return None
     memory.remove(key)
     memory.values[key] = value
     if lasts_ms is not None:
@@ -238,29 +236,18 @@ def _bound(text: bytes, *, last: bool) -> StreamId:
     return number, sequence + (0 if not exclusive else -1 if last else 1)
 
 
-def xadd(memory: Memory, key: bytes, *words: bytes) -> bytes | None:
-    stream, rest = _stream(memory, key), list(words)
-    most: int | None = None
-    exactly = True
-    if rest[0].upper() == b"NOMKSTREAM":
-        rest.pop(0)
-        if stream is None:
-            return None
-    if rest[0].upper() == b"MAXLEN":
-        rest.pop(0)
-        if rest[0] in (b"~", b"="):
-            exactly = rest.pop(0) == b"="
-        most = _integer(rest.pop(0))
+def xadd(memory: Memory, key: bytes, *words: bytes) -> bytes:
+    rest = list(words)
+    most, exactly = _read_trimming(rest)
     new, fields = rest[0], rest[1:]
     if not fields or len(fields) % 2:
         raise Wrong("ERR wrong number of arguments for 'xadd' command")
-    last = stream.last_id if stream is not None else (0, 0)
-    if new == b"*":
-        id_ = max((memory.now_ms, 0), (last[0], last[1] + 1))
-    else:
-        id_ = read_id(new)
-    if id_ <= (0, 0):
+    given = None if new == b"*" else read_id(new)
+    if given == (0, 0):
         raise Wrong("ERR The ID specified in XADD must be greater than 0-0")
+    stream = _stream(memory, key)
+    last = stream.last_id if stream is not None else (0, 0)
+    id_ = given or max((memory.now_ms, 0), (last[0], last[1] + 1))
     if id_ <= last:
         raise Wrong("ERR The ID specified in XADD is equal or smaller than the target stream top item")
     if stream is None:
@@ -276,6 +263,17 @@ def xadd(memory: Memory, key: bytes, *words: bytes) -> bytes | None:
     return b"%d-%d" % id_
 
 
+def _read_trimming(words: list[bytes]) -> tuple[int | None, bool]:
+    """Take `MAXLEN [=|~] most` from the front: the most entries, and whether exactly."""
+    exactly = True
+    if words[0].upper() != b"MAXLEN":
+        return None, exactly
+    words.pop(0)
+    if words[0] in (b"~", b"="):
+        exactly = words.pop(0) == b"="
+    return _integer(words.pop(0)), exactly
+
+
 def _trim(stream: Stream, most: int, *, exactly: bool) -> None:
     while len(stream.entries) > most:
         alive = stream.at(stream.nodes[0][-1]) + 1  # those of the first node
@@ -288,9 +286,9 @@ def _trim(stream: Stream, most: int, *, exactly: bool) -> None:
 
 
 def xrange_(memory: Memory, key: bytes, start: bytes, end: bytes, *options: bytes) -> list[Any]:
-    stream = _stream(memory, key)
     first, last = _bound(start, last=False), _bound(end, last=True)
     count = _integer(options[1]) if options else 2**63
+    stream = _stream(memory, key)
     if stream is None:
         return []
     at, listed = stream.at(first), list[Any]()
@@ -313,12 +311,13 @@ def xlen(memory: Memory, key: bytes) -> int:
 
 def xdel(memory: Memory, key: bytes, *ids: bytes) -> int:
     stream, removed = _stream(memory, key), 0
-    for id_ in map(read_id, ids):
-        if stream is not None:
-            at = stream.at(id_)
-            if at < len(stream.entries) and stream.entries[at][0] == id_:
-                del stream.entries[at]
-                removed += 1
+    if stream is None:
+        return 0
+    for id_ in [read_id(each) for each in ids]:
+        at = stream.at(id_)
+        if at < len(stream.entries) and stream.entries[at][0] == id_:
+            del stream.entries[at]
+            removed += 1
     return removed
 
 

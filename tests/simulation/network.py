@@ -1,8 +1,8 @@
 """Connections between the processes of a simulation, and what can happen to them.
 
-A connection is two directions. In each, bytes wait at the sender (the transport's buffer), travel (at most a window
-of them at a time), and wait at a receiver that does not read. What happens to a link happens to all connections
-between two processes, in one direction or both.
+A connection is two directions. In each, bytes wait at the sender (the transport's buffer), travel (at most a
+window of them at a time), and wait at a receiver that does not read. What happens to a link happens to all
+connections between two processes, in one direction or both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Judges what clients were given and told by what Redis has taken. Shares no code with the product.
 
-Every rule is of docs/contract.md. A client reads each channel from somewhere on: after its first `since`, or what its
-first welcome said. From there on each event that Redis has accepted is given to it or told, in order.
+Every rule is of docs/contract.md. A client reads each channel from somewhere on: after its first `since`, or what
+its first welcome said. From there on each event that Redis has accepted is given to it or told, in order.
 """
 
 from __future__ import annotations
@@ -267,11 +267,11 @@ class Oracle:
         for event in journal.accepted[channel]:
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < began
             skipped = event.epoch == gap.position.epoch and event.offset <= gap.position.offset
-            if (rest or skipped) and not event.withdrawn and self._owed(book, view, event):
-                if self._is_stored(event) and not self._too_large(event):
-                    where = Place(event.epoch, event.offset)
-                    self.fail("told, but it could be given", now, book.client, f"{where}: {gap}")
-                    return
+            could = not event.withdrawn and not self._too_large(event) and self._owed(book, view, event)
+            if (rest or skipped) and could and self._is_stored(event):
+                where = Place(event.epoch, event.offset)
+                self.fail("told, but it could be given", now, book.client, f"{where}: {gap}")
+                return
 
     def _on_beaten(self, book: Book, now: float, entry: Beaten) -> None:
         view = self.view(book, entry.channel)

@@ -127,7 +127,7 @@ class RedisProcess:
             first = stream.entries[0][0] if stream.entries else (2**63, 0)
             gone = [entry for entry in before if entry[0] < first]
             self.journal.on_removed(gone, self._loop.now, withdrawn=name == b"XDEL")
-        elif is_meta and name == b"HSET":
+        elif is_meta and name == b"HSET" and not isinstance(reply, Failure):
             pairs = dict(zip(words[2::2], words[3::2], strict=True))
             if b"epoch" in pairs:
                 channel = key[key.find(b"{") + 1 : key.find(b"}")]
