@@ -146,6 +146,24 @@ class ClientActor(Actor):
         self.book = Book(client.name, client.kind, channels, client.wanted, steady)
         self.book.listener = simulation.on_entry
         self._subscriber: Subscriber | None = None
+        self._hub = ""
+        self._cut_off_at: float | None = None
+
+    def watch_staleness(self) -> None:
+        """A `Subscriber` that has been out of reach of its hub for long has said that it is stale."""
+        sim, subscriber, hub = self.sim, self._subscriber, self._hub
+        if subscriber is None:
+            return
+        process = sim.hubs[hub].process
+        up = process.alive and not process.stopped and not sim.network.link(hub, self.name).blocked
+        if up or self.process.stopped or not self.process.alive or self.process.pauses is not None:
+            self._cut_off_at = None
+            return
+        self._cut_off_at = self._cut_off_at or sim.loop.now
+        beat_s = sim.settings.hub.beat_interval_s
+        if not subscriber.stale and sim.loop.now > self._cut_off_at + 3 * beat_s + 2.0:
+            since_s = sim.loop.now - self._cut_off_at
+            sim.oracle.fail("blind, untold", sim.loop.now, self.name, f"cut off for {since_s:.1f} s")
 
     def _first_since(self, channel: str) -> Place | None:
         accepted = self.sim.journal.accepted[channel]
@@ -172,6 +190,7 @@ class ClientActor(Actor):
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop
         port = self.chance.choice(self.sim.world.hubs)
+        self._subscriber, self._hub = None, f"hub-{port}"
         since: dict[str, Position] = {}
         for channel in client.channels:
             if (place := book.at.get(channel) or book.channels[channel]) is not None:

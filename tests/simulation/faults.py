@@ -145,6 +145,15 @@ class Faults:
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))
 
+    def replica_freeze(self, fault: Fault) -> None:
+        if (replica := self._sim.redis.replica) is not None:
+            replica.server.process.pause(fault.lasts_s)
+
+    def replica_lag(self, fault: Fault) -> None:
+        if (replica := self._sim.redis.replica) is not None:
+            before, replica.longest_lag_s = self._sim.world.replica_lag_s or 0.0, fault.size * 3
+            self._later(fault, lambda: setattr(replica, "longest_lag_s", before))
+
     # Hubs
 
     def hub_kill(self, fault: Fault) -> None:

@@ -236,6 +236,8 @@ class Oracle:
                 return
             if gap.cause == "expired" and (gap.channel, *place) not in self._journal.removed:
                 there = [each for each in self._journal.at[gap.channel, *place] if not each.withdrawn]
+                if any(map(self._too_large, there)):
+                    continue  # a range of which some were refused, and some have expired, is one
                 what = "never left the log" if there else "was never accepted"
                 self.fail(f"expired, but {what}", now, book.client, f"{place}: {gap}")
                 return
@@ -267,8 +269,9 @@ class Oracle:
         for event in journal.accepted[channel]:
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < began
             skipped = event.epoch == gap.position.epoch and event.offset <= gap.position.offset
+            between = mine is not None and mine < order[event.epoch] < next_
             could = not event.withdrawn and not self._too_large(event) and self._owed(book, view, event)
-            if (rest or skipped) and could and self._is_stored(event):
+            if (rest or between or skipped) and could and self._is_stored(event):
                 where = Place(event.epoch, event.offset)
                 self.fail("told, but it could be given", now, book.client, f"{where}: {gap}")
                 return

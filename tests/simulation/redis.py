@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import hiredis
@@ -20,6 +20,7 @@ from tests.simulation.process import Process
 
 HOST: Final = "10.9.0.1"
 PORT: Final = 6379
+REPLICA_PORT: Final = 6380
 _MORE: Final = object()
 _OOM: Final = Failure("OOM command not allowed when used memory > 'maxmemory'.")
 
@@ -49,7 +50,8 @@ class RedisProcess:
         out_of_memory: Whether commands that may grow memory are refused.
         denied: Names of commands, and of channels to publish or subscribe to, that are refused.
         output_limit: Bytes that may wait for a client that subscribes; then it is cut.
-        replica: Gets what this one stores and publishes, late; None: there is none.
+        on_effect: Called with each command that has changed something, and each publish: for a replica.
+        master: Whether it takes writes.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class RedisProcess:
         self.output_limit = 2**20
         self.counts: Counter[str] = Counter()
         self.subscribers: dict[bytes, dict[_Client, None]] = {}
-        self.pings_answered = True
+        self.master = True
+        self.on_effect: Callable[[list[bytes]], None] | None = None
         self._scripts = scripts
         self._loop: VirtualLoop = network.loop
         self._loaded: set[str] = set()
@@ -98,10 +101,14 @@ class RedisProcess:
         if name == b"PUBLISH":
             return self._publish(words[1], words[2], in_script=in_script)
         if name == b"INFO":
-            return f"# Server\r\nredis_version:7.0.15\r\nrun_id:{self.run_id}\r\nrole:master\r\n".encode()
+            role = "master" if self.master else "slave"
+            lines = ("# Server", "redis_version:7.0.15", f"run_id:{self.run_id}", f"role:{role}", "")
+            return "\r\n".join(lines).encode()
         command = COMMANDS.get(name)
         if command is None:
             return Failure(f"ERR unknown command '{name.decode('latin-1')}', with args beginning with: ")
+        if command.writes and not self.master:
+            return Failure("READONLY You can't write against a read only replica.")
         if command.grows and (self.out_of_memory if oom is None else oom):
             return _OOM
         self.memory.now_ms = self._now_ms()
@@ -119,6 +126,8 @@ class RedisProcess:
         stream = self.memory.values.get(key) if is_log else None
         before = list(stream.entries) if isinstance(stream, Stream) else []
         reply = run(self.memory, COMMANDS[name], name, words[1:])
+        if self.on_effect is not None and not isinstance(reply, Failure):
+            self.on_effect(list(words))
         if is_log and not isinstance(reply, Failure) and name in (b"XADD", b"XDEL"):
             stream = self.memory.values[key]
             assert isinstance(stream, Stream)
@@ -163,6 +172,12 @@ class RedisProcess:
     def _publish(self, channel: bytes, payload: bytes, *, in_script: bool) -> Any:
         if channel in self.denied:
             return _denied(b"PUBLISH", in_script=in_script, channel=True)
+        if self.on_effect is not None:
+            self.on_effect([b"PUBLISH", channel, payload])
+        return self.announce(channel, payload)
+
+    def announce(self, channel: bytes, payload: bytes) -> int:
+        """Send a message to who has subscribed; how many these are."""
         listeners = list(self.subscribers.get(channel, ()))
         message = encode([b"message", channel, payload])
         for client in listeners:
@@ -256,6 +271,42 @@ class _Client(asyncio.Protocol):
             yield [name.lower(), channel, len(self._channels)]
 
 
+class Replica:
+    """A replica, to which hubs subscribe: what its master publishes comes to it late, and in order.
+
+    Attributes:
+        server: Its process. It has no keys: nobody reads them here.
+        longest_lag_s: Seconds by which it is late at most.
+    """
+
+    def __init__(
+        self, server: RedisProcess, loop: VirtualLoop, chance: random.Random, longest_lag_s: float
+    ) -> None:
+        self.server = server
+        self.longest_lag_s = longest_lag_s
+        server.master = False
+        self._loop = loop
+        self._chance = chance
+        self._due: deque[tuple[bytes, bytes]] = deque()
+        self._free_at = 0.0
+
+    def follow(self, master: RedisProcess) -> None:
+        """Be the replica of another process: what the last one had not passed on by now is lost."""
+        self._due.clear()
+        master.on_effect = self._on_effect
+
+    def _on_effect(self, words: list[bytes]) -> None:
+        if words[0].upper() == b"PUBLISH":
+            self._due.append((words[1], words[2]))
+            lag_s = self._chance.uniform(0, self.longest_lag_s)
+            self._free_at = max(self._free_at, self._loop.now + lag_s)
+            self._loop.call_at(self._free_at, self._pass_on, context=self.server.process.context)
+
+    def _pass_on(self) -> None:
+        if self._due:
+            self.server.announce(*self._due.popleft())
+
+
 class Redis:
     """What stands at the address of Redis: one process after the other, with snapshots of their memory.
 
@@ -263,6 +314,7 @@ class Redis:
         server: The process at the address; None: there is none.
         older: Processes that were replaced, and still serve their connections.
         snapshots: Earlier memories with their loop time.
+        replica: Follows the process at the address; None: there is none.
         clock_s: By how much the wall clock of its host is wrong, in seconds.
     """
 
@@ -280,6 +332,7 @@ class Redis:
         self._journal = journal
         self._chance = chance
         self._node_entries = node_entries
+        self.replica: Replica | None = None
 
     def start(self, memory: Memory | None = None) -> RedisProcess:
         """Start a process with a memory (a copy is made), or none."""
@@ -292,7 +345,18 @@ class Redis:
         self.server.output_limit = self.output_limit
         self.server.counts = self.counts
         self.server.listen()
+        if self.replica is not None:
+            self.replica.follow(self.server)
         return self.server
+
+    def start_replica(self, longest_lag_s: float) -> None:
+        """Have a replica, to which others subscribe."""
+        process = Process("redis", self._network.loop)
+        run_id = self._chance.randbytes(20).hex()
+        server = RedisProcess(process, self._network, Memory(), self._scripts, Journal(), run_id)
+        server.output_limit, server.counts = self.output_limit, self.counts
+        server.listen(HOST, REPLICA_PORT)
+        self.replica = Replica(server, self._network.loop, self._chance, longest_lag_s)
 
     def snapshot(self) -> None:
         """Remember how memory is now."""

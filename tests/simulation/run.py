@@ -25,7 +25,7 @@ from tests.simulation.lua import Scripts
 from tests.simulation.memory import Stream
 from tests.simulation.network import Link, Network
 from tests.simulation.oracle import Failure, Oracle
-from tests.simulation.redis import HOST, PORT, Redis
+from tests.simulation.redis import HOST, PORT, REPLICA_PORT, Redis
 from tests.simulation.worlds import Client, Fault, World, draw
 
 SETTLE_S: Final = 5.0
@@ -33,6 +33,9 @@ SETTLE_S: Final = 5.0
 
 IDLE_COMMANDS_PER_S: Final = 200
 """Commands of one hub to Redis while nothing happens: its probes, at most five a second, and its pings."""
+
+BLIND_S: Final = 5.0
+"""Seconds within which a hub that cannot reach Redis says so."""
 
 SNAPSHOT_S: Final = 0.5
 _SCRIPTS: Final = Scripts()
@@ -88,6 +91,7 @@ class Simulation:
         self.watcher = Watcher(self)
         self._digest = hashlib.blake2b(digest_size=8)
         self._lines: list[str] | None = [] if keep_lines else None
+        self._without_redis: dict[str, float] = {}
         self._statistics: dict[tuple[int, int], dict[str, Any]] = {}
         self._over = loop.create_future()
 
@@ -111,8 +115,23 @@ class Simulation:
             self.trace("oracle", failure)
 
     def on_readiness(self, port: int, status: int) -> None:
+        """What a hub has just said of itself."""
         self.counts[f"readiness {status}"] += 1
         self.trace(f"hub-{port}", f"readiness {status}")
+        silent_s = self._watch_contact(f"hub-{port}")
+        if status == 200 and silent_s > BLIND_S:
+            what = f"ready, and without Redis for {silent_s:.1f} s"
+            self.oracle.fail("ready although blind", self.loop.now, f"hub-{port}", what)
+
+    def _watch_contact(self, hub: str) -> float:
+        """For how many seconds a hub has been running and could not reach Redis."""
+        now, server, replica = self.loop.now, self.redis.server, self.redis.replica
+        ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
+        up = server is not None and not server.process.stopped and not any(way.blocked for way in ways)
+        up &= replica is None or not replica.server.process.stopped
+        if up or self.hubs[hub].process.stopped or self.redis.older:
+            self._without_redis.pop(hub, None)
+        return now - self._without_redis.setdefault(hub, now)
 
     def on_statistics(self, port: int, stats: dict[str, Any]) -> None:
         """Of one hub, up to now: what it has reached, and what it holds."""
@@ -186,6 +205,8 @@ class Simulation:
 
     def _begin(self) -> None:
         loop, world = self.loop, self.world
+        if world.replica_lag_s is not None:
+            self.redis.start_replica(world.replica_lag_s)
         self.redis.start()
         self.redis.snapshot()
         for actor in (*self.hubs.values(), *self.producers.values(), self.watcher):
@@ -207,6 +228,10 @@ class Simulation:
 
     def _take_snapshots(self) -> None:
         self.redis.snapshot()
+        for hub in self.hubs:
+            self._watch_contact(hub)
+        for client in self.clients.values():
+            client.watch_staleness()
         self.loop.call_outside(self.loop.now + SNAPSHOT_S, self._take_snapshots)
 
     def _say_goodbye(self) -> None:
@@ -256,6 +281,8 @@ class Simulation:
 def _settings(world: World) -> Settings:
     tables: dict[str, Any] = {name: dict(table) for name, table in world.tables.items()}
     tables["redis"]["url"] = f"redis://{HOST}:{PORT}/0"
+    if world.replica_lag_s is not None:
+        tables["redis"]["subscribe_url"] = f"redis://{HOST}:{REPLICA_PORT}/0"
     tables["event"] = {"channel": world.channels[0]}
     return Settings(**tables)
 

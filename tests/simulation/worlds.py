@@ -88,6 +88,7 @@ class World:
     limits: dict[str, Any]
     node_entries: int
     output_limit: int
+    replica_lag_s: float | None
     delays_s: tuple[float, float]
     splits: bool
     pauses: tuple[int, float] | None
@@ -105,7 +106,10 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "eviction": (("redis_evict", "redis_restart"), (4, 15)),
     "failover": (("redis_fail_over", "redis_split", "redis_restart_older"), (2, 8)),
     "clock": (("clock_step", "redis_restart", "redis_restart_older"), (4, 15)),
-    "troubled redis": (("redis_freeze", "redis_slow", "redis_oom", "redis_deny"), (3, 12)),
+    "troubled redis": (
+        ("redis_freeze", "replica_freeze", "replica_lag", "redis_slow", "redis_oom", "redis_deny"),
+        (3, 12),
+    ),
     "hubs": (("hub_kill", "hub_drain", "hub_freeze", "hub_cut_off"), (3, 15)),
     "network": (("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay"), (6, 25)),
     "clients": (("client_sleep", "client_kill", "producer_kill", "client_cut"), (5, 20)),
@@ -113,7 +117,16 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "everything": (
         (
             *("redis_restart", "redis_restart_older", "redis_set_back", "redis_restart_empty", "redis_evict"),
-            *("redis_fail_over", "redis_split", "clock_step", "redis_freeze", "redis_slow", "redis_oom"),
+            *(
+                "redis_fail_over",
+                "redis_split",
+                "clock_step",
+                "replica_freeze",
+                "replica_lag",
+                "redis_freeze",
+                "redis_slow",
+                "redis_oom",
+            ),
             *("redis_deny", "hub_kill", "hub_drain", "hub_freeze", "hub_cut_off", "cut", "half_open"),
             *("black_hole", "one_way", "throttle", "refuse", "delay", "client_sleep", "client_kill"),
             *("producer_kill", "client_cut"),
@@ -190,6 +203,7 @@ def draw(seed: int) -> World:
         },
         node_entries=chance.choice((2, 5, 20, 100)),
         output_limit=chance.choice((4_000, 2**20)),
+        replica_lag_s=chance.choice((0.001, 0.05)) if chance.random() < 0.2 else None,
         delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
