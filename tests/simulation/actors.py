@@ -141,8 +141,8 @@ class ClientActor(Actor):
         super().__init__(simulation, client.name)
         self._client = client
         channels: dict[str, Place | None] = {channel: self._first_since(channel) for channel in client.channels}
-        # A Subscriber that is given up is slow while it sleeps; a pause of the process makes all slow.
-        steady = not client.naps_s and simulation.world.pauses is None
+        world = simulation.world
+        steady = not client.naps_s and world.pauses is None and world.windows[0] > 8_000
         self.book = Book(client.name, client.kind, channels, client.wanted, steady)
         self.book.listener = simulation.on_entry
         self._subscriber: Subscriber | None = None

@@ -227,6 +227,8 @@ class Oracle:
         assert gap.first is not None
         assert gap.last is not None
         view.told.append(gap)
+        if gap.cause == "shed" and book.steady and not self._troubled(book.client, 12.0):
+            self.fail("shed for one that is not slow", now, book.client, f"{gap}")
         if gap.last < gap.first or gap.position != Place(gap.epoch, gap.last):
             self.fail("a gap's position is not its end", now, book.client, f"{gap}")
         for offset in range(gap.first, min(gap.last, gap.first + 5000) + 1):
@@ -253,9 +255,6 @@ class Oracle:
         assert gap.first is not None
         assert gap.position is not None
         journal, channel = self._journal, gap.channel
-        view.open_told[gap.epoch] += 1
-        if view.open_told[gap.epoch] > 1:
-            self.fail("two gaps without end in one epoch", now, book.client, f"{gap}")
         order = journal.order(channel)
         mine, next_ = order.get(gap.epoch), order.get(gap.position.epoch)
         if next_ is None:
@@ -263,6 +262,9 @@ class Oracle:
             return
         if gap.cause == "position_unknown":
             return
+        view.open_told[gap.epoch] += 1
+        if view.open_told[gap.epoch] > 1:
+            self.fail("two gaps without end in one epoch", now, book.client, f"{gap}")
         if mine is not None and mine >= next_:
             self.fail("no epoch has begun between", now, book.client, f"{gap}")
         began = journal.begun[channel, gap.position.epoch]
@@ -312,7 +314,10 @@ class Oracle:
         if code == 4009:
             if book.kind != "plain":
                 self.fail("4009 for a client with gaps", now, client, f"{entry}")
-            for key in [key for key in self._views if key[0] is book]:
+            mine = [key for key in self._views if key[0] is book]
+            if not any(self._is_cut(channel, self._views[book, channel]) for _, channel in mine):
+                self.fail("4009 without a cause", now, client, f"{entry}")
+            for key in mine:
                 del self._views[key]
         elif code == 4008:
             if book.steady and not self._troubled(client, 12.0):
@@ -322,6 +327,22 @@ class Oracle:
                 self.fail(f"{code} without a cause", now, client, f"{entry}")
         elif code not in _ALWAYS_ALLOWED:
             self.fail(f"close {code}", now, client, f"{entry}")
+
+    def _is_cut(self, channel: str, view: View) -> bool:
+        """Whether after the place of a client there is something that cannot be given."""
+        journal, at = self._journal, view.at
+        if at is None:  # it has got nothing yet
+            return True
+        order = journal.order(channel)
+        began_after = order.get(at.epoch, -1) < len(order) - 1
+        was_given = bool(journal.at[channel, *at]) or at.offset == 0
+        rest = [
+            event for event in journal.accepted[channel] if event.epoch == at.epoch and event.offset > at.offset
+        ]
+        gone = any(
+            (channel, at.epoch, event.offset) in journal.removed or self._too_large(event) for event in rest
+        )
+        return began_after or gone or not was_given
 
     def _on_refused(self, book: Book, now: float, entry: Refused) -> None:
         self.counts[f"refused {entry.status}"] += 1

@@ -142,7 +142,7 @@ def draw(seed: int) -> World:
     """The world of a seed."""
     chance = random.Random(f"{seed}/world")
     profile = chance.choice(list(PROFILES))
-    lasts_s = chance.uniform(8, 40)
+    lasts_s = chance.uniform(8, 40) if chance.random() < 0.9 else chance.uniform(60, 200)
     channels = (DEFAULT_CHANNEL, "events.a", "events.b")[: chance.choice((1, 1, 2, 3))]
     hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
     producers = tuple(_producer(chance, index, channels, lasts_s) for index in range(chance.choice((1, 1, 2))))
@@ -254,6 +254,6 @@ def _faults(
         group = kind.split("_")[0]
         pool = targets.get(group, [name for names in targets.values() for name in names])
         at = chance.uniform(1, lasts_s)
-        longest_s = min(chance.choice((0.2, 1.0, 4.0, 20.0)), lasts_s - at + 1)
+        longest_s = min(chance.choice((0.2, 1.0, 4.0, 20.0, 150.0)), lasts_s - at + 1)
         faults.append(Fault(at, kind, chance.uniform(0.01, longest_s), chance.choice(pool), chance.random()))
     return tuple(sorted(faults, key=lambda fault: fault.at))
