@@ -15,12 +15,16 @@ from broadcaster.core.runtime import Limits, Runtime
 from broadcaster.hub.serve import serve
 from tests.simulation import worlds
 from tests.simulation.books import Beaten, Blind, Book, Connected, Given, Place, Refused, Told
-from tests.simulation.clients import RawClient, get
+from tests.simulation.clients import RawClient, ask
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
 
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
+
+
+def _place(position: Position | None) -> Place | None:
+    return None if position is None else Place(position.epoch, position.offset)
 
 
 class Actor:
@@ -115,6 +119,9 @@ class ProducerActor(Actor):
         self._producer = producer
 
     async def work(self) -> None:
+        if self._producer.uses_http and self.sim.world.token:
+            while True:
+                await self._post()
         try:
             async with Publisher(self.sim.settings, runtime=self.runtime) as publisher:
                 await self._publish(publisher)
@@ -131,7 +138,27 @@ class ProducerActor(Actor):
             data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
             drafts = [publisher.draft(each, self.name, data=data, to=to) for each in types]
             for published in await publisher.publish_all(drafts, to):
-                self.sim.note_published(self.name, to, published)
+                position = _place(published.position)
+                self.sim.note_published(self.name, to, published.event.event_id, position)
+
+    async def _post(self) -> None:
+        """Publish an event over HTTP."""
+        producer, chance = self._producer, self.chance
+        await asyncio.sleep(chance.expovariate(1 / producer.every_s))
+        to, port = chance.choice(producer.channels), chance.choice(self.sim.world.hubs)
+        event = {"channel": to, "event_type": chance.choice(worlds.TYPES), "source": self.name}
+        bearer = f"Authorization: Bearer {self.sim.world.token}"
+        status, answer = await ask(
+            self.sim.loop, port, "POST /publish", bearer, body=json.dumps(event).encode(), timeout_s=6.0
+        )
+        self.sim.counts[f"posted {status}"] += 1
+        if status == 201:
+            fields = json.loads(answer)
+            self.sim.note_published(self.name, to, fields["event_id"], Place.read(fields["position"]))
+        elif status not in (0, 503):
+            self.sim.oracle.fail(
+                f"POST /publish is answered {status}", self.sim.loop.now, self.name, f"{answer!r}"
+            )
 
 
 class ClientActor(Actor):
@@ -184,8 +211,8 @@ class ClientActor(Actor):
         else:
             client, ports = self._client, list(self.sim.world.hubs)
             beat_s = self.sim.settings.hub.beat_interval_s
-            naps = client.naps_s, self.sim.world.calm_from_s
-            await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, *naps).run()
+            rest = self.sim.world.token, client.naps_s, self.sim.world.calm_from_s
+            await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, *rest).run()
 
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop
@@ -195,7 +222,7 @@ class ClientActor(Actor):
         for channel in client.channels:
             if (place := book.at.get(channel) or book.channels[channel]) is not None:
                 since[channel] = Position(place.epoch, place.offset)
-        book.note(loop.now, Connected(f"hub-{port}", {c: self._place(since.get(c)) for c in client.channels}))
+        book.note(loop.now, Connected(f"hub-{port}", {c: _place(since.get(c)) for c in client.channels}))
         try:
             async with Subscriber(
                 f"ws://127.0.0.1:{port}/ws",
@@ -203,6 +230,7 @@ class ClientActor(Actor):
                 channels=client.channels,
                 since=since,
                 types=[client.wanted] if client.wanted else [],
+                token=self.sim.world.token,
                 runtime=self.runtime,
             ) as subscriber:
                 self._subscriber = subscriber
@@ -210,10 +238,6 @@ class ClientActor(Actor):
                     await self._receive(subscriber)
         except HubRefused as error:
             book.note(loop.now, Refused(int(str(error).split(": ")[1].split()[0])))
-
-    @staticmethod
-    def _place(position: Position | None) -> Place | None:
-        return None if position is None else Place(position.epoch, position.offset)
 
     async def _receive(self, subscriber: Subscriber) -> None:
         item: Any = None
@@ -229,7 +253,7 @@ class ClientActor(Actor):
             assert item.position is not None
             book.note(now, Given(item.channel, Place(*item.position), item.event_id))
         elif isinstance(item, Gap):
-            place = self._place(item.position)
+            place = _place(item.position)
             book.note(now, Told(item.channel, item.cause, item.epoch, item.first, item.last, place))
         elif item is not None:
             book.note(now, Blind(isinstance(item, Stale)))
@@ -238,7 +262,7 @@ class ClientActor(Actor):
     def _note_positions(self, subscriber: Subscriber, item: Any) -> None:
         book, now = self.book, self.sim.loop.now
         for channel, position in subscriber.positions.items():
-            place = self._place(position)
+            place = _place(position)
             if book.at.get(channel) != place:
                 if not (isinstance(item, Event | Gap) and item.channel == channel):
                     book.note(now, Beaten(channel, place, is_claim=False))
@@ -256,7 +280,7 @@ class Watcher(Actor):
         rounds = 0
         while True:
             for port in self.sim.world.hubs:
-                status, _ = await get(self.sim.loop, port, "/health/ready")
+                status, _ = await ask(self.sim.loop, port, "GET /health/ready")
                 self.ready[port] = status
                 self.sim.on_readiness(port, status)
                 if rounds % 8 == 0:
@@ -265,6 +289,6 @@ class Watcher(Actor):
             await asyncio.sleep(0.5)
 
     async def ask_statistics(self, port: int) -> None:
-        status, body = await get(self.sim.loop, port, "/stats")
+        status, body = await ask(self.sim.loop, port, "GET /stats")
         if status == 200:
             self.sim.on_statistics(port, json.loads(body))

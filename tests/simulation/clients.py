@@ -31,12 +31,15 @@ class Wire(asyncio.Protocol):
         heard_at: Loop time of the last bytes.
     """
 
-    def __init__(self, url: str, subprotocol: str | None, on_text: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, url: str, subprotocol: str | None, token: str, on_text: Callable[[dict[str, Any]], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         wanted = [Subprotocol(subprotocol)] if subprotocol else None
         self._loop = loop
         self._protocol = ClientProtocol(parse_uri(url), subprotocols=wanted, max_size=None)
         self._on_text = on_text
+        self._token = token
         self._open = False
         self.transport: Any = None
         self.ended: asyncio.Future[tuple[int, str]] = loop.create_future()
@@ -44,7 +47,10 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        self._protocol.send_request(request)
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +108,7 @@ class RawClient:
         hubs: Ports of the hubs; one is drawn for each connection.
         chance: Draws hubs and waits.
         beat_s: Seconds between heartbeats, by the settings of the hubs.
+        token: For the hubs; empty: none.
         naps: Longest time for which it does not read every now and then, in seconds; 0: never.
         naps_until: Loop time after which it does not.
     """
@@ -113,6 +120,7 @@ class RawClient:
         hubs: list[int],
         chance: random.Random,
         beat_s: float,
+        token: str = "",
         naps: float = 0.0,
         naps_until: float = 0.0,
     ) -> None:
@@ -121,6 +129,7 @@ class RawClient:
         self._hubs = hubs
         self._chance = chance
         self._beat_s = beat_s
+        self._token = token
         self._naps = naps
         self._naps_until = naps_until
         self._beat_at = 0.0
@@ -154,7 +163,7 @@ class RawClient:
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 _, wire = await loop.create_connection(
-                    lambda: Wire(url, subprotocol, self._on_message), HOST, port
+                    lambda: Wire(url, subprotocol, self._token, self._on_message), HOST, port
                 )
         except (OSError, TimeoutError):
             book.note(loop.now, Refused(0))
@@ -216,8 +225,11 @@ class RawClient:
             book.at[channel] = position
 
 
-async def get(loop: VirtualLoop, port: int, path: str, timeout_s: float = 2.0) -> tuple[int, bytes]:
-    """Status and body of a GET from the hub at a port; status 0: no answer."""
+async def ask(
+    loop: VirtualLoop, port: int, request: str, *headers: str, body: bytes = b"", timeout_s: float = 2.0
+) -> tuple[int, bytes]:
+    """Status and body of the answer to an HTTP request such as `GET /stats`; status 0: no answer."""
+    lines = f"{request} HTTP/1.1", "Host: hub", "Connection: close", f"Content-Length: {len(body)}", *headers
 
     class Asking(asyncio.Protocol):
         def __init__(self) -> None:
@@ -225,7 +237,7 @@ async def get(loop: VirtualLoop, port: int, path: str, timeout_s: float = 2.0) -
             self.ended: asyncio.Future[None] = loop.create_future()
 
         def connection_made(self, transport: Any) -> None:
-            transport.write(f"GET {path} HTTP/1.1\r\nHost: hub\r\nConnection: close\r\n\r\n".encode())
+            transport.write("\r\n".join([*lines, "\r\n"]).encode() + body)
 
         def data_received(self, data: bytes) -> None:
             self.data += data
@@ -245,5 +257,5 @@ async def get(loop: VirtualLoop, port: int, path: str, timeout_s: float = 2.0) -
     finally:
         if transport is not None:
             transport.abort()
-    head, _, body = asking.data.partition(b"\r\n\r\n")
-    return int(head.split()[1]) if head else 0, body
+    head, _, answer = asking.data.partition(b"\r\n\r\n")
+    return int(head.split()[1]) if head else 0, answer

@@ -17,7 +17,7 @@ from broadcaster import Publisher
 from broadcaster.hub import serve as hub_serve
 from broadcaster.settings import Settings
 from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
-from tests.simulation.books import Book, Entry
+from tests.simulation.books import Book, Entry, Place
 from tests.simulation.faults import Faults
 from tests.simulation.journal import Accepted, Journal
 from tests.simulation.loop import Stuck, VirtualLoop, virtual
@@ -142,13 +142,13 @@ class Simulation:
                 what = f"{channel}: {figures['ring_bytes']} bytes in the ring"
                 self.oracle.fail("the ring is too large", self.loop.now, f"hub-{port}", what)
 
-    def note_published(self, who: str, channel: str, published: Any) -> None:
+    def note_published(self, who: str, channel: str, event_id: str, place: Place | None) -> None:
         """The answer to a publisher: if it has a position, the journal knows it."""
-        self.counts["published" if published.error is None else "not known whether published"] += 1
-        if published.position is not None:
-            known = self.journal.at[channel, published.position.epoch, published.position.offset]
-            if not any(each.event_id == published.event.event_id for each in known):
-                self.oracle.fail("answered, but not stored", self.loop.now, who, f"{published.position}")
+        self.counts["published" if place is not None else "not known whether published"] += 1
+        if place is not None:
+            known = self.journal.at[channel, place.epoch, place.offset]
+            if not any(each.event_id == event_id for each in known):
+                self.oracle.fail("answered, but not stored", self.loop.now, who, f"{place}")
 
     def _is_stored(self, event: Accepted) -> bool:
         """Whether an event is in the log of the Redis in charge."""
@@ -283,6 +283,9 @@ def _settings(world: World) -> Settings:
     tables["redis"]["url"] = f"redis://{HOST}:{PORT}/0"
     if world.replica_lag_s is not None:
         tables["redis"]["subscribe_url"] = f"redis://{HOST}:{REPLICA_PORT}/0"
+    if world.token:
+        key = {"name": "all", "key": world.token, "subscribe": ["events.*"], "publish": ["events.*"]}
+        tables["auth"] = {"mode": "token", "api_keys": [key]}
     tables["event"] = {"channel": world.channels[0]}
     return Settings(**tables)
 

@@ -60,7 +60,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """A publisher: on which channels, how often, and how many events at a time."""
+    """A publisher: on which channels, how often, how many events at a time; over HTTP where there are tokens."""
 
     name: str
     channels: tuple[str, ...]
@@ -88,6 +88,7 @@ class World:
     limits: dict[str, Any]
     node_entries: int
     output_limit: int
+    token: str
     replica_lag_s: float | None
     delays_s: tuple[float, float]
     splits: bool
@@ -203,6 +204,7 @@ def draw(seed: int) -> World:
         },
         node_entries=chance.choice((2, 5, 20, 100)),
         output_limit=chance.choice((4_000, 2**20)),
+        token="0123456789abcdef" if chance.random() < 0.3 else "",
         replica_lag_s=chance.choice((0.001, 0.05)) if chance.random() < 0.2 else None,
         delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
         splits=chance.random() < 0.3,
@@ -214,7 +216,7 @@ def _producer(chance: random.Random, index: int, channels: tuple[str, ...], last
     events = chance.uniform(30, 200)
     most = chance.choice((1, 1, 4, 30))
     some = channels if chance.random() < 0.6 else (chance.choice(channels),)
-    return Producer(f"producer-{index}", some, lasts_s / events * (1 + most) / 2, most)
+    return Producer(f"producer-{index}", some, lasts_s / events * (1 + most) / 2, most, chance.random() < 0.5)
 
 
 def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Client:
