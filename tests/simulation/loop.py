@@ -61,6 +61,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._outside.run(PROCESS.set, None)
         self._tasks: list[asyncio.Task[Any]] = []
         self.over = False
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap; of one time the older goes first
+        self._numbers = itertools.count()
         self._second_from = 0  # callbacks that had run when the present second began
         self._second = 0
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]
@@ -68,6 +70,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self.now
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
 
     def read_clock(self) -> float:
         """CLOCK_MONOTONIC, in seconds."""
@@ -100,17 +109,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.errors.append(f"{who}: {context.get('message')}: {error!r}")
 
     def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled
-        while scheduled and scheduled[0]._cancelled:
-            self._drop_first()
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise Stuck("nothing will ever happen again")
-            self.now = max(self.now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self.now:
-            handle = self._drop_first()
-            if not handle._cancelled:
-                ready.append(handle)
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
@@ -124,11 +131,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if process is not None and process.pauses is not None:
                 process.pauses.after_callback(process)
         self._watch()
-
-    def _drop_first(self) -> asyncio.TimerHandle:
-        handle: asyncio.TimerHandle = heapq.heappop(self._scheduled)
-        handle._scheduled = False
-        return handle
 
     def _watch(self) -> None:
         """Fail if too much happens in a second."""
@@ -171,7 +173,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             asyncio._set_running_loop(None)
         self._tasks.clear()
         self._ready.clear()
-        self._scheduled.clear()
+        self._timers.clear()
         self.close()
 
 

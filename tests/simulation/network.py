@@ -111,7 +111,8 @@ class Direction:
                 self._receiver.on_end()
                 return
             self._travelling -= len(data)
-            self._network.loop.call_outside(self._network.loop.now, self.pump)
+            if self in self._network.unsent:
+                self._network.loop.call_outside(self._network.loop.now, self.pump)
             self._receiver.protocol.data_received(data)
 
 

@@ -305,12 +305,16 @@ _TOUCH_UP: Final = TouchUp.run
 
 def prepare() -> None:
     """Make this process fit for simulations; it is of no other use afterwards."""
+    if Sanic.test_mode:
+        return
     Sanic.test_mode = True
     setattr(TouchUp, "run", _touch_up_once)  # noqa: B010
     setattr(hub_serve, "_quiet_garbage_collector", lambda: None)  # noqa: B010
     for name in ("broadcaster", "sanic", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
         logging.getLogger(name).propagate = False
+    gc.collect()
+    gc.freeze()  # what is here to stay is not looked at between seeds
 
 
 def run_seed(seed: int, *, keep_lines: bool = False) -> Outcome:
