@@ -60,7 +60,7 @@ class Wire(asyncio.Protocol):
             if isinstance(event, Response):
                 self._on_response(event)
             elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                self._on_text(json.loads(event.data))
+                self._on_text(json.loads(bytes(event.data)))
         self._flush()
 
     def _on_response(self, response: Response) -> None:

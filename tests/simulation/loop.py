@@ -14,6 +14,7 @@ import os
 import random
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, MutableSequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
@@ -50,6 +51,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """
 
     network: Network
+    _ready: deque[asyncio.Handle]  # of BaseEventLoop
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
-            process = handle._context.get(PROCESS)
+            process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
             if process is not None and not process.admits(handle):
                 continue
             self.now += CALLBACK_S
@@ -150,7 +152,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> Any:
         return self.network.listen(protocol_factory, host, port)
 
-    def call_soon_threadsafe(self, *args: Any, **options: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(self, *args: Any, **options: Any) -> asyncio.Handle:  # type: ignore[override]
         return self.call_soon(*args, **options)
 
     def _process_events(self, event_list: object) -> None:

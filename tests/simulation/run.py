@@ -179,8 +179,8 @@ class Simulation:
                 self.oracle.fail("stuck", loop.now, "loop", str(error))
             finally:
                 loop.finish()
-        for error in loop.errors:
-            self.oracle.fail("an error nobody has handled", loop.now, "loop", error)
+        for said in loop.errors:
+            self.oracle.fail("an error nobody has handled", loop.now, "loop", said)
         self._count()
         counts = self.counts + self.oracle.counts
         counts["stuck"] += stuck is not None
@@ -300,7 +300,7 @@ def _touch_up_once(app: Any) -> None:
         _TOUCH_UP(app)
 
 
-_TOUCH_UP: Final = TouchUp.run
+_TOUCH_UP: Final[Any] = TouchUp.run
 
 
 def prepare() -> None:

@@ -151,7 +151,7 @@ def draw(seed: int) -> World:
     names = [producer.name for producer in producers], [client.name for client in clients]
     dedupe_s = chance.choice((20, 60))
     deadline_s = chance.uniform(3, 15)
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "history": {
             "max_events": chance.choice((4, 8, 20, 60, 200, 10_000)),
             "idle_expire_s": chance.choice((2, 5, 30, 3600, 86_400)),
