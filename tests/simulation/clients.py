@@ -92,6 +92,12 @@ class Wire(asyncio.Protocol):
             else:
                 self.transport.write_eof()
 
+    def ping(self) -> None:
+        """Have the hub answer."""
+        if self._open and self._protocol.state is State.OPEN:
+            self._protocol.send_ping(b"")
+            self._flush()
+
     def abort(self) -> None:
         if self.transport is not None:
             self.transport.abort()
@@ -186,7 +192,7 @@ class RawClient:
 
     async def _watch(self, wire: Wire) -> None:
         """Wait for the end of a connection; end it if it seems dead."""
-        loop, patience_s = self._loop, 4 * self._beat_s + 0.5
+        loop, patience_s = self._loop, 3 * self._beat_s + 0.5
         while not wire.ended.done():
             if self._naps and loop.now + self._naps < self._naps_until and self._chance.random() < 0.3:
                 wire.transport.pause_reading()
@@ -198,8 +204,10 @@ class RawClient:
             if self._book.kind == "v1" and silent_s > patience_s:
                 self._book.note(loop.now, Blind(True))
                 return
-            if self._book.kind == "plain" and silent_s > 6 * patience_s:
-                return  # only pings tell it that there is somebody
+            if self._book.kind == "plain":  # only pings tell it that there is somebody
+                if silent_s > patience_s:
+                    return
+                wire.ping()
 
     def _on_message(self, message: dict[str, Any]) -> None:
         book, now = self._book, self._loop.now

@@ -92,6 +92,7 @@ class Simulation:
         self._digest = hashlib.blake2b(digest_size=8)
         self._lines: list[str] | None = [] if keep_lines else None
         self._without_redis: dict[str, float] = {}
+        self._last_sent_at = 0.0
         self._statistics: dict[tuple[int, int], dict[str, Any]] = {}
         self._over = loop.create_future()
 
@@ -244,6 +245,7 @@ class Simulation:
 
     async def _publish_last(self) -> None:
         last = {}
+        self._last_sent_at = self.loop.now
         try:
             async with Publisher(self.settings, runtime=self.watcher.runtime) as publisher:
                 for channel in self.world.channels:
@@ -268,7 +270,7 @@ class Simulation:
         for actor in self.clients.values():
             wanted = actor.book.wanted or "SERVER_DOWN"
             ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
-            self.oracle.at_the_end([actor.book], ids, now, SETTLE_S + 2.5)
+            self.oracle.at_the_end([actor.book], ids, self._last_sent_at, now)
         commands = sum(self.redis.counts.values()) - commands
         if commands > IDLE_COMMANDS_PER_S * len(self.hubs):
             self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")

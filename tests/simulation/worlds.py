@@ -164,7 +164,7 @@ def draw(seed: int) -> World:
             "reconnect_max_s": chance.uniform(0.1, 1),
         },
         "hub": {
-            "beat_interval_s": chance.choice((0.5, 1.0, 2.0)),
+            "beat_interval_s": chance.choice((0.3, 0.5, 1.0)),
             "prove_interval_s": chance.uniform(0.2, 1),
             "ping_interval_s": chance.uniform(2, 10),
             "behind_max_ms": chance.choice((1000, 5000)),
