@@ -175,6 +175,7 @@ class ClientActor(Actor):
         self._subscriber: Subscriber | None = None
         self._hub = ""
         self._cut_off_at: float | None = None
+        self._why_cut_off: tuple[object, ...] = ()
 
     def watch_staleness(self) -> None:
         """A `Subscriber` that has been out of reach of its hub for long has said that it is stale."""
@@ -182,6 +183,9 @@ class ClientActor(Actor):
         if subscriber is None:
             return
         process = sim.hubs[hub].process
+        why = process, process.alive, process.stopped, sim.network.link(hub, self.name).blocked
+        if why != self._why_cut_off:  # it may have been reached between two looks
+            self._why_cut_off, self._cut_off_at = why, None
         up = process.alive and not process.stopped and not sim.network.link(hub, self.name).blocked
         if up or self.process.stopped or not self.process.alive or self.process.pauses is not None:
             self._cut_off_at = None

@@ -357,7 +357,7 @@ class Oracle:
             self.fail("stale without a cause", now, book.client, f"{entry}")
 
     def at_the_end(self, books: list[Book], last: dict[str, str], sent_at: float, now: float) -> None:
-        """After the last fault: everybody has the last event of each channel (`last`: their ids), or came later."""
+        """After the last fault: everybody has the last event of each channel (`last`: ids), or came later."""
         for book in books:
             connections = [(at, entry) for at, entry in book.entries if isinstance(entry, Connected)]
             for channel in book.channels:
