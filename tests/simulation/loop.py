@@ -130,8 +130,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self.now += CALLBACK_S
             self.callbacks += 1
             handle._run()
-            if process is not None and process.pauses is not None:
-                process.pauses.after_callback(process)
+            if process is not None:
+                process.ran_at = self.now
+                if process.pauses is not None:
+                    process.pauses.after_callback(process)
         self._watch()
 
     def _watch(self) -> None:

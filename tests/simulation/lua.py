@@ -14,8 +14,7 @@ Call = Callable[[list[bytes]], Any]
 """Runs a command; a reply is bytes, int, None, a list of these, a Status or a Failure."""
 
 _PRELUDE = """
-local dispatch, unpack, type, error, setmetatable, rawset, pcall = ...
-local function call(...) return dispatch(...) end
+local dispatch = ...
 redis = {
   call = function(...)
     local reply = dispatch(...)
@@ -28,9 +27,12 @@ redis = {
   replicate_commands = function() return true end,
   setresp = function() end,
   log = function() end,
-  sha1hex = nil,
 }
-os, io, require, dofile, loadfile, package, debug = nil, nil, nil, nil, nil, nil, nil
+os, io, require, dofile, loadfile, package, python = nil, nil, nil, nil, nil, nil, nil
+KEYS, ARGV = {}, {}
+setmetatable(_G, {
+  __newindex = function(_, name) error("Script attempted to create global variable '" .. name .. "'", 2) end,
+})
 return function(script, keys, arguments)
   KEYS, ARGV = keys, arguments
   return pcall(script)
@@ -44,10 +46,8 @@ class Scripts:
     def __init__(self) -> None:
         self._lua = LuaRuntime(encoding=None, unpack_returned_tuples=True, register_eval=False)
         self._call: Call | None = None
-        g = self._lua.globals()
-        names = (b"unpack", b"type", b"error", b"setmetatable", b"rawset", b"pcall")
         compiled = self._lua.execute(b"return function(...) " + _PRELUDE.encode() + b" end")
-        self._run = compiled(self._dispatch, *(g[name] for name in names))
+        self._run = compiled(self._dispatch)
         self._compiled: dict[str, Any] = {}
 
     def load(self, text: bytes) -> str:

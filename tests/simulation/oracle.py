@@ -215,7 +215,10 @@ class Oracle:
         if gap.cause in ("unexplained", "closed"):
             self.fail("unexplained", now, book.client, f"{gap}")
         before = Place(gap.epoch, gap.first - 1)
-        self._join(book, view, gap.channel, before, now, f"{gap}")
+        if view.at is not None and before.epoch == view.at.epoch and before.offset < view.at.offset:
+            self.fail("told from before its place", now, book.client, f"{view.at}: {gap}")
+        else:
+            self._join(book, view, gap.channel, before, now, f"{gap}")
         if gap.last is None:
             self._judge_open(book, view, gap, now)
         else:
@@ -353,7 +356,8 @@ class Oracle:
         self.counts["stale" if entry.blind else "fresh"] += 1
         # While what is refused is looked up in the log, there is no proof, and no heartbeat.
         refuses = any(isinstance(each, Told) and each.cause == "refused" for _, each in book.entries[-20:])
-        if entry.blind and not refuses and not self._troubled(book.client, 20.0):
+        # Who is behind gets no heartbeats either: on a slow link that may take long.
+        if entry.blind and book.steady and not refuses and not self._troubled(book.client, 20.0):
             self.fail("stale without a cause", now, book.client, f"{entry}")
 
     def at_the_end(self, books: list[Book], last: dict[str, str], sent_at: float, now: float) -> None:

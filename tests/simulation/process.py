@@ -23,6 +23,7 @@ class Process:
         alive: False once it was killed: nothing of it ever runs again, not even a `finally`.
         wall_offset_s: Seconds by which its wall clock is wrong.
         pauses: Draws how long a callback keeps the CPU; None: callbacks cost nothing.
+        ran_at: Loop time at which it last did something.
         on_kill: Called when it is killed, by the simulation: its kernel closes what it had open.
     """
 
@@ -32,6 +33,7 @@ class Process:
         self.wall_offset_s = 0.0
         self.pauses: Pauses | None = None
         self.on_kill: list[Callable[[], None]] = []
+        self.ran_at = loop.now
         self._loop = loop
         self._stops = 0
         self._held: list[asyncio.Handle] = []

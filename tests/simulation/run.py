@@ -25,7 +25,7 @@ from tests.simulation.lua import Scripts
 from tests.simulation.memory import Stream
 from tests.simulation.network import Link, Network
 from tests.simulation.oracle import Failure, Oracle
-from tests.simulation.redis import HOST, PORT, REPLICA_PORT, Redis
+from tests.simulation.redis import HOST, PORT, REPLICA_PORT, Redis, RedisProcess
 from tests.simulation.worlds import Client, Fault, World, draw
 
 SETTLE_S: Final = 5.0
@@ -124,12 +124,16 @@ class Simulation:
             what = f"ready, and without Redis for {silent_s:.1f} s"
             self.oracle.fail("ready although blind", self.loop.now, f"hub-{port}", what)
 
+    def _runs(self, server: RedisProcess) -> bool:
+        """Whether a process is not frozen; a slow one is stopped again and again, too."""
+        return not server.process.stopped or self.loop.now - server.process.ran_at < SNAPSHOT_S
+
     def _watch_contact(self, hub: str) -> float:
         """For how many seconds a hub has been running and could not reach Redis."""
         now, server, replica = self.loop.now, self.redis.server, self.redis.replica
         ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
-        up = server is not None and not server.process.stopped and not any(way.blocked for way in ways)
-        up &= replica is None or not replica.server.process.stopped
+        up = server is not None and self._runs(server) and not any(way.blocked for way in ways)
+        up &= replica is None or self._runs(replica.server)
         if up or self.hubs[hub].process.stopped or self.redis.older:
             self._without_redis.pop(hub, None)
         return now - self._without_redis.setdefault(hub, now)

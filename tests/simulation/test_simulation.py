@@ -101,7 +101,7 @@ TO_B = gap("redis_restarted", "a", 6, None, "b5")
         ([gap("expired", "a", 2, 3, "a3"), *given("a4")], ["expired, but never left the log"]),
         ([*given("a2"), gap("redis_restarted", "a", 3, None, "a4")], ["no epoch has begun between"]),
         ([*given("a2", "a3", "a4", "a5"), TO_B, TO_B], ["another epoch, untold", TWICE]),
-        ([*given("a2"), gap("expired", "a", 2, 2, "a2")], ["back", "told although given"]),
+        ([*given("a2"), gap("expired", "a", 2, 2, "a2")], ["told from before its place", "told although given"]),
         ([Beaten(CHANNEL, Place("a", 3))], ["lost, untold"]),
         ([Welcomed(CHANNEL, Place("a", 1), False), *given("a2")], ["recovered false, and no gap first"]),
         ([Welcomed(CHANNEL, Place("a", 1), None)], ["since without recovered"]),
