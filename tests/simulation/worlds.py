@@ -115,6 +115,7 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "network": (("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay"), (6, 25)),
     "clients": (("client_sleep", "client_kill", "producer_kill", "client_cut"), (5, 20)),
     "sleepers": (("client_sleep", "redis_restart", "hub_cut_off"), (15, 35)),
+    "slow clients": (("throttle", "delay", "client_sleep"), (2, 10)),
     "everything": (
         (
             *("redis_restart", "redis_restart_older", "redis_set_back", "redis_restart_empty", "redis_evict"),
@@ -144,10 +145,11 @@ def draw(seed: int) -> World:
     chance = random.Random(f"{seed}/world")
     profile = chance.choice(list(PROFILES))
     lasts_s = chance.uniform(8, 40) if chance.random() < 0.9 else chance.uniform(60, 200)
+    slow = profile == "slow clients"
     channels = (DEFAULT_CHANNEL, "events.a", "events.b")[: chance.choice((1, 1, 2, 3))]
     hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
     producers = tuple(_producer(chance, index, channels, lasts_s) for index in range(chance.choice((1, 1, 2))))
-    clients = tuple(_client(chance, index, channels, lasts_s) for index in range(chance.randint(2, 7)))
+    clients = tuple(_client(chance, index, channels, lasts_s, slow) for index in range(chance.randint(2, 7)))
     names = [producer.name for producer in producers], [client.name for client in clients]
     dedupe_s = chance.choice((20, 60))
     deadline_s = chance.uniform(3, 15)
@@ -168,13 +170,13 @@ def draw(seed: int) -> World:
             "prove_interval_s": chance.uniform(0.2, 1),
             "ping_interval_s": chance.uniform(2, 10),
             "behind_max_ms": chance.choice((1000, 5000)),
-            "behind_max_events": chance.choice((10, 50_000)),
+            "behind_max_events": 10 if slow else chance.choice((10, 50_000)),
             "drain_s": chance.choice((0.0, 0.3, 1.0)),
             "shutdown_s": 0.5,
         },
         "channels": {
             "linger_s": chance.choice((0.5, 5.0, 60.0)),
-            "drop_oldest": ("events.*",) if chance.random() < 0.3 else (),
+            "drop_oldest": ("events.*",) if chance.random() < 0.2 + slow / 2 else (),
         },
         "publisher": {"publish_deadline_s": deadline_s},
         "subscriber": {
@@ -195,11 +197,11 @@ def draw(seed: int) -> World:
         tables=tables,
         hub_max_bytes=600 if chance.random() < 0.1 else 65_536,
         ring_bytes=chance.choice((2_000, 8_000, 100_000, 16 * 2**20)),
-        windows=chance.choice(((500, 4_000), (16_384, 262_144))),
+        windows=(500, 1_500) if slow else chance.choice(((500, 4_000), (16_384, 262_144))),
         limits={
             "page_events": chance.choice((4, 16, 64, 256)),
             "store_events": chance.choice((2, 64)),
-            "unsent_bytes": chance.choice((2_000, 65_536)),
+            "unsent_bytes": 1_000 if slow else chance.choice((2_000, 65_536)),
             "write_bytes": chance.choice((1_000, 65_536)),
         },
         node_entries=chance.choice((2, 5, 20, 100)),
@@ -219,7 +221,7 @@ def _producer(chance: random.Random, index: int, channels: tuple[str, ...], last
     return Producer(f"producer-{index}", some, lasts_s / events * (1 + most) / 2, most, chance.random() < 0.5)
 
 
-def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Client:
+def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float, slow: bool) -> Client:
     kind = chance.choice(("v1", "v1", "plain", "Subscriber", "Subscriber"))
     some = channels if chance.random() < 0.4 else (chance.choice(channels),)
     late = index > 1 and chance.random() < 0.5
@@ -231,8 +233,15 @@ def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_
         wanted=chance.choice(TYPES) if chance.random() < 0.2 else None,
         begins_at=chance.uniform(lasts_s / 4, lasts_s) if late else chance.uniform(0, 1),
         polls_s=chance.choice((0.02, 0.3)) if kind == "Subscriber" and chance.random() < 0.5 else 0.0,
-        naps_s=chance.choice((0.5, 8.0)) if kind != "Subscriber" and chance.random() < 0.2 else 0.0,
+        naps_s=chance.choice((0.5, 8.0)) if kind != "Subscriber" and chance.random() < 0.2 + slow / 2 else 0.0,
     )
+
+
+def _lengths_s(profile: str, kind: str) -> tuple[float, ...]:
+    """How long a fault may last: where there are to be many restarts, these are short, and sleep is long."""
+    if profile not in ("restarts", "sleepers"):
+        return 0.2, 1.0, 4.0, 20.0, 150.0
+    return (0.1, 0.5) if kind.startswith("redis") else (4.0, 20.0, 150.0)
 
 
 def _faults(
@@ -256,6 +265,6 @@ def _faults(
         group = kind.split("_")[0]
         pool = targets.get(group, [name for names in targets.values() for name in names])
         at = chance.uniform(1, lasts_s)
-        longest_s = min(chance.choice((0.2, 1.0, 4.0, 20.0, 150.0)), lasts_s - at + 1)
+        longest_s = min(chance.choice(_lengths_s(profile, kind)), lasts_s - at + 1)
         faults.append(Fault(at, kind, chance.uniform(0.01, longest_s), chance.choice(pool), chance.random()))
     return tuple(sorted(faults, key=lambda fault: fault.at))
