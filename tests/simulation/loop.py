@@ -172,7 +172,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
         finally:
             asyncio._set_running_loop(None)
         self._tasks.clear()
