@@ -187,7 +187,7 @@ class ClientActor(Actor):
         if why != self._why_cut_off:  # it may have been reached between two looks
             self._why_cut_off, self._cut_off_at = why, None
         up = process.alive and not process.stopped and not sim.network.link(hub, self.name).blocked
-        if up or self.process.stopped or not self.process.alive or self.process.pauses is not None:
+        if up or self.process.stopped or not self.process.alive or not self.book.steady:
             self._cut_off_at = None
             return
         self._cut_off_at = self._cut_off_at or sim.loop.now
@@ -262,6 +262,9 @@ class ClientActor(Actor):
         elif item is not None:
             book.note(now, Blind(isinstance(item, Stale)))
         self._note_positions(subscriber, item)
+        naps_s = self._client.naps_s
+        if naps_s and now + naps_s < self.sim.world.calm_from_s and self.chance.random() < 0.1:
+            await asyncio.sleep(self.chance.uniform(0, naps_s))
 
     def _note_positions(self, subscriber: Subscriber, item: Any) -> None:
         book, now = self.book, self.sim.loop.now

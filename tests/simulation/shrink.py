@@ -27,17 +27,17 @@ def shrink(world: World, rule: str, most_runs: int = 80) -> World:
         runs += 1
         return runs <= most_runs and any(failure.rule == rule for failure in run_world(smaller).failures)
 
-    faults = _fewest(world.faults, lambda some: fails(replace(world, faults=some)))
+    faults = fewest(world.faults, lambda some: fails(replace(world, faults=some)))
     world = replace(world, faults=faults)
-    clients = _fewest(world.clients, lambda some: fails(replace(world, clients=some)))
+    clients = fewest(world.clients, lambda some: fails(replace(world, clients=some)))
     world = replace(world, clients=clients)
     if len(world.producers) > 1:
-        producers = _fewest(world.producers, lambda some: bool(some) and fails(replace(world, producers=some)))
+        producers = fewest(world.producers, lambda some: bool(some) and fails(replace(world, producers=some)))
         world = replace(world, producers=producers)
     return world
 
 
-def _fewest(items: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
+def fewest(items: Sequence[T], fails: Callable[[tuple[T, ...]], bool]) -> tuple[T, ...]:
     """As few of the items as possible with which it still fails: halves first, then ever smaller pieces."""
     kept, size = tuple(items), max(1, len(items) // 2)
     while kept:

@@ -12,35 +12,46 @@ import pytest
 from tests.simulation.books import Beaten, Book, Connected, Entry, Given, Place, Told, Welcomed
 from tests.simulation.journal import Journal
 from tests.simulation.oracle import Oracle
-from tests.simulation.run import run_seed, run_world
-from tests.simulation.shrink import script, shrink
+from tests.simulation.shrink import fewest, script
 from tests.simulation.worlds import draw
+from tests.support import ROOT
 
 BUSY = 2
 """A seed with many kinds of fault."""
 
 
-def digest_elsewhere(seed: int, hash_seed: str) -> str:
-    """The digest of a seed in a process of its own."""
-    code = f"from tests.simulation.run import run_seed; print(run_seed({seed}).digest)"
+def elsewhere(code: str, hash_seed: str = "0") -> str:
+    """What code prints in a process of its own: a simulation leaves a process fit for nothing else."""
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=ROOT
     )
     return done.stdout.strip()
 
 
+ONE = "from tests.simulation.run import run_seed; print(run_seed({seed}).digest)"
+AFTER_OTHERS = (
+    "from tests.simulation.run import run_seed; print([run_seed(n) for n in range({seed} + 1)][-1].digest)"
+)
+
+
 @pytest.mark.slow
 def test_a_seed_is_the_same_wherever_and_whenever_it_is_run() -> None:
-    outcomes = [digest_elsewhere(BUSY, "1"), digest_elsewhere(BUSY, "4711")]
-    code = "from tests.simulation.run import run_seed; [run_seed(n) for n in range(3)]; print(run_seed(2).digest)"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert len({*outcomes, done.stdout.strip()}) == 1
+    one = ONE.format(seed=BUSY)
+    digests = {elsewhere(one, "1"), elsewhere(one, "4711"), elsewhere(AFTER_OTHERS.format(seed=BUSY))}
+    assert len(digests) == 1
 
 
 @pytest.mark.slow
 def test_another_seed_is_another_history() -> None:
-    assert digest_elsewhere(3, "1") != digest_elsewhere(4, "1")
+    assert elsewhere(ONE.format(seed=3)) != elsewhere(ONE.format(seed=4))
+
+
+@pytest.mark.slow
+def test_a_calm_seed_breaks_nothing() -> None:
+    calm = next(seed for seed in range(1000) if draw(seed).profile == "calm")
+    code = f"from tests.simulation.run import run_seed; print(*run_seed({calm}).failures)"
+    assert elsewhere(code) == ""
 
 
 # What the oracle finds in made-up books
@@ -123,16 +134,14 @@ def test_what_is_stored_must_be_given_and_not_told() -> None:
 # Shrinking
 
 
-@pytest.mark.slow
-def test_a_failing_world_is_shrunk_to_what_it_needs() -> None:
-    """Here: a hub that starts behind a black hole is not caught up at the end."""
+@pytest.mark.parametrize("needed", [(), (3,), (0, 7), (2, 3, 9)])
+def test_what_is_not_needed_is_left_out(needed: tuple[int, ...]) -> None:
+    assert fewest(range(10), lambda some: set(needed) <= set(some)) == needed
+
+
+def test_a_script_says_what_is_left() -> None:
     world = draw(BUSY)
-    assert not any(failure.rule == "no such rule" for failure in run_world(world).failures)
-    assert shrink(world, "no such rule", most_runs=3) == world
-    assert script(replace(world, faults=())).startswith(f"seed {BUSY}")
-
-
-@pytest.mark.slow
-def test_a_calm_seed_breaks_nothing() -> None:
-    calm = next(seed for seed in range(1000) if draw(seed).profile == "calm")
-    assert run_seed(calm).failures == []
+    lines = script(replace(world, faults=world.faults[:1], clients=())).splitlines()
+    assert lines[0].startswith(f"seed {BUSY} (")
+    assert lines[-1].split()[2] == world.faults[0].kind
+    assert len(lines) == 2 + len(world.producers)

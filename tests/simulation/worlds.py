@@ -233,7 +233,7 @@ def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_
         wanted=chance.choice(TYPES) if chance.random() < 0.2 else None,
         begins_at=chance.uniform(lasts_s / 4, lasts_s) if late else chance.uniform(0, 1),
         polls_s=chance.choice((0.02, 0.3)) if kind == "Subscriber" and chance.random() < 0.5 else 0.0,
-        naps_s=chance.choice((0.5, 8.0)) if kind != "Subscriber" and chance.random() < 0.2 + slow / 2 else 0.0,
+        naps_s=chance.choice((0.5, 8.0)) if chance.random() < 0.2 + slow / 2 else 0.0,
     )
 
 
