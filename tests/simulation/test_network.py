@@ -178,9 +178,10 @@ def test_a_stopped_process_does_everything_later_and_in_order() -> None:
     two = Two()
     counted = []
     two.live(
-        lambda two: two.server.pause(2.5),
+        lambda two: two.server.pause(3.5),
         lambda two: two.near.transport.write(b"first "),
-        lambda two: (two.near.transport.write(b"second"), counted.append(two.far.data)),
+        lambda two: two.near.transport.write(b"second"),
+        lambda two: counted.append(two.far.data),
     )
     assert counted == [b""]
     assert two.far.data == b"first second"
