@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sanic import Sanic
+from sanic.router import Router
 from sanic.touchup import TouchUp
 
 from broadcaster import Publisher
@@ -334,6 +335,9 @@ def run_world(world: World, *, keep_lines: bool = False) -> Outcome:
     simulation = Simulation(world, keep_lines)
     outcome = simulation.run()
     del simulation
+    # Sanic keeps every app that there was, and each with all that it has served.
     Sanic._app_registry.clear()
+    Router.get.cache_clear()
+    Router.find_route_by_view_name.cache_clear()
     gc.collect()
     return outcome
