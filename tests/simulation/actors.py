@@ -14,10 +14,11 @@ from broadcaster.core.errors import BroadcasterError, HubRefused, RedisRefused, 
 from broadcaster.core.runtime import Limits, Runtime
 from broadcaster.hub.serve import serve
 from tests.simulation import worlds
-from tests.simulation.books import Beaten, Blind, Book, Connected, Given, Place, Refused, Told
+from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given, Place, Refused, Told
 from tests.simulation.clients import RawClient, ask
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
+from tests.simulation.troubles import Trouble
 
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
@@ -65,7 +66,9 @@ class Actor:
             if self.sim.loop.over:
                 return
             self.sim.oracle.fail("a bug", self.sim.loop.now, self.name, f"{type(error).__name__}: {error}")
-        self.sim.loop.call_outside(self.sim.loop.now, process.kill)
+        now = self.sim.loop.now
+        self.sim.troubles.note("is down", [self.name], now, now + 1.5)
+        self.sim.loop.call_outside(now, process.kill)
         self.sim.loop.call_outside(self.sim.loop.now + self.chance.uniform(0.2, 1), self._start_after, process)
 
     def _start_after(self, process: Process) -> None:
@@ -88,6 +91,7 @@ class HubActor(Actor):
         self.port = port
         self.lives = 0
         self._stop: asyncio.Event | None = None
+        self._start: Trouble | None = None
         settings = simulation.settings
         hub = settings.hub.model_copy(update={"port": port, "ring_bytes": simulation.world.ring_bytes})
         event = settings.event.model_copy(update={"max_bytes": simulation.world.hub_max_bytes})
@@ -97,13 +101,20 @@ class HubActor(Actor):
         self._stop = asyncio.Event()
         self.lives += 1
         self.sim.counts["hubs"] += 1
+        self.has_been_ready()
+        self._start = self.sim.troubles.note("starts", [self.name], self.sim.loop.now)
         code = await serve(self._settings, self._stop, runtime=self.runtime)
         self.sim.trace(self.name, f"exit {code}")
 
     def on_error(self, error: BroadcasterError) -> None:
         super().on_error(error)
-        if not (isinstance(error, RedisRefused) and self.sim.faults.troubled("", 30.0)):
+        if not (isinstance(error, RedisRefused) and self.sim.refuses_rights(30.0)):
             self.sim.oracle.fail("a hub has ended", self.sim.loop.now, self.name, f"{error}")
+
+    def has_been_ready(self) -> None:
+        """Before that nothing is proven, and nobody is sent heartbeats."""
+        if self._start is not None:
+            self._start.end, self._start = self.sim.loop.now, None
 
     def drain(self) -> None:
         """SIGTERM."""
@@ -138,6 +149,9 @@ class ProducerActor(Actor):
             data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
             drafts = [publisher.draft(each, self.name, data=data, to=to) for each in types]
             for published in await publisher.publish_all(drafts, to):
+                if published.error is not None:
+                    self.sim.counts["not known whether published"] += 1
+                    continue
                 position = _place(published.position)
                 self.sim.note_published(self.name, to, published.event.event_id, position)
 
@@ -177,6 +191,14 @@ class ClientActor(Actor):
         self._cut_off_at: float | None = None
         self._why_cut_off: tuple[object, ...] = ()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has an open connection, as far as it knows."""
+        if self._subscriber is not None:
+            return self.process.alive and self._subscriber._connector.connection is not None
+        ended = self.book.entries and isinstance(self.book.entries[-1][1], Closed | Refused | Connected)
+        return self.process.alive and not ended
+
     def watch_staleness(self) -> None:
         """A `Subscriber` that has been out of reach of its hub for long has said that it is stale."""
         sim, subscriber, hub = self.sim, self._subscriber, self._hub
@@ -202,7 +224,8 @@ class ClientActor(Actor):
         if kind == "now" or (not accepted and kind != "foreign"):
             return None
         if kind == "foreign":
-            return Place(chance.choice(("abcdef012345", "zz", "Tzzzzzzzzzffffff")), chance.randint(0, 10**6))
+            names = "abcdef012345", "zz", "Tzzzzzzzzzffffff", "Tvvvvvvvvvffffff", "T000000000000000"
+            return Place(chance.choice(names), chance.randint(0, 10**6))
         if kind == "huge":
             return Place(accepted[-1].epoch, 2**53 - 1 - chance.randint(0, 5))
         some = accepted if kind == "old" else accepted[: 1 + len(accepted) // 10]
@@ -253,9 +276,7 @@ class ClientActor(Actor):
             item = await subscriber.receive()
         book, now = self.book, self.sim.loop.now
         if isinstance(item, Event):
-            assert item.channel is not None
-            assert item.position is not None
-            book.note(now, Given(item.channel, Place(*item.position), item.event_id))
+            book.note(now, Given(item.channel or self._client.channels[0], _place(item.position), item.event_id))
         elif isinstance(item, Gap):
             place = _place(item.position)
             book.note(now, Told(item.channel, item.cause, item.epoch, item.first, item.last, place))

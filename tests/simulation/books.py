@@ -42,10 +42,10 @@ class Welcomed:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An event."""
+    """An event; without a place where events are not stored."""
 
     channel: str
-    place: Place
+    place: Place | None
     event_id: str
 
 
@@ -72,10 +72,11 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Its connection has ended; 1006: without a close."""
+    """Its connection has ended; 1006: without a close, `by_itself`: because the client gave it up."""
 
     code: int
     reason: str
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class Book:
         entries: With their loop time.
         listener: Called with each entry.
         at: Per channel up to where it was given or told everything; None before that is known.
+        hub: The one that it has asked last.
+        blind: Whether it knows that it is blind.
     """
 
     client: str
@@ -118,7 +121,16 @@ class Book:
     entries: list[tuple[float, Entry]] = field(default_factory=list)
     listener: Callable[[Book, float, Entry], None] = lambda book, now, entry: None
     at: dict[str, Place | None] = field(default_factory=dict)
+    hub: str = ""
+    blind: bool = False
 
     def note(self, now: float, entry: Entry) -> None:
+        match entry:
+            case Connected():
+                self.hub, self.blind = entry.hub, False
+            case Blind():
+                self.blind = entry.blind
+            case Welcomed() | Beaten(is_claim=True):
+                self.blind = False
         self.entries.append((now, entry))
         self.listener(self, now, entry)

@@ -20,6 +20,7 @@ from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given
 from tests.simulation.loop import VirtualLoop
 
 HOST: Final = "127.0.0.1"
+GIVEN_UP: Final = "given up"
 _HANDSHAKE_S: Final = 6.0
 
 
@@ -102,7 +103,7 @@ class Wire(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         if not self.ended.done():
-            self._end(1006 if self._open else 0, "given up")
+            self._end(1006 if self._open else 0, GIVEN_UP)
 
 
 class RawClient:
@@ -184,7 +185,7 @@ class RawClient:
         if code < 1000:
             book.note(loop.now, Refused(code))
             return 0.5
-        book.note(loop.now, Closed(code, reason))
+        book.note(loop.now, Closed(code, reason, reason == GIVEN_UP))
         if code == 4009:
             book.at.clear()
             self._forgotten = True
@@ -211,10 +212,10 @@ class RawClient:
 
     def _on_message(self, message: dict[str, Any]) -> None:
         book, now = self._book, self._loop.now
-        channel = message.get("channel", "")
+        channel = message.get("channel") or next(iter(book.channels))
         kind = message.get("control") if "event_id" not in message else None
         if kind is None:
-            place = Place(message["epoch"], message["offset"])
+            place = Place(message["epoch"], message["offset"]) if "offset" in message else None
             book.note(now, Given(channel, place, message["event_id"]))
             book.at[channel] = place
             return

@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from tests.simulation.journal import Loss
 from tests.simulation.memory import Memory
+from tests.simulation.process import Process
+from tests.simulation.redis import heads_of
 from tests.simulation.worlds import Fault
 
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
 
 
-class Faults:
-    """Lets the faults of a world happen.
+_LINKS: Final = ("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay")
 
-    Attributes:
-        log: Who was troubled, from when until when, in loop time.
-    """
+_NOTICED_S: Final = 6.0
+"""Seconds after which the end of a half-open connection that was not told is sure to have noticed."""
+
+
+class Faults:
+    """Lets the faults of a world happen, and notes in the simulation's `troubles` to whom."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._sim = simulation
-        self.log: list[tuple[float, float, str]] = []
 
     def happen(self, fault: Fault) -> None:
         """Let a fault begin; what it does ends after `lasts_s`."""
         now = self._sim.loop.now
         method: Callable[[Fault], None] = getattr(self, fault.kind)
-        who = fault.target if fault.kind.split("_")[0] in ("client", "producer", "hub") else ""
-        if fault.kind in ("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay"):
-            who = fault.target
-        self.log.append((now, now + fault.lasts_s, "" if who.startswith("hub") else who))
+        lasts_s = max(fault.lasts_s, _NOTICED_S) if fault.kind == "half_open" else fault.lasts_s
+        for names in self._parts(fault):
+            self._sim.troubles.note(fault.kind, names, now, now + lasts_s)
         self._sim.counts[f"fault {fault.kind}"] += 1
         method(fault)
 
-    def troubled(self, who: str, within_s: float) -> bool:
-        """Whether something happened to Redis, a hub or `who` within so many seconds before now."""
-        now = self._sim.loop.now
-        return any(begin <= now and end >= now - within_s and name in ("", who) for begin, end, name in self.log)
+    def _parts(self, fault: Fault) -> list[tuple[str, ...]]:
+        """The processes and links that a fault is done to."""
+        if fault.kind in _LINKS:
+            return [(fault.target, self._peer(fault))]
+        if fault.kind == "hub_cut_off":
+            return [(fault.target, "redis")]
+        if fault.kind.startswith("client"):
+            return [(fault.target,), *((fault.target, hub) for hub in self._sim.hubs)]
+        return [(fault.target if fault.kind.startswith(("hub", "producer")) else "redis",)]
 
     def _later(self, fault: Fault, work: Callable[[], object]) -> None:
-        self._sim.loop.call_outside(self._sim.loop.now + fault.lasts_s, work)
+        def end() -> None:
+            work()
+            self._sim.watch_contacts()
+
+        self._sim.loop.call_outside(self._sim.loop.now + fault.lasts_s, end)
+
+    def _lose(self, memory: Memory) -> None:
+        """Redis has another memory from now on."""
+        self._sim.journal.losses.append(Loss(self._sim.loop.now, heads_of(memory)))
 
     # Redis
 
@@ -67,7 +84,7 @@ class Faults:
         memory = redis.kill()
         changed = other()
         if changed is not None:
-            self._sim.journal.forgotten.append(self._sim.loop.now)
+            self._lose(changed)
         self._later(fault, lambda: redis.start(memory if changed is None else changed))
 
     def redis_set_back(self, fault: Fault) -> None:
@@ -78,7 +95,8 @@ class Faults:
             copy = memory.copy()
             copy.node_entries = redis.server.memory.node_entries
             redis.server.set_back(copy)
-            self._sim.journal.forgotten.append(self._sim.loop.now)
+            self._lose(copy)
+            self._sim.expect_notice()
 
     def redis_evict(self, fault: Fault) -> None:
         """A key goes for want of memory."""
@@ -87,7 +105,6 @@ class Faults:
             ours = [key for key in keys if key.endswith((b":log", b":meta"))] if fault.size < 0.7 else keys
             if ours:
                 redis.server.evict(ours[int(fault.size * 1e6) % len(ours)])
-                self._sim.journal.forgotten.append(self._sim.loop.now)
 
     def redis_fail_over(self, fault: Fault) -> None:
         """A replica that lags is promoted; the master is dead."""
@@ -102,7 +119,7 @@ class Faults:
         if redis.server is not None:
             lagging = redis.snapshots[-1][1] if redis.snapshots and fault.size < 0.7 else redis.server.memory
             redis.replace(lagging)
-            self._sim.journal.forgotten.append(self._sim.loop.now)
+            self._lose(lagging)
             older = redis.older[-1]
             self._later(fault, older.process.kill)
             self._later(fault, lambda: redis.older.remove(older) if older in redis.older else None)
@@ -113,7 +130,11 @@ class Faults:
 
     def redis_freeze(self, fault: Fault) -> None:
         if (server := self._sim.redis.server) is not None:
-            server.process.pause(fault.lasts_s)
+            self._freeze(fault, server.process)
+
+    def _freeze(self, fault: Fault, process: Process) -> None:
+        process.stop()
+        self._later(fault, process.resume)
 
     def redis_slow(self, fault: Fault) -> None:
         """Each of its next turns takes long."""
@@ -147,7 +168,7 @@ class Faults:
 
     def replica_freeze(self, fault: Fault) -> None:
         if (replica := self._sim.redis.replica) is not None:
-            replica.server.process.pause(fault.lasts_s)
+            self._freeze(fault, replica.server.process)
 
     def replica_lag(self, fault: Fault) -> None:
         if (replica := self._sim.redis.replica) is not None:
@@ -163,7 +184,7 @@ class Faults:
         self._sim.hubs[fault.target].drain()
 
     def hub_freeze(self, fault: Fault) -> None:
-        self._sim.hubs[fault.target].process.pause(fault.lasts_s)
+        self._freeze(fault, self._sim.hubs[fault.target].process)
 
     def hub_cut_off(self, fault: Fault) -> None:
         """From Redis: black hole, both ways."""
@@ -213,9 +234,15 @@ class Faults:
         self._later(fault, heal)
 
     def throttle(self, fault: Fault) -> None:
-        link = self._sim.network.link(self._peer(fault), fault.target)
+        sender, network = self._peer(fault), self._sim.network
+        link = network.link(sender, fault.target)
         link.bytes_per_s = 200 + fault.size * 20_000
-        self._later(fault, lambda: setattr(link, "bytes_per_s", float("inf")))
+
+        def heal() -> None:
+            link.bytes_per_s = math.inf
+            network.hurry(sender, fault.target)
+
+        self._later(fault, heal)
 
     def refuse(self, fault: Fault) -> None:
         link = self._sim.network.link(fault.target, self._peer(fault))

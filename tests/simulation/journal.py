@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation.memory import Stream
+
+_TIMED: Final = re.compile("T[0-9a-v]{9}[0-9a-f]{6}")
+"""The name of an epoch, by the contract: the time at which it began, and something by chance."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,42 +42,119 @@ class Accepted:
 
 
 @dataclass
+class Span:
+    """What an epoch has had.
+
+    Attributes:
+        rank: The how many-th of its channel began.
+        first: Where it began: the offset before its first event.
+        highest: The highest offset that it has given.
+        at: When it began, in loop time.
+    """
+
+    rank: int
+    first: int
+    highest: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Redis has lost memory: it was set back, emptied or failed over, or a channel's counter is gone.
+
+    Attributes:
+        at: When, in loop time.
+        heads: Where each channel stood in what it has had since: epoch and offset.
+        by_expiry: Whether nobody had used a channel for too long.
+    """
+
+    at: float
+    heads: dict[str, tuple[str, int]]
+    by_expiry: bool = False
+
+
+@dataclass
 class Journal:
-    """Everything that all Redis processes of a simulation have stored.
+    """Everything that all Redis processes of a simulation have stored, or only published.
 
     Attributes:
         accepted: Per channel, in the order of their acceptance.
         at: The events that were given a position: more than one if memory was set back.
-        begun: When an epoch of a channel was first seen in Redis, in loop time; in the order in which they began.
-        removed: When a position last left a log: trimmed, expired, evicted, deleted, forgotten.
-        forgotten: When Redis has lost memory: set back, emptied, evicted, failed over; in loop time.
+        doubled: Per channel, events at positions that others had been given before.
+        epochs: Per channel the epochs that Redis has begun, in the order in which they began.
+        removed: When a position last left a log: trimmed, expired, evicted, deleted.
+        losses: When Redis has lost memory.
+        misnamed: Epochs that a Redis has named before one that it knew.
+        published: Per channel the events that were published and not stored: their position is 0.
     """
 
     accepted: dict[str, list[Accepted]] = field(default_factory=lambda: defaultdict(list))
     at: dict[tuple[str, str, int], list[Accepted]] = field(default_factory=lambda: defaultdict(list))
-    begun: dict[tuple[str, str], float] = field(default_factory=dict)
+    doubled: dict[str, list[Accepted]] = field(default_factory=lambda: defaultdict(list))
+    epochs: dict[str, dict[str, Span]] = field(default_factory=lambda: defaultdict(dict))
     removed: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    forgotten: list[float] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    misnamed: list[str] = field(default_factory=list)
+    published: dict[str, list[Accepted]] = field(default_factory=lambda: defaultdict(list))
 
     def on_stored(self, payload: bytes, server: str, now: float) -> None:
         """An event was added to a log."""
-        if (event := _read(payload)) is None:
+        if (event := _read(payload)) is None or not {"epoch", "offset"} <= set(event):
             return
         channel, epoch, offset = event["channel"], event["epoch"], event["offset"]
-        labels = (event["event_type"], event["source"], event["severity"])
-        accepted = Accepted(channel, epoch, offset, event["event_id"], labels, len(payload), now, server)
+        accepted = Accepted(channel, epoch, offset, event["event_id"], _labels(event), len(payload), now, server)
+        here = self.at[channel, epoch, offset]
+        if any(not each.withdrawn for each in here):
+            self.doubled[channel].append(accepted)
+        here.append(accepted)
         self.accepted[channel].append(accepted)
-        self.at[channel, epoch, offset].append(accepted)
-        self.on_epoch(channel, epoch, now)
+        span = self.on_epoch(channel, epoch, offset - 1, now)
+        span.highest = max(span.highest, offset)
 
-    def on_epoch(self, channel: str, epoch: str, now: float) -> None:
-        """An epoch was written to a channel's meta."""
-        self.begun.setdefault((channel, epoch), now)
+    def on_published(self, channel: str, payload: bytes, server: str, now: float) -> None:
+        """An event was published, and not stored before."""
+        if (event := _read(payload)) is not None and "offset" not in event:
+            accepted = Accepted(channel, "", 0, event["event_id"], _labels(event), len(payload), now, server)
+            self.published[channel].append(accepted)
+
+    def on_epoch(self, channel: str, epoch: str, offset: int, now: float, before: str = "") -> Span:
+        """An epoch was written to a channel's meta, or an event has it.
+
+        Args:
+            channel: Which one.
+            epoch: Its epoch.
+            offset: Where it began, if it is new.
+            now: Loop time.
+            before: The epoch that the meta had before.
+        """
+        spans = self.epochs[channel]
+        if epoch not in spans:
+            spans[epoch] = Span(len(spans), offset, offset, now)
+            if is_named_before(epoch, before):
+                self.misnamed.append(f"{channel}: {epoch} after {before}")
+        return spans[epoch]
+
+    def has_given(self, channel: str, epoch: str, offset: int) -> bool:
+        """Whether a position was ever one of the channel's: of an event, or where an epoch began."""
+        span = self.epochs[channel].get(epoch)
+        return span is not None and span.first <= offset <= span.highest
+
+    def may_be_lost(self, channel: str, epoch: str, offset: int, until: float) -> bool:
+        """Whether a memory that Redis has had since does not reach up to a position."""
+        events = self.at.get((channel, epoch, offset), ())
+        after = max((event.at for event in events), default=0.0)
+        for loss in self.losses:
+            if not after <= loss.at <= until:
+                continue
+            head = loss.heads.get(channel)
+            if head is None or is_named_before(head[0], epoch) or (head[0] == epoch and head[1] < offset):
+                return True
+        return False
 
     def on_removed(self, entries: list[tuple[Any, list[bytes]]], now: float, *, withdrawn: bool = False) -> None:
         """Entries have left a log."""
         for _, fields in entries:
-            if (event := _read(fields[1])) is None:
+            if (event := _read(fields[1])) is None or "offset" not in event:
                 continue
             place = event["channel"], event["epoch"], event["offset"]
             self.removed[place] = now
@@ -86,15 +167,29 @@ class Journal:
         if isinstance(value, Stream):
             self.on_removed(value.entries, now)
 
-    def order(self, channel: str) -> dict[str, int]:
-        """The epochs of a channel by when they began: 0, 1, ..."""
-        return {epoch: rank for rank, (_, epoch) in enumerate(key for key in self.begun if key[0] == channel)}
+
+def is_named_before(epoch: str, other: str) -> bool:
+    """Whether of two epochs the first is the older one, by the contract: by their names, if they have times.
+
+    One without a time is older than all that have one; of two such it is not known.
+    """
+    if not _is_timed(other):
+        return False
+    return not _is_timed(epoch) or epoch < other
+
+
+def _is_timed(epoch: str) -> bool:
+    return bool(_TIMED.fullmatch(epoch))
+
+
+def _labels(event: dict[str, Any]) -> tuple[str, str, str]:
+    return event["event_type"], event["source"], event.get("severity", "critical")
 
 
 def _read(payload: bytes) -> dict[str, Any] | None:
-    """A stored event; None if it is none."""
+    """An event; None if it is none."""
     try:
         event = json.loads(payload)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and {"channel", "epoch", "offset", "event_id"} <= set(event) else None
+    return event if isinstance(event, dict) and "event_id" in event else None

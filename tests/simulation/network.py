@@ -13,12 +13,14 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.process import PROCESS, Process
 
 Factory = Callable[[], Any]
+
+_WIDE: Final = (16_384, 262_144)
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Direction:
         self._on_the_way: deque[bytes] = deque()  # empty: the end
         self._unread: deque[bytes] = deque()
         self._free_at = 0.0
+        self._hurries = 0  # how often it was made to
         self._ends = False
         self._ended = False
         self.waiting = bytearray()
@@ -94,10 +97,21 @@ class Direction:
         self._free_at = max(self._free_at, loop.now) + transfer_s
         self._free_at = max(self._free_at, loop.now + transfer_s + self._network.chance.uniform(*link.delay_s))
         self._on_the_way.append(data)
-        loop.call_at(self._free_at, self._arrive, context=self._receiver.context)
+        loop.call_at(self._free_at, self._arrive, self._hurries, context=self._receiver.context)
 
-    def _arrive(self) -> None:
-        data = self._on_the_way.popleft()  # not bound to the timer: timers of one time are in no order
+    def hurry(self) -> None:
+        """The link is as fast as ever again: what is on the way need not wait for what was slow."""
+        self._hurries += 1
+        self._free_at = self._network.loop.now
+        on_the_way = list(self._on_the_way)
+        self._on_the_way.clear()
+        for data in on_the_way:
+            self._arrive_later(data, len(data) / self.link.bytes_per_s)
+
+    def _arrive(self, hurries: int) -> None:
+        if hurries != self._hurries:
+            return
+        data = self._on_the_way.popleft()
         if self._sender.vanished or self._receiver.closed:
             return
         self._unread.append(data)
@@ -275,6 +289,7 @@ class Network:
         chance: Draws delays, windows and where pieces are cut.
         counts: What has happened.
         windows: The smallest and the largest number of bytes that may travel in one direction of a connection.
+        narrow: To which processes, by their names, connections have such windows; others have wide ones.
         usual: How a link is before anything has happened to it.
         unsent: Directions in which something waits.
     """
@@ -283,7 +298,8 @@ class Network:
         self.loop = loop
         self.chance = chance
         self.counts: Counter[str] = Counter()
-        self.windows = (16_384, 262_144)
+        self.windows = _WIDE
+        self.narrow: Callable[[str], bool] = lambda server: True
         self.usual = Link()
         self._links: dict[tuple[str, str], Link] = {}
         self._servers: dict[tuple[str, int], Server] = {}
@@ -348,7 +364,7 @@ class Network:
         mine, theirs = ("10.0.0.1", self._ports), (host, port)
         client = Endpoint(self, process, mine, theirs)
         other = Endpoint(self, server.process, theirs, mine)
-        window = self.chance.randint(*self.windows)
+        window = self.chance.randint(*(self.windows if self.narrow(there) else _WIDE))
         client.out = other.back = Direction(self, client, other, window)
         other.out = client.back = Direction(self, other, client, window)
         self._open[client], self._open[other] = other, client
@@ -380,6 +396,11 @@ class Network:
         """Links have changed: what waited is sent."""
         for direction in list(self.unsent):
             direction.pump()
+
+    def hurry(self, sender: str, receiver: str) -> None:
+        """A link has become faster."""
+        for end in self.between(sender, receiver):
+            end.out.hurry()
 
     def close_all_of(self, process: Process) -> None:
         """Its kernel closes its connections: the peers read what had been sent, and then the end."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import hiredis
 
-from tests.simulation.journal import Journal
+from tests.simulation.journal import Journal, Loss
 from tests.simulation.loop import EPOCH_S, VirtualLoop
 from tests.simulation.lua import Scripts
 from tests.simulation.memory import COMMANDS, OK, Failure, Memory, Status, Stream, run
@@ -71,6 +71,7 @@ class RedisProcess:
         self._scripts = scripts
         self._loop: VirtualLoop = network.loop
         self._loaded: set[str] = set()
+        self._evicts = False
         self._network = network
         memory.on_removed = self._on_removed
 
@@ -85,10 +86,14 @@ class RedisProcess:
 
     def evict(self, key: bytes) -> None:
         """Lose a key for want of memory."""
+        self._evicts = True
         self.memory.remove(key)
+        self._evicts = False
 
     def _on_removed(self, key: bytes, value: Any) -> None:
         self.journal.on_key_removed(key, value, self._loop.now)
+        if key.endswith(b":meta"):
+            self.journal.losses.append(Loss(self._loop.now, heads_of(self.memory), not self._evicts))
 
     def execute(self, words: Sequence[bytes], *, in_script: bool = False, oom: bool | None = None) -> Any:
         """The reply to a command on keys, or one of a few others."""
@@ -125,6 +130,7 @@ class RedisProcess:
         is_log, is_meta = key.endswith(b":log"), key.endswith(b":meta")
         stream = self.memory.values.get(key) if is_log else None
         before = list(stream.entries) if isinstance(stream, Stream) else []
+        epoch_before = head_of(self.memory, _channel_of(key))[0] if is_meta else ""
         reply = run(self.memory, COMMANDS[name], name, words[1:])
         if self.on_effect is not None and not isinstance(reply, Failure):
             self.on_effect(list(words))
@@ -138,9 +144,9 @@ class RedisProcess:
             self.journal.on_removed(gone, self._loop.now, withdrawn=name == b"XDEL")
         elif is_meta and name == b"HSET" and not isinstance(reply, Failure):
             pairs = dict(zip(words[2::2], words[3::2], strict=True))
-            if b"epoch" in pairs:
-                channel = key[key.find(b"{") + 1 : key.find(b"}")]
-                self.journal.on_epoch(channel.decode(), pairs[b"epoch"].decode(), self._loop.now)
+            if b"epoch" in pairs and pairs.get(b"offset", b"").isdigit():
+                epoch, offset = pairs[b"epoch"].decode(), int(pairs[b"offset"])
+                self.journal.on_epoch(_channel_of(key), epoch, offset, self._loop.now, epoch_before)
         return reply
 
     def _evaluate(self, name: bytes, words: Sequence[bytes]) -> Any:
@@ -174,6 +180,8 @@ class RedisProcess:
             return _denied(b"PUBLISH", in_script=in_script, channel=True)
         if self.on_effect is not None:
             self.on_effect([b"PUBLISH", channel, payload])
+        if not in_script:
+            self.journal.on_published(channel.decode(), payload, self.run_id, self._loop.now)
         return self.announce(channel, payload)
 
     def announce(self, channel: bytes, payload: bytes) -> int:
@@ -183,6 +191,24 @@ class RedisProcess:
         for client in listeners:
             client.send(message)
         return len(listeners)
+
+
+def head_of(memory: Memory, channel: str) -> tuple[str, int]:
+    """Where a channel stands in a memory: epoch and offset; no epoch: nothing is known of it."""
+    meta = memory.values.get(b"{%b}:meta" % channel.encode())
+    if not isinstance(meta, dict) or b"epoch" not in meta or not meta.get(b"offset", b"").isdigit():
+        return "", 0
+    return meta[b"epoch"].decode("utf-8", "replace"), int(meta[b"offset"])
+
+
+def heads_of(memory: Memory) -> dict[str, tuple[str, int]]:
+    """The same of all channels."""
+    channels = [_channel_of(key) for key in memory.values if key.endswith(b":meta")]
+    return {channel: head_of(memory, channel) for channel in channels}
+
+
+def _channel_of(key: bytes) -> str:
+    return key[key.find(b"{") + 1 : key.find(b"}")].decode("utf-8", "replace")
 
 
 def _denied(name: bytes, *, in_script: bool, channel: bool = False) -> Failure:

@@ -21,13 +21,16 @@ from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watche
 from tests.simulation.books import Book, Entry, Place
 from tests.simulation.faults import Faults
 from tests.simulation.journal import Accepted, Journal
+from tests.simulation.live import LiveRules
 from tests.simulation.loop import Stuck, VirtualLoop, virtual
 from tests.simulation.lua import Scripts
 from tests.simulation.memory import Stream
 from tests.simulation.network import Link, Network
-from tests.simulation.oracle import Failure, Oracle
+from tests.simulation.oracle import Failure, Findings, Oracle, Truth
 from tests.simulation.redis import HOST, PORT, REPLICA_PORT, Redis, RedisProcess
-from tests.simulation.worlds import Client, Fault, World, draw
+from tests.simulation.stored import StoredRules
+from tests.simulation.troubles import REDIS, Troubles, source
+from tests.simulation.worlds import TYPES, Client, Fault, World, draw
 
 SETTLE_S: Final = 5.0
 """Seconds after the last fault in which everything must be green, caught up and live."""
@@ -36,7 +39,7 @@ IDLE_COMMANDS_PER_S: Final = 200
 """Commands of one hub to Redis while nothing happens: its probes, at most five a second, and its pings."""
 
 BLIND_S: Final = 5.0
-"""Seconds within which a hub that cannot reach Redis says so."""
+"""Seconds within which a hub that cannot reach Redis says so, whatever the settings are."""
 
 SNAPSHOT_S: Final = 0.5
 _SCRIPTS: Final = Scripts()
@@ -72,20 +75,31 @@ class Simulation:
         self.network = loop.network = Network(loop, self._random("network"))
         self.network.usual = Link(world.delays_s, splits=world.splits)
         self.network.windows = world.windows
+        self.network.narrow = lambda server: server != "redis"  # whose clients send scripts in little time
         self.journal = Journal()
         self.counts: Counter[str] = Counter()
         self.redis = Redis(self.network, _SCRIPTS, self.journal, self._random("redis"), world.node_entries)
         self.redis.output_limit = world.output_limit
         self.settings = _settings(world)
         self.faults = Faults(self)
-        self.oracle = Oracle(
+        self.troubles = Troubles()
+        self.told_s = _told_s(self.settings, world)
+        truth = Truth(
             self.journal,
+            self.troubles,
             is_stored=self._is_stored,
             in_charge=self._in_charge,
-            troubled=self.faults.troubled,
-            told_s=5.0,
+            silent_s=self._silent_s,
+            told_s=self.told_s,
+            beat_s=self.settings.hub.beat_interval_s,
+            ping_s=self.settings.hub.ping_interval_s,
+            idle_expire_s=self.settings.history.idle_expire_s,
             max_bytes=world.hub_max_bytes,
         )
+        findings = Findings()
+        rules = StoredRules if self.settings.history.enabled else LiveRules
+        self.oracle = Oracle(truth, rules(truth, findings), findings)
+        self._findings = findings
         self.hubs = {f"hub-{port}": HubActor(self, port) for port in world.hubs}
         self.producers = {each.name: ProducerActor(self, each) for each in world.producers}
         self.clients: dict[str, ClientActor] = {}
@@ -118,26 +132,69 @@ class Simulation:
 
     def on_readiness(self, port: int, status: int) -> None:
         """What a hub has just said of itself."""
+        hub = f"hub-{port}"
         self.counts[f"readiness {status}"] += 1
-        self.trace(f"hub-{port}", f"readiness {status}")
-        silent_s = self._watch_contact(f"hub-{port}")
-        if status == 200 and silent_s > BLIND_S:
+        self.trace(hub, f"readiness {status}")
+        if status == 200:
+            self.hubs[hub].has_been_ready()
+        if status == 200 and (silent_s := self._silent_s(hub)) > self.told_s:
             what = f"ready, and without Redis for {silent_s:.1f} s"
-            self.oracle.fail("ready although blind", self.loop.now, f"hub-{port}", what)
+            self.oracle.fail("ready although blind", self.loop.now, hub, what)
 
     def _runs(self, server: RedisProcess) -> bool:
         """Whether a process is not frozen; a slow one is stopped again and again, too."""
         return not server.process.stopped or self.loop.now - server.process.ran_at < SNAPSHOT_S
 
-    def _watch_contact(self, hub: str) -> float:
-        """For how many seconds a hub has been running and could not reach Redis."""
+    def watch_contacts(self) -> None:
+        """Which hubs can reach Redis may have changed."""
         now, server, replica = self.loop.now, self.redis.server, self.redis.replica
-        ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
-        up = server is not None and self._runs(server) and not any(way.blocked for way in ways)
-        up &= replica is None or self._runs(replica.server)
-        if up or self.hubs[hub].process.stopped or self.redis.older:
-            self._without_redis.pop(hub, None)
-        return now - self._without_redis.setdefault(hub, now)
+        for hub, actor in self.hubs.items():
+            ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
+            up = server is not None and self._runs(server) and not any(way.blocked for way in ways)
+            up &= replica is None or self._runs(replica.server)
+            if up or actor.process.stopped or not actor.process.alive or self.redis.older:
+                self._without_redis.pop(hub, None)
+            else:
+                self._without_redis.setdefault(hub, now)
+
+    def _silent_s(self, hub: str) -> float:
+        """For how many seconds a hub has been running, and could not reach Redis."""
+        return self.loop.now - self._without_redis.get(hub, self.loop.now)
+
+    def refuses_rights(self, within_s: float) -> bool:
+        """Whether Redis has refused somebody something by its rights."""
+        return self.troubles.any([REDIS], self.loop.now, within_s, ("redis_deny",))
+
+    def expect_notice(self) -> None:
+        """Redis' memory went back without a restart: a hub that has seen more notices in a round of its probe."""
+        now, seen = self.loop.now, dict[str, set[tuple[str, Place]]]()
+        for actor in self.clients.values():
+            book = actor.book
+            for channel, place in book.at.items():
+                if place is not None and actor.is_connected:
+                    seen.setdefault(channel, set()).add((book.hub, place))
+        heads = self.journal.losses[-1].heads
+        for channel, places in seen.items():
+            epoch, offset = heads.get(channel, ("", 0))
+            for hub, place in sorted(places):
+                if place.epoch == epoch and place.offset > offset:
+                    self.loop.call_outside(now + self._notice_s, self._judge_notice, channel, hub, place, now)
+
+    @property
+    def _notice_s(self) -> float:
+        """Seconds within which a hub notices that memory went back: a round of its probe, and what it takes."""
+        return self.settings.hub.prove_interval_s + 20 * self.world.delays_s[1] + 0.5
+
+    def _judge_notice(self, channel: str, hub: str, place: Place, went_back_at: float) -> None:
+        spans = self.journal.epochs[channel].values()
+        within_s = self.loop.now - went_back_at - 1e-6
+        others = [trouble for trouble in self.troubles.noted if trouble.kind != "redis_set_back"]
+        if any(span.at >= went_back_at for span in spans) or Troubles(others).any(
+            source(hub), self.loop.now, within_s + 3
+        ):
+            return
+        what = f"{channel}: it had given {place}"
+        self.oracle.fail("memory went back, unnoticed", self.loop.now, hub, what)
 
     def on_statistics(self, port: int, stats: dict[str, Any]) -> None:
         """Of one hub, up to now: what it has reached, and what it holds."""
@@ -150,11 +207,13 @@ class Simulation:
 
     def note_published(self, who: str, channel: str, event_id: str, place: Place | None) -> None:
         """The answer to a publisher: if it has a position, the journal knows it."""
-        self.counts["published" if place is not None else "not known whether published"] += 1
+        self.counts["published"] += 1
         if place is not None:
             known = self.journal.at[channel, place.epoch, place.offset]
-            if not any(each.event_id == event_id for each in known):
-                self.oracle.fail("answered, but not stored", self.loop.now, who, f"{place}")
+        else:
+            known = self.journal.published[channel]
+        if not any(each.event_id == event_id for each in known):
+            self.oracle.fail("answered, but not taken", self.loop.now, who, f"{event_id} at {place}")
 
     def _is_stored(self, event: Accepted) -> bool:
         """Whether an event is in the log of the Redis in charge."""
@@ -188,7 +247,7 @@ class Simulation:
         for said in loop.errors:
             self.oracle.fail("an error nobody has handled", loop.now, "loop", said)
         self._count()
-        counts = self.counts + self.oracle.counts
+        counts = self.counts + self._findings.counts
         counts["stuck"] += stuck is not None
         self.trace("end", f"{len(self.oracle.failures)} failures, {loop.callbacks} callbacks")
         lines = self._lines or []
@@ -196,10 +255,13 @@ class Simulation:
 
     def _count(self) -> None:
         self.counts["seeds"] = 1
-        self.counts["events"] = sum(map(len, self.journal.accepted.values()))
-        self.counts["epochs"] = len(self.journal.begun)
-        per_channel = Counter(channel for channel, _ in self.journal.begun)
-        self.counts["epochs over 16"] = sum(max(0, count - 16) for count in per_channel.values())
+        journal = self.journal
+        self.counts["events"] = sum(map(len, (*journal.accepted.values(), *journal.published.values())))
+        self.counts["events not stored"] = sum(map(len, journal.published.values()))
+        self.counts["events at one position"] = sum(map(len, journal.doubled.values()))
+        self.counts["epochs"] = sum(map(len, journal.epochs.values()))
+        for many in (16, 64):
+            self.counts[f"epochs over {many}"] = sum(max(0, len(each) - many) for each in journal.epochs.values())
         self.counts["trimmed"] = len(self.journal.removed)
         self.counts["virtual seconds"] = int(self.loop.now)
         self.counts["callbacks"] = self.loop.callbacks
@@ -230,12 +292,13 @@ class Simulation:
 
     def _happen(self, fault: Fault) -> None:
         self.trace("fault", fault)
+        self.watch_contacts()
         self.faults.happen(fault)
+        self.watch_contacts()
 
     def _take_snapshots(self) -> None:
         self.redis.snapshot()
-        for hub in self.hubs:
-            self._watch_contact(hub)
+        self.watch_contacts()
         for client in self.clients.values():
             client.watch_staleness()
         self.loop.call_outside(self.loop.now + SNAPSHOT_S, self._take_snapshots)
@@ -272,10 +335,11 @@ class Simulation:
 
     def _end(self, last: dict[tuple[str, str], str], commands: int) -> None:
         now = self.loop.now
-        for actor in self.clients.values():
-            wanted = actor.book.wanted or "SERVER_DOWN"
-            ids = {channel: last.get((channel, wanted), "") for channel in self.world.channels}
-            self.oracle.at_the_end([actor.book], ids, self._last_sent_at, now)
+        ids = {
+            wanted: {channel: last.get((channel, wanted or TYPES[0]), "") for channel in self.world.channels}
+            for wanted in ("", *TYPES)
+        }
+        self.oracle.at_the_end([actor.book for actor in self.clients.values()], ids, self._last_sent_at, now)
         commands = sum(self.redis.counts.values()) - commands
         if commands > IDLE_COMMANDS_PER_S * len(self.hubs):
             self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")
@@ -283,6 +347,12 @@ class Simulation:
             if status != 200:
                 self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")
         self._over.set_result(None)
+
+
+def _told_s(settings: Settings, world: World) -> float:
+    """Seconds within which a hub that cannot reach Redis says so: until its next probe, and what that may take."""
+    late_s = 4 * world.delays_s[1] + (2 * world.pauses[1] if world.pauses else 0.0) + 0.3
+    return min(BLIND_S, settings.hub.prove_interval_s + settings.redis.silence_timeout_s + late_s)
 
 
 def _settings(world: World) -> Settings:

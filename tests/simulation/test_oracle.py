@@ -1,0 +1,363 @@
+"""The oracle finds each broken promise in made-up books, and none in those of a sound system."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.simulation.books import (
+    Beaten,
+    Blind,
+    Book,
+    Closed,
+    Connected,
+    Entry,
+    Given,
+    Place,
+    Refused,
+    Told,
+    Welcomed,
+)
+from tests.simulation.journal import Journal, Loss
+from tests.simulation.live import LiveRules
+from tests.simulation.oracle import Findings, Oracle, Truth
+from tests.simulation.stored import StoredRules
+from tests.simulation.troubles import Troubles
+
+CHANNEL = "c"
+EPOCHS = {letter: f"T00000000{number}000000" for number, letter in enumerate("abx", 1)}
+NOW = 20.0
+
+
+def place(text: str) -> Place:
+    """Epoch and offset, such as `a5`; one that is not listed is called by its letter."""
+    return Place(EPOCHS.get(text[0], text[0]), int(text[1:]))
+
+
+def payload(text: str, event_id: str = "", size: int = 0) -> bytes:
+    epoch, offset = place(text)
+    labels = {"event_type": "t", "source": "s", "severity": "info"}
+    fields = {"channel": CHANNEL, "epoch": epoch, "offset": offset, "event_id": event_id or text, **labels}
+    return json.dumps({**fields, "data": "x" * size}).encode()
+
+
+class Case:
+    """A channel with the events a1 to a5 and then b6 to b9, and one client, which comes with `since` a1."""
+
+    def __init__(self, kind: str = "v1", since: str | None = "a1", stores: bool = True, at: float = NOW) -> None:
+        self.journal = Journal()
+        self.troubles = Troubles()
+        self.stored = set[str]()
+        self.silent_s = 0.0
+        self.findings = Findings()
+        for now, text in enumerate(["a1", "a2", "a3", "a4", "a5", "b6", "b7", "b8", "b9"]):
+            if stores:
+                self.journal.on_stored(payload(text), "run", float(now))
+            else:
+                event = {"event_id": text, "event_type": "t", "source": "s"}
+                self.journal.on_published(CHANNEL, json.dumps(event).encode(), "run", float(now))
+        truth = Truth(
+            self.journal,
+            self.troubles,
+            is_stored=lambda accepted: accepted.event_id in self.stored,
+            in_charge=lambda: "run",
+            silent_s=lambda hub: self.silent_s,
+            told_s=5.0,
+            beat_s=1.0,
+            ping_s=5.0,
+            idle_expire_s=60,
+            max_bytes=1000,
+        )
+        rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
+        self.oracle = Oracle(truth, rules, self.findings)
+        self.book = Book("client", kind, {CHANNEL: None})
+        self.book.listener = self.oracle.on_entry
+        self.note(Connected("hub", {CHANNEL: place(since) if since else None}), at=at)
+
+    def note(self, *entries: Entry, at: float = NOW) -> None:
+        for entry in entries:
+            self.book.note(at, entry)
+
+    @property
+    def rules(self) -> list[str]:
+        return [failure.rule for failure in self.findings.failures]
+
+
+def given(*texts: str) -> list[Entry]:
+    return [Given(CHANNEL, place(text), text) for text in texts]
+
+
+def gap(cause: str, first: str, last: int | None, position: str) -> Entry:
+    return Told(CHANNEL, cause, *place(first), last, place(position))
+
+
+def welcome(at: str, recovered: bool | None) -> Entry:
+    return Welcomed(CHANNEL, place(at), recovered)
+
+
+def beat(at: str) -> Entry:
+    return Beaten(CHANNEL, place(at))
+
+
+ALL_OF_A = given("a2", "a3", "a4", "a5")
+TO_B = gap("redis_restarted", "a6", None, "b5")
+TWICE = "two gaps without end in one epoch"
+UNKNOWN = "position_unknown"
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([*ALL_OF_A, TO_B, *given("b6")], []),
+        ([welcome("a1", True), *given("a2"), beat("a2")], []),
+        (given("a2", "a4"), ["lost, untold"]),
+        (given("a2", "a2"), ["given twice"]),
+        (given("a2", "a3", "a4", "a3"), ["given twice"]),
+        ([*given("a2", "a3", "a4"), Given(CHANNEL, place("a1"), "a1")], ["out of order"]),
+        (given("a2", "b6"), ["another epoch, untold"]),
+        ([*ALL_OF_A, *given("a6")], ["never accepted"]),
+        ([gap("expired", "a2", 3, "a3"), *given("a4")], ["expired, but never left the log"]),
+        ([*ALL_OF_A, gap("expired", "a6", 7, "a7")], ["expired, but was never accepted"]),
+        ([*given("a2"), gap("redis_restarted", "a3", None, "a4")], ["no epoch has begun between"]),
+        ([*given("a2"), gap("redis_restarted", "a3", None, "x4")], ["a gap to nowhere"]),
+        ([*given("a2"), gap("redis_restarted", "a3", None, "b99")], ["a gap to nowhere"]),
+        ([*ALL_OF_A, TO_B, TO_B], ["another epoch, untold", TWICE]),
+        ([*given("a2"), gap("expired", "a2", 2, "a2")], ["told from before its place", "told although given"]),
+        ([*given("a2"), gap("refused", "a3", 3, "a3")], ["refused, but sound"]),
+        ([*given("a2"), gap("redis_link_lost", "a3", 3, "a3")], ["redis_link_lost although there is history"]),
+        ([*given("a2"), gap("unexplained", "a3", 3, "a3")], ["unexplained"]),
+        ([Told(CHANNEL, "expired", None, None, None, None)], ["a gap without numbers"]),
+        ([beat("a3")], ["lost, untold"]),
+        ([Beaten(CHANNEL, None)], ["a heartbeat without a position"]),
+        ([welcome("a1", False), *given("a2")], ["recovered false, and no gap first"]),
+        ([welcome("a1", False), beat("a1")], ["recovered false, and no gap first"]),
+        ([welcome("a2", True)], ["recovered, but elsewhere"]),
+        ([welcome("a1", None)], ["since without recovered"]),
+        ([gap(UNKNOWN, "a2", None, "b9")], ["position_unknown, but it was given"]),
+        ([gap(UNKNOWN, "a3", None, "b9")], ["lost, untold", "position_unknown, but not its since"]),
+        ([Given(CHANNEL, None, "a2")], ["an event without a position"]),
+    ],
+)  # fmt: skip
+def test_a_broken_promise_is_found(entries: list[Entry], expected: list[str]) -> None:
+    case = Case()
+    case.note(*entries)
+    assert case.rules == expected
+
+
+def test_a_position_beyond_the_head_is_unknown() -> None:
+    case = Case(since="b99")
+    case.note(welcome("b99", False), gap(UNKNOWN, "b100", None, "b9"))
+    assert case.rules == []
+
+
+def test_a_position_of_a_memory_that_is_gone_may_be_unknown() -> None:
+    case = Case(since="a4")
+    case.journal.losses.append(Loss(10.0, {CHANNEL: (EPOCHS["a"], 3)}))
+    case.note(welcome("a4", False), gap(UNKNOWN, "a5", None, "a3"))
+    assert case.rules == []
+
+
+def test_an_unknown_position_is_no_reason_to_lose_what_lies_after_the_head() -> None:
+    case = Case(since="b7")
+    case.note(welcome("b7", False), gap(UNKNOWN, "b8", None, "b9"))
+    assert case.rules == ["position_unknown, but it was given", "position_unknown, but the channel is further"]
+
+
+def test_what_has_left_the_log_may_be_told_as_expired() -> None:
+    case = Case()
+    case.journal.on_removed([((n, 0), [b"e", payload(f"a{n}")]) for n in (2, 3)], 10.0)
+    case.note(gap("expired", "a2", 3, "a3"), *given("a4"))
+    assert case.rules == []
+
+
+def test_what_is_back_in_the_log_must_not_be_told_as_expired() -> None:
+    case = Case()
+    case.journal.on_removed([((2, 0), [b"e", payload("a2")])], 3.0)
+    case.stored = {"a2"}
+    case.note(gap("expired", "a2", 2, "a2"))
+    assert case.rules == ["expired, but it is stored"]
+
+
+@pytest.mark.parametrize("stored", ["a3", "b6"])
+def test_what_is_stored_must_be_given_and_not_told(stored: str) -> None:
+    case = Case()
+    case.stored = {stored}
+    case.note(*given("a2"), gap("redis_restarted", "a3", None, "b6"))
+    assert case.rules == ["told, but it could be given"]
+
+
+def test_what_is_too_large_may_be_refused() -> None:
+    case = Case(since="b9")
+    case.journal.on_stored(payload("b10", size=2000), "run", 9.0)
+    case.note(gap("refused", "b10", 10, "b10"))
+    assert case.rules == []
+
+
+@pytest.mark.parametrize("told_again", [True, False])
+def test_another_event_at_a_position_must_be_told(told_again: bool) -> None:
+    """Memory was set back, and somebody who had seen nothing of it has published."""
+    case = Case(since="b5", at=5.0)
+    case.note(*given("b6", "b7", "b8", "b9"), at=9.0)
+    case.journal.on_stored(payload("b9", "other"), "run", 10.0)
+    if told_again:
+        case.journal.on_stored(payload("x10"), "run", 11.0)
+        case.note(gap("redis_restarted", "b10", None, "x9"), *given("x10"))
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == ([] if told_again else ["another event at its position, untold"])
+
+
+def test_who_lacks_the_last_event_is_not_caught_up_at_the_end() -> None:
+    case = Case()
+    case.note(*ALL_OF_A)
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == ["not caught up at the end"]
+
+
+def test_an_epoch_is_not_named_before_the_one_that_redis_knew() -> None:
+    case = Case()
+    case.journal.on_epoch(CHANNEL, "T000000000000000", 9, 10.0, before=EPOCHS["b"])
+    case.oracle.at_the_end([], {}, 8.0, NOW)
+    assert case.rules == ["an epoch named before another one"]
+
+
+# Heartbeats, and being blind
+
+
+def test_who_gets_heartbeats_has_what_redis_had_a_while_ago() -> None:
+    case = Case(since="b7")
+    case.note(welcome("b7", True), at=9.0)
+    case.note(beat("b7"))
+    assert case.rules == ["a heartbeat although blind"]
+
+
+def test_who_has_just_been_welcomed_catches_up() -> None:
+    case = Case(since="b7")
+    case.note(welcome("b7", True), at=NOW - 1)
+    case.note(beat("b7"))
+    assert case.rules == []
+
+
+def test_a_hub_without_redis_sends_no_heartbeats() -> None:
+    case = Case(since="b9")
+    case.silent_s = 6.0
+    case.note(welcome("b9", True), beat("b9"))
+    assert case.rules == ["a heartbeat without Redis"]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("redis_freeze", []), ("", ["stale without a cause"])])
+def test_nobody_is_stale_without_a_cause(kind: str, expected: list[str]) -> None:
+    case = Case()
+    if kind:
+        case.troubles.note(kind, ["redis"], NOW - 4, NOW - 1)
+    case.note(Blind(True))
+    assert case.rules == expected
+
+
+def test_who_hears_of_one_channel_hears_of_the_others() -> None:
+    case = Case(since="b9")
+    case.book.channels["d"] = None
+    case.note(Connected("hub", {CHANNEL: place("b9"), "d": None}), at=9.0)
+    case.note(welcome("b9", True), at=9.0)
+    case.note(beat("b9"))
+    assert case.rules == ["no word of a channel"]
+
+
+# Connections
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "part", "excused"),
+    [
+        (Closed(4008, ""), "throttle", ["client", "hub"], True),
+        (Closed(4008, ""), "redis_restart", ["redis"], False),
+        (Closed(4010, ""), "redis_deny", ["redis"], True),
+        (Closed(4010, ""), "redis_restart", ["redis"], False),
+        (Closed(1011, ""), "black_hole", ["client", "hub"], True),
+        (Closed(1011, ""), "redis_freeze", ["redis"], False),
+        (Closed(1012, ""), "hub_drain", ["hub"], True),
+        (Closed(1012, ""), "hub_freeze", ["hub"], False),
+        (Closed(1006, ""), "cut", ["client", "hub"], True),
+        (Closed(1006, ""), "cut", ["hub", "redis"], False),
+        (Closed(1000, ""), "cut", ["client", "hub"], False),
+        (Refused(0), "hub_kill", ["hub"], True),
+        (Refused(0), "hub_kill", ["another hub"], False),
+        (Refused(503), "hub_drain", ["hub"], True),
+        (Refused(503), "redis_restart", ["redis"], False),
+        (Refused(400), "hub_drain", ["hub"], False),
+        (Told(CHANNEL, "shed", *place("a2"), 2, place("a2")), "throttle", ["client", "hub"], True),
+        (Told(CHANNEL, "shed", *place("a2"), 2, place("a2")), "redis_freeze", ["redis"], False),
+    ],
+)  # fmt: skip
+def test_the_end_of_a_connection_has_its_cause(entry: Entry, kind: str, part: list[str], excused: bool) -> None:
+    case = Case()
+    case.troubles.note(kind, part, NOW - 2, NOW - 1)
+    case.note(entry)
+    assert (case.rules == []) is excused
+    assert len(case.rules) < 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "stored", "excused"),
+    [
+        (["a2", "a3", "a4", "a5"], (), True),  # b has begun
+        (["a2"], (), True),  # a3 is gone
+        (["a2"], ("a3", "a4", "a5"), False),
+        (["a2"], ("a3",), False),  # a3 should have been given first
+    ],
+)
+def test_a_plain_client_is_closed_right_before_what_cannot_be_given(
+    texts: list[str], stored: tuple[str, ...], excused: bool
+) -> None:
+    case = Case(kind="plain")
+    case.stored = set(stored)
+    case.note(*given(*texts), Closed(4009, ""))
+    assert case.rules == ([] if excused else ["4009 without a cause"])
+
+
+def test_nobody_else_is_closed_so() -> None:
+    case = Case()
+    case.note(*ALL_OF_A, Closed(4009, ""))
+    assert case.rules == ["4009 for a client with gaps"]
+
+
+# Where events are not stored
+
+
+def live(*texts: str) -> list[Entry]:
+    return [Given(CHANNEL, None, text) for text in texts]
+
+
+LINK_LOST = Told(CHANNEL, "redis_link_lost", None, None, None, None)
+CAME_AGAIN = Connected("hub", {CHANNEL: None})
+LIVE = Welcomed(CHANNEL, None, None)
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ([LIVE, *live("a1", "a2", "a3")], []),
+        ([LIVE, *live("a3", "a4")], []),
+        (live("a1", "a3"), ["lost, untold"]),
+        ([*live("a1"), CAME_AGAIN, LIVE, *live("a3")], []),
+        (live("a1", "a1"), ["given twice"]),
+        (live("a2", "a1"), ["out of order"]),
+        (live("z1"), ["never published"]),
+        ([*live("a1"), LINK_LOST, *live("a3")], ["redis_link_lost without a cause"]),
+        ([Given(CHANNEL, place("a1"), "a1")], ["a position without history"]),
+        ([Welcomed(CHANNEL, None, True)], ["recovered without history"]),
+        ([gap("expired", "a2", 2, "a2")], ["a gap with numbers, without history", "expired without a cause"]),
+        ([*live("a1"), Beaten(CHANNEL, None)], ["a heartbeat although blind"]),
+    ],
+)  # fmt: skip
+def test_without_history_a_loss_is_told_too(entries: list[Entry], expected: list[str]) -> None:
+    case = Case(since=None, stores=False)
+    case.note(*entries)
+    assert case.rules == expected
+
+
+def test_without_history_a_lost_link_is_a_cause() -> None:
+    case = Case(since=None, stores=False)
+    case.troubles.note("cut", ["hub", "redis"], NOW - 5, NOW - 4)
+    case.note(*live("a1"), LINK_LOST, *live("a3"))
+    assert case.rules == []
