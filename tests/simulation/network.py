@@ -153,6 +153,11 @@ class Endpoint(asyncio.Transport):
         self._closing = False
         self._eof = False
 
+    @property
+    def peer_name(self) -> str:
+        """The name of the process at the other end."""
+        return self.out._receiver.process.name
+
     # asyncio.Transport
 
     def get_protocol(self) -> Any:

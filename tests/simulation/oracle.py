@@ -227,10 +227,20 @@ class Oracle:
         if not entry.blind or not book.steady:
             return
         # While what is refused is looked up in the log, there is no proof, and no heartbeat.
-        refuses = any(isinstance(each, Told) and each.cause == "refused" for _, each in book.entries[-20:])
+        within_s = 3 * self._truth.beat_s + self._truth.told_s + 3
+        refuses = any(self._is_refused_since(channel, now - within_s) for channel in book.channels)
         parts = [*way(book.client, book.hub), *source(book.hub)]
-        if not refuses and not self._troubles.any(parts, now, 3 * self._truth.beat_s + self._truth.told_s + 3):
+        if not refuses and not self._troubles.any(parts, now, within_s):
             self.fail("stale without a cause", now, book.client, f"{entry}")
+
+    def _is_refused_since(self, channel: str, then: float) -> bool:
+        """Whether events that hubs refuse have come lately."""
+        for event in reversed(self._truth.journal.accepted[channel]):
+            if event.at < then:
+                return False
+            if event.size > self._truth.max_bytes:
+                return True
+        return False
 
     def at_the_end(self, books: list[Book], last: dict[str, dict[str, str]], sent_at: float, now: float) -> None:
         """After the last fault.

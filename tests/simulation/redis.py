@@ -50,6 +50,7 @@ class RedisProcess:
         out_of_memory: Whether commands that may grow memory are refused.
         denied: Names of commands, and of channels to publish or subscribe to, that are refused.
         output_limit: Bytes that may wait for a client that subscribes; then it is cut.
+        on_cut: Called with the name of the process to which that has happened.
         on_effect: Called with each command that has changed something, and each publish: for a replica.
         master: Whether it takes writes.
     """
@@ -65,6 +66,7 @@ class RedisProcess:
         self.denied: set[bytes] = set()
         self.output_limit = 2**20
         self.counts: Counter[str] = Counter()
+        self.on_cut: Callable[[str], object] = lambda peer: None
         self.subscribers: dict[bytes, dict[_Client, None]] = {}
         self.master = True
         self.on_effect: Callable[[list[bytes]], None] | None = None
@@ -258,6 +260,7 @@ class _Client(asyncio.Protocol):
         self._transport.write(data)
         if self._channels and self._transport.get_write_buffer_size() > self._server.output_limit:
             self._server.counts["output limit"] += 1
+            self._server.on_cut(self._transport.peer_name)
             self._transport.abort()
 
     def _answer(self, words: list[bytes]) -> Iterable[Any]:
@@ -340,6 +343,7 @@ class Redis:
         server: The process at the address; None: there is none.
         older: Processes that were replaced, and still serve their connections.
         snapshots: Earlier memories with their loop time.
+        on_cut: See `RedisProcess`.
         replica: Follows the process at the address; None: there is none.
         clock_s: By how much the wall clock of its host is wrong, in seconds.
     """
@@ -353,6 +357,7 @@ class Redis:
         self.clock_s = 0.0
         self.output_limit = 2**20
         self.counts: Counter[str] = Counter()
+        self.on_cut: Callable[[str], object] = lambda peer: None
         self._network = network
         self._scripts = scripts
         self._journal = journal
@@ -369,7 +374,7 @@ class Redis:
         run_id = self._chance.randbytes(20).hex()
         self.server = RedisProcess(process, self._network, memory, self._scripts, self._journal, run_id)
         self.server.output_limit = self.output_limit
-        self.server.counts = self.counts
+        self.server.counts, self.server.on_cut = self.counts, self.on_cut
         self.server.listen()
         if self.replica is not None:
             self.replica.follow(self.server)
@@ -380,7 +385,7 @@ class Redis:
         process = Process("redis", self._network.loop)
         run_id = self._chance.randbytes(20).hex()
         server = RedisProcess(process, self._network, Memory(), self._scripts, Journal(), run_id)
-        server.output_limit, server.counts = self.output_limit, self.counts
+        server.output_limit, server.counts, server.on_cut = self.output_limit, self.counts, self.on_cut
         server.listen(HOST, REPLICA_PORT)
         self.replica = Replica(server, self._network.loop, self._chance, longest_lag_s)
 

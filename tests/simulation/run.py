@@ -84,6 +84,7 @@ class Simulation:
         self.faults = Faults(self)
         self.troubles = Troubles()
         self.told_s = _told_s(self.settings, world)
+        self.redis.on_cut = self._on_cut
         truth = Truth(
             self.journal,
             self.troubles,
@@ -160,6 +161,10 @@ class Simulation:
     def _silent_s(self, hub: str) -> float:
         """For how many seconds a hub has been running, and could not reach Redis."""
         return self.loop.now - self._without_redis.get(hub, self.loop.now)
+
+    def _on_cut(self, peer: str) -> None:
+        """Redis has cut a connection for which it had too much."""
+        self.troubles.note("output_limit", [peer, "redis"], self.loop.now, self.loop.now)
 
     def refuses_rights(self, within_s: float) -> bool:
         """Whether Redis has refused somebody something by its rights."""

@@ -222,6 +222,9 @@ class StoredRules:
                 return
             if gap.cause == "expired" and not self._has_expired(book, gap, place, now):
                 return
+            if gap.cause == "redis_restarted" and not self._journal.may_be_lost(gap.channel, *place, now):
+                self._fail("lost with its memory, but that is there", now, book.client, f"{place}: {gap}")
+                return
             if gap.cause == "refused" and not any(map(self._too_large, self._journal.at[gap.channel, *place])):
                 self._fail("refused, but sound", now, book.client, f"{place}: {gap}")
                 return

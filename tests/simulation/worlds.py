@@ -156,7 +156,7 @@ def draw(seed: int) -> World:
     tables: dict[str, dict[str, Any]] = {
         "history": {
             "max_events": chance.choice((4, 8, 20, 60, 200, 10_000)),
-            "idle_expire_s": chance.choice((2, 5, 30, 3600, 86_400)),
+            "idle_expire_s": chance.choice((10, 30, 3600, 86_400)),
             "dedupe_s": dedupe_s,
         },
         "redis": {
