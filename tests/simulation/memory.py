@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 StreamId = tuple[int, int]
+Entry = tuple[StreamId, list[bytes]]
 
 WRONGTYPE: Final = "WRONGTYPE Operation against a key holding the wrong kind of value"
 
@@ -40,7 +41,7 @@ class Stream:
         last_id: The highest id there ever was.
     """
 
-    entries: list[tuple[StreamId, list[bytes]]] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     nodes: list[list[StreamId]] = field(default_factory=list)
     last_id: StreamId = (0, 0)
     added: int = 0
@@ -66,6 +67,7 @@ class Memory:
         now_ms: The time of the command that is run, in milliseconds since 1970; set before each.
         node_entries: stream-node-max-entries: `MAXLEN ~` removes whole nodes only.
         on_removed: Called with each key that is removed, and its value; a copy has none.
+        on_entries_removed: Called with the entries that have left a stream that stays; a copy has none.
     """
 
     values: dict[bytes, Value] = field(default_factory=dict)
@@ -73,13 +75,14 @@ class Memory:
     now_ms: int = 0
     node_entries: int = 100
     on_removed: Callable[[bytes, Value], None] | None = None
+    on_entries_removed: Callable[[list[Entry]], None] | None = None
 
     def copy(self) -> Memory:
         values = {
             key: value if isinstance(value, bytes) else dict(value) if isinstance(value, dict) else value.copy()
             for key, value in self.values.items()
         }
-        return replace(self, values=values, expires=dict(self.expires), on_removed=None)
+        return replace(self, values=values, expires=dict(self.expires), on_removed=None, on_entries_removed=None)
 
     def get(self, key: bytes) -> Value | None:
         """A value that has not expired."""
@@ -258,8 +261,8 @@ def xadd(memory: Memory, key: bytes, *words: bytes) -> bytes:
     if not stream.nodes or len(stream.nodes[-1]) >= memory.node_entries:
         stream.nodes.append([])
     stream.nodes[-1].append(id_)
-    if most is not None:
-        _trim(stream, most, exactly=exactly)
+    if most is not None and (trimmed := _trim(stream, most, exactly=exactly)):
+        _note_removed(memory, trimmed)
     return b"%d-%d" % id_
 
 
@@ -274,23 +277,35 @@ def _read_trimming(words: list[bytes]) -> tuple[int | None, bool]:
     return _integer(words.pop(0)), exactly
 
 
-def _trim(stream: Stream, most: int, *, exactly: bool) -> None:
+def _trim(stream: Stream, most: int, *, exactly: bool) -> list[Entry]:
+    """Remove the oldest; what was removed."""
+    removed: list[Entry] = []
     while len(stream.entries) > most:
         alive = stream.at(stream.nodes[0][-1]) + 1  # those of the first node
         if len(stream.entries) - alive >= most:
+            removed += stream.entries[:alive]
             del stream.entries[:alive], stream.nodes[0]
         elif exactly:
+            removed += stream.entries[: len(stream.entries) - most]
             del stream.entries[: len(stream.entries) - most]
         else:
             break
+    return removed
 
 
-def xrange_(memory: Memory, key: bytes, start: bytes, end: bytes, *options: bytes) -> list[Any]:
+def _note_removed(memory: Memory, entries: list[Entry]) -> None:
+    if memory.on_entries_removed is not None:
+        memory.on_entries_removed(entries)
+
+
+def xrange_(memory: Memory, key: bytes, start: bytes, end: bytes, *options: bytes) -> list[Any] | None:
     first, last = _bound(start, last=False), _bound(end, last=True)
     count = _integer(options[1]) if options else 2**63
     stream = _stream(memory, key)
     if stream is None:
         return []
+    if count <= 0:
+        return None
     at, listed = stream.at(first), list[Any]()
     while at < len(stream.entries) and len(listed) < count and stream.entries[at][0] <= last:
         id_, fields = stream.entries[at]
@@ -299,9 +314,12 @@ def xrange_(memory: Memory, key: bytes, start: bytes, end: bytes, *options: byte
     return listed
 
 
-def xrevrange(memory: Memory, key: bytes, end: bytes, start: bytes, *options: bytes) -> list[Any]:
-    listed = xrange_(memory, key, start, end)[::-1]
-    return listed[: _integer(options[1])] if options else listed
+def xrevrange(memory: Memory, key: bytes, end: bytes, start: bytes, *options: bytes) -> list[Any] | None:
+    listed = (xrange_(memory, key, start, end) or [])[::-1]
+    if not options or _stream(memory, key) is None:
+        return listed
+    count = _integer(options[1])
+    return listed[:count] if count > 0 else None
 
 
 def xlen(memory: Memory, key: bytes) -> int:
@@ -310,15 +328,15 @@ def xlen(memory: Memory, key: bytes) -> int:
 
 
 def xdel(memory: Memory, key: bytes, *ids: bytes) -> int:
-    stream, removed = _stream(memory, key), 0
+    stream, removed = _stream(memory, key), list[Entry]()
     if stream is None:
         return 0
     for id_ in [read_id(each) for each in ids]:
         at = stream.at(id_)
         if at < len(stream.entries) and stream.entries[at][0] == id_:
-            del stream.entries[at]
-            removed += 1
-    return removed
+            removed.append(stream.entries.pop(at))
+    _note_removed(memory, removed)
+    return len(removed)
 
 
 def xsetid(memory: Memory, key: bytes, new: bytes, *options: bytes) -> Status:

@@ -58,10 +58,7 @@ class Direction:
         self._ends = False
         self._ended = False
         self.waiting = bytearray()
-
-    @property
-    def link(self) -> Link:
-        return self._network.link(self._sender.process.name, self._receiver.process.name)
+        self.link = network.link(sender.process.name, receiver.process.name)
 
     def end(self) -> None:
         """After what is waiting there is nothing more."""
@@ -93,9 +90,9 @@ class Direction:
         self._sender.on_written()
 
     def _arrive_later(self, data: bytes, transfer_s: float) -> None:
-        loop, link = self._network.loop, self.link
-        self._free_at = max(self._free_at, loop.now) + transfer_s
-        self._free_at = max(self._free_at, loop.now + transfer_s + self._network.chance.uniform(*link.delay_s))
+        loop, (shortest_s, longest_s) = self._network.loop, self.link.delay_s
+        delay_s = shortest_s + (longest_s - shortest_s) * self._network.chance.random()
+        self._free_at = max(self._free_at, loop.now + delay_s) + transfer_s
         self._on_the_way.append(data)
         loop.call_at(self._free_at, self._arrive, self._hurries, context=self._receiver.context)
 

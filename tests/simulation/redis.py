@@ -14,7 +14,7 @@ import hiredis
 from tests.simulation.journal import Journal, Loss
 from tests.simulation.loop import EPOCH_S, VirtualLoop
 from tests.simulation.lua import Scripts
-from tests.simulation.memory import COMMANDS, OK, Failure, Memory, Status, Stream, run
+from tests.simulation.memory import COMMANDS, OK, Entry, Failure, Memory, Status, run
 from tests.simulation.network import Network
 from tests.simulation.process import Process
 
@@ -73,9 +73,15 @@ class RedisProcess:
         self._scripts = scripts
         self._loop: VirtualLoop = network.loop
         self._loaded: set[str] = set()
-        self._evicts = False
+        self._evicts = self._withdraws = False
         self._network = network
-        memory.on_removed = self._on_removed
+        self._watch(memory)
+
+    def _watch(self, memory: Memory) -> None:
+        memory.on_removed, memory.on_entries_removed = self._on_removed, self._on_entries_removed
+
+    def _on_entries_removed(self, entries: list[Entry]) -> None:
+        self.journal.on_removed(entries, self._loop.now, withdrawn=self._withdraws)
 
     def listen(self, host: str = HOST, port: int = PORT) -> None:
         """Take connections from now on."""
@@ -83,7 +89,7 @@ class RedisProcess:
 
     def set_back(self, memory: Memory) -> None:
         """Have another memory, as the same process."""
-        memory.on_removed = self._on_removed
+        self._watch(memory)
         self.memory = memory
 
     def evict(self, key: bytes) -> None:
@@ -130,20 +136,13 @@ class RedisProcess:
         """Run a command that changes something, and tell the journal."""
         key = words[1]
         is_log, is_meta = key.endswith(b":log"), key.endswith(b":meta")
-        stream = self.memory.values.get(key) if is_log else None
-        before = list(stream.entries) if isinstance(stream, Stream) else []
+        self._withdraws = name == b"XDEL"
         epoch_before = head_of(self.memory, _channel_of(key))[0] if is_meta else ""
         reply = run(self.memory, COMMANDS[name], name, words[1:])
         if self.on_effect is not None and not isinstance(reply, Failure):
             self.on_effect(list(words))
-        if is_log and not isinstance(reply, Failure) and name in (b"XADD", b"XDEL"):
-            stream = self.memory.values[key]
-            assert isinstance(stream, Stream)
-            if name == b"XADD":
-                self.journal.on_stored(stream.entries[-1][1][1], self.run_id, self._loop.now)
-            first = stream.entries[0][0] if stream.entries else (2**63, 0)
-            gone = [entry for entry in before if entry[0] < first]
-            self.journal.on_removed(gone, self._loop.now, withdrawn=name == b"XDEL")
+        if is_log and not isinstance(reply, Failure) and name == b"XADD":
+            self.journal.on_stored(words[-1], self.run_id, self._loop.now)
         elif is_meta and name == b"HSET" and not isinstance(reply, Failure):
             pairs = dict(zip(words[2::2], words[3::2], strict=True))
             if b"epoch" in pairs and pairs.get(b"offset", b"").isdigit():

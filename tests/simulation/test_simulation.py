@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -49,6 +50,36 @@ def test_a_calm_seed_breaks_nothing() -> None:
     calm = next(seed for seed in range(1000) if draw(seed).profile == "calm")
     code = f"from tests.simulation.run import run_seed; print(*run_seed({calm}).failures)"
     assert elsewhere(code) == ""
+
+
+# Many seeds
+
+TOGETHER = 32
+"""Seeds of one test: those of several run at the same time, each in a process of its own."""
+
+
+def assert_clean(first: int) -> None:
+    """Seeds from `first` on break no promise; else which do, and how each is run again, is what is said."""
+    seeds = f"{first}-{first + TOGETHER - 1}"
+    print(f"make simulate SEEDS={seeds}")
+    command = [sys.executable, "-m", "tests.simulation", seeds, "--workers", "1", "--shrinks", "0"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, f"make simulate SEEDS={seeds}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("first", range(0, 4 * TOGETHER, TOGETHER))
+def test_seeds_that_are_always_the_same_break_no_promise(first: int) -> None:
+    assert_clean(first)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("group", range(4))
+def test_seeds_that_are_others_each_time_break_no_promise(group: int) -> None:
+    """They are drawn from the clock."""
+    assert_clean(1_000_000 + int(time.time()) % 10_000_000 * 4 * TOGETHER + group * TOGETHER)
 
 
 # Shrinking

@@ -144,7 +144,7 @@ def draw(seed: int) -> World:
     """The world of a seed."""
     chance = random.Random(f"{seed}/world")
     profile = chance.choice(list(PROFILES))
-    lasts_s = chance.uniform(8, 40) if chance.random() < 0.9 else chance.uniform(60, 200)
+    lasts_s = chance.uniform(6, 30) if chance.random() < 0.95 else chance.uniform(60, 200)
     slow = profile == "slow clients"
     channels = (DEFAULT_CHANNEL, "events.a", "events.b")[: chance.choice((1, 1, 2, 3))]
     hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
