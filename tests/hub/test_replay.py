@@ -340,6 +340,52 @@ async def test_who_resumes_is_held_to_making_progress(stored: int) -> None:
     assert steady.story == list(range(1, 3001))
 
 
+@in_loop
+async def test_a_channel_that_waits_for_another_of_its_client_is_not_slow() -> None:
+    """Two are resumed over one connection, which is read all the time: the second has to wait for long."""
+    house = await House.opened(behind_max_ms=200)
+    house.channels.get(OTHER)
+    house.channels.on_confirmed(OTHER)
+    await house.settle()
+    query = f"channel={CHANNEL}&since=e1-0&channel={OTHER}&since={house.redis.head(OTHER).epoch}-0"
+    house.publish(3000)
+    house.publish(3000, channel=OTHER)
+    await house.settle()
+    peer = house.connect(query, v1=True, reads_along=False)
+    await house.settle()
+    house.clock.stop()
+    for _ in range(8):
+        house.clock.move(0.06)
+        peer.socket.read(LIMITS.write_bytes * 2)
+        await turns(20)
+        house.timer.tick()
+    assert house.registry.closed[CloseCode.SLOW] == 0
+    peer.socket.read_all()
+    await house.until_live(peer)
+    assert len(peer.events()) == 6000
+
+
+@in_loop
+async def test_who_waits_for_its_turn_is_not_slow() -> None:
+    """Its socket has room, and the hub has not come to feeding it for longer than a slow one may be behind."""
+    house = await House.opened(behind_max_ms=200)
+    peer = house.connect(reads_along=False)
+    house.clock.stop()
+    house.publish(1000)
+    assert peer.connection.blocked
+    house.clock.move(0.1)
+    peer.connection.resume_writing()  # it is fed in its turn, which comes late
+    house.clock.move(10.0)
+    house.timer.tick()
+    assert house.registry.closed[CloseCode.SLOW] == 0
+    peer.connection.pause_writing()
+    house.timer.tick()
+    assert house.registry.closed[CloseCode.SLOW] == 0
+    house.clock.move(0.2)
+    house.timer.tick()
+    assert house.registry.closed[CloseCode.SLOW] == 1
+
+
 # What is gone
 
 

@@ -79,6 +79,8 @@ class Connection(asyncio.Protocol):
         expires_at: When its token expires, in seconds since 1970; None: never.
         memberships: Its subscriptions; that of the channel with the highest priority first.
         blocked: Whether its socket is full (backpressure).
+        blocked_at: Loop time since which it is; as long as it is, the client reads nothing.
+        blocked_before_s: Seconds for which it was so before, since a subscription of it was last behind.
         close_deadline: Loop time at which it is cut, once it is being closed; else None.
         alive: Whether anything was received since the last ping.
     """
@@ -92,6 +94,8 @@ class Connection(asyncio.Protocol):
         "address",
         "alive",
         "blocked",
+        "blocked_at",
+        "blocked_before_s",
         "close_deadline",
         "expires_at",
         "memberships",
@@ -117,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._inbound: wire.Inbound | None = None
         self._unread = _NOTHING
         self.blocked = False
+        self.blocked_at = self.blocked_before_s = 0.0
         self.slot = 0
         self.memberships: tuple[Membership, ...] = ()
         self.close_deadline: float | None = None
@@ -187,6 +192,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The socket is full (asyncio calls this inside of `transport.write`, where nothing else may happen)."""
         self.blocked = True
+        self.blocked_at = self._context.runtime.clock.loop_s()
         self._context.registry.note_unwritable(self)
 
     def settle(self) -> None:
@@ -202,6 +208,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.blocked = False
+        self.blocked_before_s += self._context.runtime.clock.loop_s() - self.blocked_at
         self._resume_reading()
         self.catch_up()
 
@@ -220,6 +227,7 @@ class Connection(asyncio.Protocol):
                 return self.writable
         if self.writable and not any(membership.is_behind for membership in self.memberships):
             self._context.registry.behind.discard(self)
+            self.blocked_before_s = 0.0
         return False
 
     def beat(self) -> bool:

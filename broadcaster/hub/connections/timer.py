@@ -63,11 +63,12 @@ class Timer:
         self._channels.close_idle()
 
     def _check_slow(self, connection: Connection) -> None:
-        # Of several channels one may wait for another: reading any of them is a sign of life.
-        read_at = max((each.behind_since for each in connection.memberships), default=0.0)
+        if not connection.blocked:
+            return  # what is behind waits for its turn in this hub, or for another channel: its client is not slow
+        now_s = self._clock.loop_s() - connection.blocked_at
         for membership in connection.memberships:
             if connection.close_deadline is None:
-                membership.channel.fanout.slow.check(membership, read_at)
+                membership.channel.fanout.slow.check(membership, now_s, connection.blocked_before_s + now_s)
 
     def _ping(self, connection: Connection) -> None:
         if connection.close_deadline is not None or connection.blocked:

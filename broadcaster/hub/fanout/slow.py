@@ -114,23 +114,27 @@ class SlowConsumers:
 
     # What follows
 
-    def check(self, subscription: Subscription, read_at: float) -> None:
-        """Once per tick, for one that is behind: warn it, or close it.
+    def check(self, subscription: Subscription, blocked_s: float, blocked_in_all_s: float) -> None:
+        """Once per tick, for one that is behind and whose socket is full: warn it, or close it.
 
         Args:
             subscription: Which one.
-            read_at: Loop time at which its client last read something, on whatever channel.
+            blocked_s: Seconds for which its socket has been full, and its client has read nothing.
+            blocked_in_all_s: The same and before, since it fell behind. The rest of its lag is not the client's:
+                it was waiting for its turn in the hub.
         """
         if not subscription.is_behind or subscription.state is State.AWAITING_PAGE:
             return
         lag = self.lag_of(subscription)
         if subscription.is_replaying:  # it is held to making progress, however much there is for it
-            lag = Lag(lag.ms, 0, 0)
+            lag = Lag(min(lag.ms, blocked_s * 1000), 0, 0)
+        else:
+            lag = lag._replace(ms=min(lag.ms, blocked_in_all_s * 1000))
         share = lag.share_of(self._allowed)
         if share > self._limits.warn_at:
             self.warn(subscription)
         if self.sheds_for(subscription):
-            if self._clock.loop_s() - read_at > self._idle_s:
+            if blocked_s > self._idle_s:
                 subscription.sink.close(wire.CloseCode.PING_TIMEOUT, "nothing is read")
         elif share > 1 or (self.is_overtaken(subscription) and not subscription.is_replaying):
             self.close(subscription)
