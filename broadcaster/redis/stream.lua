@@ -191,7 +191,7 @@ local function refuse(reply)  -- a missing right: as if this event had not been
     redis.call('HSET', ids, unpack(new))
   end
   redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
-  local is_right = reply.err:find('NOPERM') or reply.err:find("can't run") or reply.err:find("can't access")
+  local is_right = reply.err:find('NOPERM') or reply.err:find('user executing the script')
   return is_right and redis.error_reply('NOPERM ' .. reply.err) or reply
 end
 
