@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 
-def open_connection(
+async def open_connection(
     url: str, *, timeout_s: float, max_queue: int, token: str = "", tls: ssl.SSLContext | None = None
-) -> connect:
-    """A subscriber's connection to a hub: `async with open_connection(...) as connection`.
+) -> ClientConnection:
+    """Open a subscriber's connection to a hub.
 
     No compression (the hub offers none), no proxy (that of the environment would be used even for localhost).
 
@@ -36,19 +36,27 @@ def open_connection(
         max_queue: Messages that may wait; then reading stops.
         token: Sent as bearer token; empty: none.
         tls: TLS context for wss://.
+
+    Raises:
+        OSError, TimeoutError: There is no connection, or it has ended.
+        InvalidHandshake: The hub refuses, or there is another server.
     """
-    return connect(
-        url,
-        subprotocols=[Subprotocol(V1)],
-        compression=None,
-        proxy=None,
-        open_timeout=timeout_s,
-        close_timeout=timeout_s,
-        max_queue=max_queue,
-        max_size=None,
-        additional_headers=authorization(token),
-        ssl=tls,
-    )
+    try:
+        return await connect(
+            url,
+            subprotocols=[Subprotocol(V1)],
+            compression=None,
+            proxy=None,
+            open_timeout=timeout_s,
+            close_timeout=timeout_s,
+            max_queue=max_queue,
+            max_size=None,
+            additional_headers=authorization(token),
+            ssl=tls,
+        )
+    except (ConnectionClosed, AssertionError) as error:
+        # So the library fails if the hub hangs up, or refuses, before the request is sent (with uvloop).
+        raise ConnectionAbortedError("the hub has hung up") from error
 
 
 def final_refusal(error: InvalidHandshake) -> str | None:

@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import uvloop
-from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.typing import Subprotocol
 
@@ -29,7 +28,7 @@ from broadcaster.core.event import decode
 from broadcaster.publish.publisher import Sent
 from broadcaster.settings import EventTable, HistoryTable, HubTable, PublisherTable, RedisTable, SubscriberTable
 from broadcaster.wire import read_control
-from tests.support import UNIT_S, Proxy, eventually
+from tests.support import UNIT_S, Proxy, eventually, opened_by_library
 
 T = TypeVar("T")
 
@@ -239,9 +238,9 @@ class Raw(Reader):
             await asyncio.sleep(0.05)
 
     async def _listen(self, url: str, names: list[Subprotocol] | None) -> None:
-        options: dict[str, Any] = {"compression": None, "max_queue": 1024, "ping_interval": 0.5, "ping_timeout": 4}
-        async with connect(
-            url, subprotocols=names, proxy=None, open_timeout=2, close_timeout=0.5, **options
+        options: dict[str, Any] = {"max_queue": 1024, "ping_interval": 0.5, "ping_timeout": 4}
+        async with await opened_by_library(
+            url, subprotocols=names, open_timeout=2, close_timeout=0.5, **options
         ) as ws:
             self.note("connected")
             try:

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from broadcaster.core.position import Position
 from broadcaster.wire import PLAIN, V1, read_control
-from tests.support import UNIT_S, client_frame, upgrade_request
+from tests.support import UNIT_S, client_frame, opened_by_library, upgrade_request
 
 SEVERITIES: Final = ("critical", "warning", "info")
 
@@ -122,11 +122,9 @@ class Town:
     @contextlib.asynccontextmanager
     async def subscribed(self, query: str = "", subprotocol: str = "") -> AsyncIterator[ClientConnection]:
         """A subscription through the library; it says goodbye."""
-        async with connect(
+        async with await opened_by_library(
             f"ws://127.0.0.1:{self.port}/ws{query}",
             subprotocols=[Subprotocol(subprotocol)] if subprotocol else None,
-            compression=None,
-            proxy=None,
             ping_interval=None,
             open_timeout=10 * UNIT_S,
             max_queue=4096,

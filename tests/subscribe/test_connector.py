@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
 from broadcaster.settings import SubscriberTable
 from broadcaster.subscribe.connector import Connector
+from broadcaster.wire import client
 from tests.support import free_port, run_async, until
 
 TABLE = SubscriberTable(reconnect_max_s=3600.0)
@@ -123,6 +126,50 @@ def test_a_hint_is_bounded(hint: object, waits_s: float, monkeypatch: pytest.Mon
 
     run_async(story())
     assert waits_s <= asked[0] <= waits_s + 0.2
+
+
+# A hub that has gone before it is asked
+
+REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.mark.parametrize("said", [REFUSAL, b"", None], ids=["refuses", "closes", "resets"])
+def test_who_hangs_up_before_the_request_is_tried_again(
+    said: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library has errors of its own for that, which are none of the contract's; here they come each time."""
+    handshake = client.ClientConnection.handshake
+
+    async def late(connection: Any, *arguments: Any) -> None:
+        await asyncio.sleep(0.05)
+        await handshake(connection, *arguments)
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.setblocking(False)
+
+            async def hang_up() -> None:
+                while True:
+                    connection, _ = await loop.sock_accept(server)
+                    if said is None:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                    else:
+                        await loop.sock_sendall(connection, said)
+                    connection.close()
+
+            attempts = Attempts(f"ws://127.0.0.1:{server.getsockname()[1]}/ws")
+            async with connector(attempts.url, TABLE.model_copy(update={"reconnect_max_s": 0.05})) as one:
+                hanging, connecting = asyncio.create_task(hang_up()), asyncio.create_task(one.connect())
+                await until(lambda: attempts.count >= 3 or connecting.done(), "no further attempt")
+                assert not connecting.done(), connecting
+                for task in (hanging, connecting):
+                    task.cancel()
+                await asyncio.wait([hanging, connecting])
+
+    monkeypatch.setattr(client.ClientConnection, "handshake", late)
+    run_async(story())
 
 
 # Closing in the middle

@@ -11,6 +11,9 @@ import ssl
 from types import TracebackType
 from typing import Any
 
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
 from tests.support.timing import UNIT_S
 
 Frame = tuple[int, bytes]
@@ -196,3 +199,15 @@ def next_but_ping(client: RawClient) -> tuple[int, bytes]:
     while (frame := client.next_frame())[0] == 9:
         pass
     return frame
+
+
+async def opened_by_library(url: str, **options: Any) -> ClientConnection:
+    """A connection of the library's client, without compression and proxy.
+
+    With uvloop it fails in two more ways than it says if the hub hangs up before the request is sent: these are
+    `ConnectionAbortedError` here.
+    """
+    try:
+        return await connect(url, compression=None, proxy=None, **options)
+    except (ConnectionClosed, AssertionError) as error:
+        raise ConnectionAbortedError("the hub has hung up") from error
