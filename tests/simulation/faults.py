@@ -55,9 +55,9 @@ class Faults:
 
         self._sim.loop.call_outside(self._sim.loop.now + fault.lasts_s, end)
 
-    def _lose(self, memory: Memory) -> None:
-        """Redis has another memory from now on."""
-        self._sim.journal.losses.append(Loss(self._sim.loop.now, heads_of(memory)))
+    def _lose(self, memory: Memory, left: str = "") -> None:
+        """Redis has another memory from now on; a master that is `left` goes on with the one before."""
+        self._sim.journal.losses.append(Loss(self._sim.loop.now, heads_of(memory), left=left))
 
     # Redis
 
@@ -119,8 +119,8 @@ class Faults:
         if redis.server is not None:
             lagging = redis.snapshots[-1][1] if redis.snapshots and fault.size < 0.7 else redis.server.memory
             redis.replace(lagging)
-            self._lose(lagging)
             older = redis.older[-1]
+            self._lose(lagging, older.run_id)
             self._later(fault, older.process.kill)
             self._later(fault, lambda: redis.older.remove(older) if older in redis.older else None)
 

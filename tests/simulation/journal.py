@@ -66,11 +66,13 @@ class Loss:
         at: When, in loop time.
         heads: Where each channel stood in what it has had since: epoch and offset.
         by_expiry: Whether nobody had used a channel for too long.
+        left: The run_id of a master that goes on for itself: what it stores from then on is in no other memory.
     """
 
     at: float
     heads: dict[str, tuple[str, int]]
     by_expiry: bool = False
+    left: str = ""
 
 
 @dataclass
@@ -144,6 +146,8 @@ class Journal:
         events = self.at.get((channel, epoch, offset), ())
         after = max((event.at for event in events), default=0.0)
         for loss in self.losses:
+            if loss.left and loss.at <= until and any(event.server == loss.left for event in events):
+                return True
             if not after <= loss.at <= until:
                 continue
             head = loss.heads.get(channel)

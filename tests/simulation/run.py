@@ -221,8 +221,8 @@ class Simulation:
             self.oracle.fail("answered, but not taken", self.loop.now, who, f"{event_id} at {place}")
 
     def _is_stored(self, event: Accepted) -> bool:
-        """Whether an event is in the log of the Redis in charge."""
-        if self.redis.server is None:
+        """Whether an event is in the log of the Redis in charge; of two masters nobody knows which one is."""
+        if self.redis.server is None or self.redis.older:
             return False
         stream = self.redis.server.memory.values.get(f"{{{event.channel}}}:log".encode())
         if not isinstance(stream, Stream):

@@ -196,10 +196,12 @@ class StoredRules:
         assert gap.epoch is not None
         assert gap.first is not None
         assert gap.position is not None
-        if gap.last is not None or view.came_with is None or view.came_with != Place(gap.epoch, gap.first - 1):
+        since, channel = Place(gap.epoch, gap.first - 1), gap.channel
+        # A `Subscriber` that connects again by itself comes with the place where it is.
+        known = (view.came_with, view.at) if book.kind == "Subscriber" else (view.came_with,)
+        if gap.last is not None or since not in known:
             self._fail("position_unknown, but not its since", now, book.client, f"{view.came_with}: {gap}")
             return
-        since, channel = view.came_with, gap.channel
         given = self._journal.has_given(channel, *since)
         if given and not self._journal.may_be_lost(channel, *since, now):
             self._fail("position_unknown, but it was given", now, book.client, f"{gap}")
