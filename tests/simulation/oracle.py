@@ -195,6 +195,8 @@ class Oracle:
                 excused = not book.steady or self._is_slow(book, now)
             case 4010:
                 excused = self._troubles.any([REDIS], now, 5.0, ("redis_deny", "redis_oom", "redis_evict"))
+                away = self._troubles.any(source(book.hub), now, 2.0)
+                excused |= "its log cannot be read" in entry.reason and away
             case 1011:
                 excused = not book.steady or self._troubles.any(here, now, silent_s)
             case 1012:
