@@ -35,6 +35,11 @@ class CommandLink:
         self._closed = False
 
     @property
+    def run_id(self) -> str:
+        """The run_id of the process to which the connection led when it was opened; empty without a greeting."""
+        return self._run_id
+
+    @property
     def link(self) -> RedisConnection | None:
         """The open connection; None if there is none."""
         return None if self._link is None or self._link.lost.done() else self._link

@@ -134,6 +134,7 @@ class Memory:
         on_publish: Called with what is published.
         on_the_way: Called when an answer has been given and has not arrived yet.
         gate: Answers arrive only while it is set.
+        opened_to: The process to which the connection was opened, if another one answers there now.
         looks, pages: How often each was asked for.
     """
 
@@ -149,6 +150,7 @@ class Memory:
         self.gate = asyncio.Event()
         self.gate.set()
         self.on_publish: Callable[[bytes], object] = len
+        self.opened_to: int | None = None
         self.looks = 0
         self.pages: list[tuple[str, int]] = []
         self._epochs = 0
@@ -219,6 +221,13 @@ class Memory:
             shelf.gone[offset] = (shelf.offset, shelf.log.pop(offset))
 
     # As `CommandLink`
+
+    @property
+    def run_id(self) -> str:
+        return str(self.opened_to or self.run)
+
+    async def reset(self) -> None:
+        self.opened_to = None
 
     async def execute(self, *commands: tuple[Any, ...]) -> list[Any]:
         replies = await self.execute_each(*commands)

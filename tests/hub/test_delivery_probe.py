@@ -105,6 +105,22 @@ async def test_the_default_channel_is_not_given_any_time() -> None:
 
 
 @in_loop
+async def test_a_connection_that_leads_to_another_process_is_opened_anew() -> None:
+    """A proxy may keep it open through a failover: what was asked for at its beginning is of no use any more."""
+    house = await proving()
+    problems: list[str] = []
+    house.redis.opened_to = house.redis.run + 7
+
+    async def note() -> None:
+        problems.append(house.probe.problem)
+
+    house.link.meanwhile = note
+    await until(lambda: house.redis.opened_to is None, "it is used on")
+    await until(lambda: house.probe.healthy and len(problems) >= 3, "never green again")
+    assert "another Redis process answers on the same connection" in problems
+
+
+@in_loop
 async def test_a_doubt_in_the_middle_of_a_round_outlives_it() -> None:
     """The round began before the subscription was lost: its success proves nothing."""
     house = await proving()

@@ -120,6 +120,12 @@ class RedisBroker:
                 raise reply
         await self._pubsub.verify()
         run_id = server_info(info).get("run_id", "")
+        if stored and run_id != self._commands.run_id:
+            # A proxy has led the open connection to another process: what was asked at its beginning is of no use,
+            # and the epoch of that process has to begin.
+            await self._commands.reset()
+            await self._pages.reset()
+            raise RedisUnavailable("another Redis process answers on the same connection")
         heads, touched = replies[: len(stored)], replies[len(stored) :] or [None] * len(stored)
         found = dict[str, Whereabouts](dict.fromkeys(channels))
         for channel, head, renewed in zip(stored, heads, touched, strict=True):
