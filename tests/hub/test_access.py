@@ -887,7 +887,7 @@ def test_pages_and_refusals_are_the_same_over_tls(secure: Hub, trusting: ssl.SSL
 
 def test_a_token_expires_over_tls_as_well(secure: Hub, trusting: ssl.SSLContext) -> None:
     """4001 and the end of the connection."""
-    shown = good(exp=int(time.time()) + 1)
+    shown = good(exp=int(time.time()) + 3)
     with Guest(secure.port, upgrade_request(secure.port, **bearer(shown)), tls=trusting) as guest:
         assert guest.close_code() == 4001
         guest.send(8, b"\x0f\xa1")
