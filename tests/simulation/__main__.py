@@ -22,9 +22,17 @@ ENOUGH_SEEDS: Final = 1000
 """So many must reach everything."""
 
 MUST_BE_REACHED: Final = (
-    *("events", "deliveries", "beats", "stale", "fresh", "epochs over 16", "trimmed", "output limit"),
+    *("events", "events not stored", "events at one position", "deliveries", "beats", "stale", "fresh"),
+    *("epochs over 16", "epochs over 64", "since over 16 epochs ago", "since over 64 epochs ago"),
+    *("trimmed", "output limit", "resumed from the ring", "resumed from the log"),
     *("hubs resumed", "hubs resumed_whole", "hubs pages_read", "hubs recovered", "hubs twins", "hubs shed"),
     *("gap expired", "gap redis_restarted", "gap position_unknown", "gap refused", "gap shed"),
+    *("gap no_history", "gap redis_link_lost"),
+    *(
+        f"since {since} {kind}"
+        for since in ("old", "older", "foreign", "huge")
+        for kind in ("v1", "plain", "Subscriber")
+    ),
     *("close 1006", "close 1011", "close 1012", "close 4008", "close 4009", "close 4010"),
     *("welcome, recovered true", "welcome, recovered false", "welcome, recovered none"),
     *(f"fault {kind}" for kind in KINDS),

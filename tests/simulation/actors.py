@@ -147,7 +147,11 @@ class ProducerActor(Actor):
             types = [chance.choice(worlds.TYPES) for _ in range(chance.randint(1, producer.most))]
             calm = self.sim.loop.now > self.sim.world.calm_from_s
             data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
-            drafts = [publisher.draft(each, self.name, data=data, to=to) for each in types]
+            severities = ["critical", "critical", "warning", "info"]
+            drafts = [
+                publisher.draft(each, self.name, severity=chance.choice(severities), data=data, to=to)
+                for each in types
+            ]
             for published in await publisher.publish_all(drafts, to):
                 if published.error is not None:
                     self.sim.counts["not known whether published"] += 1
@@ -233,6 +237,8 @@ class ClientActor(Actor):
         return Place(event.epoch, event.offset)
 
     async def work(self) -> None:
+        if self._client.since != "now":
+            self.sim.counts[f"since {self._client.since} {self._client.kind}"] += 1
         if self._client.kind == "Subscriber":
             await self._subscribe()
         else:

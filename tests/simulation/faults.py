@@ -118,11 +118,35 @@ class Faults:
         redis = self._sim.redis
         if redis.server is not None:
             lagging = redis.snapshots[-1][1] if redis.snapshots and fault.size < 0.7 else redis.server.memory
-            redis.replace(lagging)
-            older = redis.older[-1]
-            self._lose(lagging, older.run_id)
-            self._later(fault, older.process.kill)
-            self._later(fault, lambda: redis.older.remove(older) if older in redis.older else None)
+            left = self._depose(fault)
+            redis.start(lagging)
+            self._lose(lagging, left)
+
+    def _depose(self, fault: Fault) -> str:
+        """The master keeps its connections, and is gone some time later; its run_id."""
+        redis = self._sim.redis
+        redis.depose()
+        older = redis.older[-1]
+        self._later(fault, older.process.kill)
+        self._later(fault, lambda: redis.older.remove(older) if older in redis.older else None)
+        return older.run_id
+
+    def redis_promote(self, fault: Fault) -> None:
+        """The replica to which hubs subscribe is promoted; the master is dead, or goes on as in a split."""
+        redis = self._sim.redis
+        if redis.server is None or redis.replica is None:
+            return
+        if fault.size < 0.5:
+            left = self._depose(fault)
+            redis.promote()
+            assert redis.server is not None
+            self._lose(redis.server.memory, left)
+        else:
+            redis.end_older()
+            redis.kill()
+            redis.replica.leave()
+            self._lose(redis.replica.server.memory)
+            self._later(fault, lambda: redis.promote() if redis.server is None else None)
 
     def clock_step(self, fault: Fault) -> None:
         """The wall clock of Redis' host jumps by up to an hour, back or forth; and back again some other time."""
@@ -151,17 +175,9 @@ class Faults:
     def redis_deny(self, fault: Fault) -> None:
         """A right is missing."""
         if (server := self._sim.redis.server) is not None:
-            names = (
-                b"XADD",
-                b"PUBLISH",
-                b"EVALSHA",
-                b"SUBSCRIBE",
-                b"SET",
-                b"XRANGE",
-                b"TIME",
-                b"INFO",
-                b"events.a",
-            )
+            commands = b"XADD", b"PUBLISH", b"EVALSHA", b"SUBSCRIBE", b"SET", b"XRANGE", b"TIME", b"INFO"
+            channels = [channel.encode() for channel in self._sim.world.channels]
+            names = [*commands, *channels, *(4 * channels[1:])]
             name = names[int(fault.size * len(names))]
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))

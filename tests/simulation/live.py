@@ -108,7 +108,7 @@ class LiveRules:
 
     def on_beaten(self, book: Book, now: float, entry: Beaten) -> None:
         view, run_id, told_s = self._view(book, entry.channel), self._truth.in_charge(), self._truth.told_s
-        if entry.position is not None:
+        if entry.position is not None and entry.is_claim:
             self._fail("a position without history", now, book.client, f"{entry}")
         if not run_id or not book.steady or view.told or view.next is None or not entry.is_claim:
             return

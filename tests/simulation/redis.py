@@ -185,6 +185,15 @@ class RedisProcess:
             self.journal.on_published(channel.decode(), payload, self.run_id, self._loop.now)
         return self.announce(channel, payload)
 
+    def replicate(self, words: list[bytes]) -> None:
+        """As a replica: do what the master has done."""
+        name = words[0].upper()
+        if name == b"PUBLISH":
+            self.announce(words[1], words[2])
+        else:
+            self.memory.now_ms = self._now_ms()
+            run(self.memory, COMMANDS[name], name, words[1:])
+
     def announce(self, channel: bytes, payload: bytes) -> int:
         """Send a message to who has subscribed; how many these are."""
         listeners = list(self.subscribers.get(channel, ()))
@@ -300,10 +309,10 @@ class _Client(asyncio.Protocol):
 
 
 class Replica:
-    """A replica, to which hubs subscribe: what its master publishes comes to it late, and in order.
+    """A replica, to which hubs subscribe: what its master does comes to it late, and in order. It may be promoted.
 
     Attributes:
-        server: Its process. It has no keys: nobody reads them here.
+        server: Its process.
         longest_lag_s: Seconds by which it is late at most.
     """
 
@@ -315,24 +324,31 @@ class Replica:
         server.master = False
         self._loop = loop
         self._chance = chance
-        self._due: deque[tuple[bytes, bytes]] = deque()
+        self._due: deque[list[bytes]] = deque()
+        self._follows = 0
         self._free_at = 0.0
 
     def follow(self, master: RedisProcess) -> None:
-        """Be the replica of another process: what the last one had not passed on by now is lost."""
-        self._due.clear()
+        """Be the replica of another process, with its memory: what had not been passed on by now is lost."""
+        self.leave()
+        memory = master.memory.copy()
+        self.server.set_back(memory)
         master.on_effect = self._on_effect
 
-    def _on_effect(self, words: list[bytes]) -> None:
-        if words[0].upper() == b"PUBLISH":
-            self._due.append((words[1], words[2]))
-            lag_s = self._chance.uniform(0, self.longest_lag_s)
-            self._free_at = max(self._free_at, self._loop.now + lag_s)
-            self._loop.call_at(self._free_at, self._pass_on, context=self.server.process.context)
+    def leave(self) -> None:
+        """Follow nobody."""
+        self._due.clear()
+        self._follows += 1
 
-    def _pass_on(self) -> None:
-        if self._due:
-            self.server.announce(*self._due.popleft())
+    def _on_effect(self, words: list[bytes]) -> None:
+        self._due.append(words)
+        lag_s = self._chance.uniform(0, self.longest_lag_s)
+        self._free_at = max(self._free_at, self._loop.now + lag_s)
+        self._loop.call_at(self._free_at, self._pass_on, self._follows, context=self.server.process.context)
+
+    def _pass_on(self, follows: int) -> None:
+        if follows == self._follows and self._due:
+            self.server.replicate(self._due.popleft())
 
 
 class Redis:
@@ -344,6 +360,7 @@ class Redis:
         snapshots: Earlier memories with their loop time.
         on_cut: See `RedisProcess`.
         replica: Follows the process at the address; None: there is none.
+        replica_lag_s: With a replica: seconds by which it is late at most; None: there is never one.
         clock_s: By how much the wall clock of its host is wrong, in seconds.
     """
 
@@ -363,6 +380,7 @@ class Redis:
         self._chance = chance
         self._node_entries = node_entries
         self.replica: Replica | None = None
+        self.replica_lag_s: float | None = None
 
     def start(self, memory: Memory | None = None) -> RedisProcess:
         """Start a process with a memory (a copy is made), or none."""
@@ -375,13 +393,33 @@ class Redis:
         self.server.output_limit = self.output_limit
         self.server.counts, self.server.on_cut = self.counts, self.on_cut
         self.server.listen()
+        if self.replica is None and self.replica_lag_s is not None:
+            self._start_replica(self.replica_lag_s)
         if self.replica is not None:
             self.replica.follow(self.server)
         return self.server
 
-    def start_replica(self, longest_lag_s: float) -> None:
+    def promote(self) -> None:
+        """The replica takes the address: it knows what had come to it by now."""
+        assert self.replica is not None
+        replica, self.replica = self.replica, None
+        replica.leave()
+        self.server = replica.server
+        self.server.master, self.server.journal = True, self._journal
+        self.server.listen()
+
+    def depose(self) -> None:
+        """The process at the address goes on to serve its connections, and no others (split brain)."""
+        assert self.server is not None
+        old, self.server = self.server, None
+        old.on_effect = None
+        self.older.append(old)
+        self._network.unlisten_all(old.process)
+
+    def _start_replica(self, longest_lag_s: float) -> None:
         """Have a replica, to which others subscribe."""
         process = Process("redis", self._network.loop)
+        process.wall_offset_s = self.clock_s
         run_id = self._chance.randbytes(20).hex()
         server = RedisProcess(process, self._network, Memory(), self._scripts, Journal(), run_id)
         server.output_limit, server.counts, server.on_cut = self.output_limit, self.counts, self.on_cut
@@ -400,14 +438,6 @@ class Redis:
         server.process.kill()
         return server.memory
 
-    def replace(self, memory: Memory) -> RedisProcess:
-        """Another process takes the address; the present one goes on to serve its connections (split brain)."""
-        assert self.server is not None
-        old = self.server
-        self.older.append(old)
-        self._network.unlisten_all(old.process)
-        return self.start(memory)
-
     def end_older(self) -> None:
         """The replaced processes are gone."""
         for server in self.older:
@@ -417,6 +447,7 @@ class Redis:
     def step_clock(self, seconds: float) -> None:
         """The wall clock of the host is wrong by so much from now on."""
         self.clock_s = seconds
-        for server in [self.server, *self.older]:
+        replica = self.replica.server if self.replica is not None else None
+        for server in [self.server, *self.older, replica]:
             if server is not None:
                 server.process.wall_offset_s = seconds

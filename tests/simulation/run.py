@@ -16,6 +16,7 @@ from sanic.touchup import TouchUp
 
 from broadcaster import Publisher
 from broadcaster.hub import serve as hub_serve
+from broadcaster.hub.catchup.replay import Replay
 from broadcaster.settings import Settings
 from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
 from tests.simulation.books import Book, Entry, Place
@@ -147,7 +148,9 @@ class Simulation:
         return not server.process.stopped or self.loop.now - server.process.ran_at < SNAPSHOT_S
 
     def watch_contacts(self) -> None:
-        """Which hubs can reach Redis may have changed."""
+        """Who can reach whom may have changed."""
+        for client in self.clients.values():
+            client.watch_staleness()
         now, server, replica = self.loop.now, self.redis.server, self.redis.replica
         for hub, actor in self.hubs.items():
             ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
@@ -273,13 +276,14 @@ class Simulation:
         for stats in self._statistics.values():
             for name in ("resumed", "resumed_whole", "pages_read", "recovered", "twins", "forged", "shed"):
                 self.counts[f"hubs {name}"] += stats[name]
+        self.counts.update(_RESUMED)
+        _RESUMED.clear()
         self.counts["output limit"] = self.redis.counts["output limit"]
         self.counts.update({f"network {name}": count for name, count in self.network.counts.items()})
 
     def _begin(self) -> None:
         loop, world = self.loop, self.world
-        if world.replica_lag_s is not None:
-            self.redis.start_replica(world.replica_lag_s)
+        self.redis.replica_lag_s = world.replica_lag_s
         self.redis.start()
         self.redis.snapshot()
         for actor in (*self.hubs.values(), *self.producers.values(), self.watcher):
@@ -304,8 +308,6 @@ class Simulation:
     def _take_snapshots(self) -> None:
         self.redis.snapshot()
         self.watch_contacts()
-        for client in self.clients.values():
-            client.watch_staleness()
         self.loop.call_outside(self.loop.now + SNAPSHOT_S, self._take_snapshots)
 
     def _say_goodbye(self) -> None:
@@ -385,12 +387,28 @@ def _touch_up_once(app: Any) -> None:
 _TOUCH_UP: Final[Any] = TouchUp.run
 
 
+_RESUMED: Final[Counter[str]] = Counter()
+"""How many subscriptions of this seed have resumed from where: the hub's statistics do not tell these apart."""
+
+
+def _step(replay: Replay, subscription: Any) -> Any:
+    was_welcomed = subscription.since is None
+    more = _STEP(replay, subscription)
+    if not was_welcomed and subscription.since is None:
+        _RESUMED["resumed from the log" if subscription.cursor is None else "resumed from the ring"] += 1
+    return more
+
+
+_STEP: Final[Any] = Replay.step
+
+
 def prepare() -> None:
     """Make this process fit for simulations; it is of no other use afterwards."""
     if Sanic.test_mode:
         return
     Sanic.test_mode = True
     setattr(TouchUp, "run", _touch_up_once)  # noqa: B010
+    setattr(Replay, "step", _step)  # noqa: B010
     setattr(hub_serve, "_quiet_garbage_collector", lambda: None)  # noqa: B010
     for name in ("broadcaster", "sanic", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

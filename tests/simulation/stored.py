@@ -292,7 +292,7 @@ class StoredRules:
             if entry.is_claim:
                 self._fail("a heartbeat without a position", now, book.client, f"{entry}")
             return
-        if view.owes_gap and entry.is_claim and entry.position != view.at:  # there it says nothing new
+        if view.owes_gap and entry.is_claim and entry.position != view.came_with:
             self._fail("recovered false, and no gap first", now, book.client, f"{entry}")
             view.owes_gap = False
         self._join(book, view, entry.channel, entry.position, now, f"{entry}")

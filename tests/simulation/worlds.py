@@ -105,7 +105,22 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "restarts": (("redis_restart",), (12, 30)),
     "old memory": (("redis_restart_older", "redis_set_back", "redis_restart_empty"), (3, 15)),
     "eviction": (("redis_evict", "redis_restart"), (4, 15)),
-    "failover": (("redis_fail_over", "redis_split", "redis_restart_older"), (2, 8)),
+    "many epochs": (
+        ("redis_restart", "redis_restart", "redis_restart", "client_sleep", "hub_cut_off"),
+        (110, 160),
+    ),
+    "failover": (
+        (
+            "redis_fail_over",
+            "redis_split",
+            "redis_promote",
+            "redis_restart_older",
+            "cut",
+            "producer_kill",
+            "hub_kill",
+        ),
+        (3, 12),
+    ),
     "clock": (("clock_step", "redis_restart", "redis_restart_older"), (4, 15)),
     "troubled redis": (
         ("redis_freeze", "replica_freeze", "replica_lag", "redis_slow", "redis_oom", "redis_deny"),
@@ -122,6 +137,7 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
             *(
                 "redis_fail_over",
                 "redis_split",
+                "redis_promote",
                 "clock_step",
                 "replica_freeze",
                 "replica_lag",
@@ -145,16 +161,23 @@ def draw(seed: int) -> World:
     chance = random.Random(f"{seed}/world")
     profile = chance.choice(list(PROFILES))
     lasts_s = chance.uniform(6, 30) if chance.random() < 0.95 else chance.uniform(60, 200)
+    if profile == "many epochs":
+        lasts_s = chance.uniform(30, 50)
     slow = profile == "slow clients"
+    stores = chance.random() < 0.9
     channels = (DEFAULT_CHANNEL, "events.a", "events.b")[: chance.choice((1, 1, 2, 3))]
     hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
     producers = tuple(_producer(chance, index, channels, lasts_s) for index in range(chance.choice((1, 1, 2))))
-    clients = tuple(_client(chance, index, channels, lasts_s, slow) for index in range(chance.randint(2, 7)))
+    clients = tuple(
+        _client(chance, index, channels if stores else channels[:1], lasts_s, slow)
+        for index in range(chance.randint(2, 7))
+    )
     names = [producer.name for producer in producers], [client.name for client in clients]
     dedupe_s = chance.choice((20, 60))
     deadline_s = chance.uniform(3, 15)
     tables: dict[str, dict[str, Any]] = {
         "history": {
+            "enabled": stores,
             "max_events": chance.choice((4, 8, 20, 60, 200, 10_000)),
             "idle_expire_s": chance.choice((10, 30, 3600, 86_400)),
             "dedupe_s": dedupe_s,
@@ -207,7 +230,9 @@ def draw(seed: int) -> World:
         node_entries=chance.choice((2, 5, 20, 100)),
         output_limit=chance.choice((4_000, 2**20)),
         token="0123456789abcdef" if chance.random() < 0.3 else "",
-        replica_lag_s=chance.choice((0.001, 0.05)) if chance.random() < 0.2 else None,
+        replica_lag_s=chance.choice((0.001, 0.05))
+        if chance.random() < (0.6 if profile == "failover" else 0.2)
+        else None,
         delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
@@ -239,6 +264,8 @@ def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_
 
 def _lengths_s(profile: str, kind: str) -> tuple[float, ...]:
     """How long a fault may last: where there are to be many restarts, these are short, and sleep is long."""
+    if profile == "many epochs":
+        return (0.05, 0.2) if kind.startswith("redis") else (2.0, 45.0)
     if profile not in ("restarts", "sleepers"):
         return 0.2, 1.0, 4.0, 20.0, 150.0
     return (0.1, 0.5) if kind.startswith("redis") else (4.0, 20.0, 150.0)
