@@ -208,6 +208,9 @@ def draw(seed: int) -> World:
             "queue_events": chance.choice((4, 64, 4096)),
         },
     }
+    faults = _faults(chance, profile, lasts_s, hubs, *names)
+    if not stores:  # a hub without history does not notice yet that its link for commands is half-open
+        faults = tuple(each for each in faults if each.kind != "half_open" or not each.target.startswith("hub"))
     return World(
         seed=seed,
         profile=profile,
@@ -216,7 +219,7 @@ def draw(seed: int) -> World:
         hubs=hubs,
         producers=producers,
         clients=clients,
-        faults=_faults(chance, profile, lasts_s, hubs, *names),
+        faults=faults,
         tables=tables,
         hub_max_bytes=600 if chance.random() < 0.1 else 65_536,
         ring_bytes=chance.choice((2_000, 8_000, 100_000, 16 * 2**20)),
