@@ -391,15 +391,16 @@ _RESUMED: Final[Counter[str]] = Counter()
 """How many subscriptions of this seed have resumed from where: the hub's statistics do not tell these apart."""
 
 
-def _step(replay: Replay, subscription: Any) -> Any:
-    was_welcomed = subscription.since is None
-    more = _STEP(replay, subscription)
-    if not was_welcomed and subscription.since is None:
-        _RESUMED["resumed from the log" if subscription.cursor is None else "resumed from the ring"] += 1
-    return more
+def _counting(where: str, method: Any) -> Any:
+    """A method of `Replay` that feeds a subscription, so that it is counted if it is the first to."""
 
+    def feed(replay: Replay, subscription: Any, *rest: Any) -> Any:
+        was_welcomed = subscription.since is None
+        fed = method(replay, subscription, *rest)
+        _RESUMED[f"resumed from the {where}"] += not was_welcomed and subscription.since is None
+        return fed
 
-_STEP: Final[Any] = Replay.step
+    return feed
 
 
 def prepare() -> None:
@@ -408,7 +409,8 @@ def prepare() -> None:
         return
     Sanic.test_mode = True
     setattr(TouchUp, "run", _touch_up_once)  # noqa: B010
-    setattr(Replay, "step", _step)  # noqa: B010
+    setattr(Replay, "_enter_ring", _counting("ring", Replay._enter_ring))  # noqa: B010
+    setattr(Replay, "_serve", _counting("log", Replay._serve))  # noqa: B010
     setattr(hub_serve, "_quiet_garbage_collector", lambda: None)  # noqa: B010
     for name in ("broadcaster", "sanic", "websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

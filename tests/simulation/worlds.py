@@ -179,7 +179,7 @@ def draw(seed: int) -> World:
         "history": {
             "enabled": stores,
             "max_events": chance.choice((4, 8, 20, 60, 200, 10_000)),
-            "idle_expire_s": chance.choice((10, 30, 3600, 86_400)),
+            "idle_expire_s": chance.choice((2, 5, 30, 3600, 86_400)),
             "dedupe_s": dedupe_s,
         },
         "redis": {
@@ -208,9 +208,6 @@ def draw(seed: int) -> World:
             "queue_events": chance.choice((4, 64, 4096)),
         },
     }
-    faults = _faults(chance, profile, lasts_s, hubs, *names)
-    if not stores:  # a hub without history does not notice yet that its link for commands is half-open
-        faults = tuple(each for each in faults if each.kind != "half_open" or not each.target.startswith("hub"))
     return World(
         seed=seed,
         profile=profile,
@@ -219,7 +216,7 @@ def draw(seed: int) -> World:
         hubs=hubs,
         producers=producers,
         clients=clients,
-        faults=faults,
+        faults=_faults(chance, profile, lasts_s, hubs, *names),
         tables=tables,
         hub_max_bytes=600 if chance.random() < 0.1 else 65_536,
         ring_bytes=chance.choice((2_000, 8_000, 100_000, 16 * 2**20)),
