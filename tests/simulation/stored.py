@@ -316,6 +316,8 @@ class StoredRules:
         for event in reversed(self._journal.accepted[channel]):
             if event.at > now - told_s or event.server != run_id or event.withdrawn:
                 continue
+            if self._journal.may_be_lost(channel, event.epoch, event.offset, now):
+                continue  # whoever does not remember it cannot know of it
             spans = self._journal.epochs[channel]
             if event.epoch == at.epoch:
                 late = event.offset > at.offset
