@@ -223,7 +223,7 @@ class ClientActor(Actor):
             sim.oracle.fail("blind, untold", sim.loop.now, self.name, f"cut off for {since_s:.1f} s")
 
     def _first_since(self, channel: str) -> Place | None:
-        accepted = self.sim.journal.accepted[channel]
+        accepted = [event for event in self.sim.journal.accepted[channel] if not event.withdrawn]
         kind, chance = self._client.since, self.chance
         if kind == "now" or (not accepted and kind != "foreign"):
             return None

@@ -163,8 +163,16 @@ class Journal:
             place = event["channel"], event["epoch"], event["offset"]
             self.removed[place] = now
             if withdrawn:
-                for accepted in self.at[place]:
-                    accepted.withdrawn |= accepted.event_id == event["event_id"]
+                self._withdraw(place, event["event_id"])
+
+    def _withdraw(self, place: tuple[str, str, int], event_id: str) -> None:
+        """The script that has stored an event has removed it again: its position was not given."""
+        channel, epoch, offset = place
+        for accepted in self.at[place]:
+            accepted.withdrawn |= accepted.event_id == event_id
+        if all(accepted.withdrawn for accepted in self.at[place]):
+            span = self.epochs[channel][epoch]
+            span.highest = min(span.highest, max(span.first, offset - 1))
 
     def on_key_removed(self, key: bytes, value: Any, now: float) -> None:
         """A key was deleted, has expired or was evicted."""

@@ -27,6 +27,12 @@ from tests.simulation.books import (
 from tests.simulation.journal import Accepted, Journal
 from tests.simulation.troubles import REDIS, Troubles, source, way
 
+_FORGETTING: Final = (
+    *("redis_restart_older", "redis_restart_empty", "redis_set_back", "redis_evict", "clock_step"),
+    *("redis_fail_over", "redis_split", "redis_promote"),
+)
+"""Kinds of trouble after which Redis may not know an event that it has stored."""
+
 _SLOW_WAYS: Final = ("throttle", "delay", "black_hole", "one_way", "half_open", "client_sleep", "hub_freeze")
 """Kinds of trouble between a hub and a client that make the client slow."""
 
@@ -65,6 +71,7 @@ class Truth:
         beat_s: Seconds between heartbeats.
         ping_s: Seconds between pings.
         idle_expire_s: Seconds of silence after which a channel's events expire.
+        dedupe_s: Seconds within which an event that is sent again is stored only once.
         max_bytes: The largest event that the hubs deliver.
     """
 
@@ -77,6 +84,7 @@ class Truth:
     beat_s: float
     ping_s: float
     idle_expire_s: int
+    dedupe_s: int
     max_bytes: int
 
 
@@ -259,3 +267,19 @@ class Oracle:
                 self.fail("blind at the end", now, book.client, f"{book.kind}")
         for said in self._truth.journal.misnamed:
             self.fail("an epoch named before another one", now, "redis", said)
+        for accepted in self._truth.journal.accepted.values():
+            self._judge_dedupe(accepted, now)
+
+    def _judge_dedupe(self, accepted: list[Accepted], now: float) -> None:
+        """An event is stored once, however often it is sent, unless the first one was forgotten."""
+        first: dict[str, Accepted] = {}
+        for event in accepted:
+            if event.withdrawn:
+                continue
+            before = first.setdefault(event.event_id, event)
+            if before is event or event.at - before.at > self._truth.dedupe_s:
+                continue
+            forgot = self._troubles.any([REDIS], event.at, event.at - before.at, _FORGETTING)
+            if not forgot:
+                self.fail("stored twice", now, "redis", f"{before} at {before.at:.3f}, {event} at {event.at:.3f}")
+                return

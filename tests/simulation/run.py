@@ -96,6 +96,7 @@ class Simulation:
             beat_s=self.settings.hub.beat_interval_s,
             ping_s=self.settings.hub.ping_interval_s,
             idle_expire_s=self.settings.history.idle_expire_s,
+            dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
         )
         findings = Findings()

@@ -34,6 +34,7 @@ class View:
         began: Where it began to read, and when.
         highest: Per epoch the highest offset that it was given.
         ids: Of the events that it was given.
+        ids_of_life: Of those that it was given in its present process.
         given: Their places.
         told: Closed ranges that were told.
         open_told: How many gaps without an end there were, by the epoch in which they begin.
@@ -49,6 +50,7 @@ class View:
     began: tuple[Place, float] | None = None
     highest: dict[str, int] = field(default_factory=dict)
     ids: set[str] = field(default_factory=set)
+    ids_of_life: set[str] = field(default_factory=set)
     given: set[Place] = field(default_factory=set)
     told: list[Told] = field(default_factory=list)
     open_told: Counter[str] = field(default_factory=Counter)
@@ -80,6 +82,7 @@ class StoredRules:
             view = self._view(book, channel)
             view.came_with = since
             view.owes_gap = False
+            view.ids_of_life.clear()
             view.connected_at = view.fresh_from = now
             view.asks_since = now if book.kind == "v1" else None
             if since is not None:
@@ -125,6 +128,8 @@ class StoredRules:
             view.owes_gap = False
         if place in view.given:
             self._fail("given twice", now, book.client, f"{entry}")
+        elif book.kind == "Subscriber" and entry.event_id in view.ids_of_life:
+            self._fail("given again, in another epoch", now, book.client, f"{entry}")
         elif place.offset <= view.highest.get(place.epoch, -1):
             self._fail("out of order", now, book.client, f"{entry} after {view.highest[place.epoch]}")
         elif any(gap.epoch == place.epoch and _covers(gap, place.offset) for gap in view.told):
@@ -133,6 +138,7 @@ class StoredRules:
             self._join(book, view, channel, Place(place.epoch, place.offset - 1), now, f"{entry}")
         view.given.add(place)
         view.ids.add(entry.event_id)
+        view.ids_of_life.add(entry.event_id)
         view.highest[place.epoch] = max(place.offset, view.highest.get(place.epoch, -1))
         view.at = place
         view.began = view.began or (place, now)

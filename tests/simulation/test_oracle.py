@@ -67,6 +67,7 @@ class Case:
             beat_s=1.0,
             ping_s=5.0,
             idle_expire_s=60,
+            dedupe_s=60,
             max_bytes=1000,
         )
         rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
@@ -220,6 +221,22 @@ def test_an_epoch_is_not_named_before_the_one_that_redis_knew() -> None:
     case.journal.on_epoch(CHANNEL, "T000000000000000", 9, 10.0, before=EPOCHS["b"])
     case.oracle.at_the_end([], {}, 8.0, NOW)
     assert case.rules == ["an epoch named before another one"]
+
+
+def test_what_is_sent_again_is_not_stored_again() -> None:
+    case = Case()
+    case.journal.on_stored(payload("b10", "b9"), "run", 12.0)
+    case.oracle.at_the_end([], {}, 8.0, NOW)
+    assert case.rules == ["stored twice"]
+
+
+def test_what_was_forgotten_may_be_stored_again_and_a_subscriber_drops_it() -> None:
+    case = Case(kind="Subscriber", since="b8")
+    case.troubles.note("redis_evict", ["redis"], 10.0, 10.0)
+    case.journal.on_stored(payload("b10", "b9"), "run", 12.0)
+    case.note(*given("b9"), Given(CHANNEL, place("b10"), "b9"))
+    case.oracle.at_the_end([], {}, 8.0, NOW)
+    assert case.rules == ["given again, in another epoch"]
 
 
 # Heartbeats, and being blind
