@@ -46,12 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--replay", type=int, help="run one seed, and print all that happens")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--shrinks", type=int, default=8, help="how many failing seeds are shrunk at most")
+    parser.add_argument("--until-failure", action="store_true", help="stop at the first seed that fails")
     options = parser.parse_args(arguments)
     if options.replay is not None:
         return _replay(options.replay)
     first, _, last = options.seeds.rpartition("-")
     seeds = range(int(first), int(last) + 1) if first else range(int(last))
-    counts, failing = _run_all(seeds, options.workers)
+    counts, failing = _run_all(seeds, options.workers, options.until_failure)
+    if options.until_failure:
+        return 1 if failing else 0
     for outcome in _one_of_each(failing, options.shrinks):
         _explain(outcome)
     missed = [name for name in MUST_BE_REACHED if not counts[name]] if len(seeds) >= ENOUGH_SEEDS else []
@@ -71,7 +74,7 @@ def _replay(seed: int) -> int:
     return 1 if outcome.failures else 0
 
 
-def _run_all(seeds: range, workers: int) -> tuple[Counter[str], list[Outcome]]:
+def _run_all(seeds: range, workers: int, until_failure: bool) -> tuple[Counter[str], list[Outcome]]:
     counts: Counter[str] = Counter()
     failing = []
     for outcome in _outcomes(seeds, workers):
@@ -80,6 +83,8 @@ def _run_all(seeds: range, workers: int) -> tuple[Counter[str], list[Outcome]]:
             failing.append(outcome)
             more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
             print(f"seed {outcome.seed} ({outcome.profile}): {outcome.failures[0]}{more}"[:400], flush=True)
+            if until_failure:
+                break
     return counts, sorted(failing, key=lambda outcome: outcome.seed)
 
 

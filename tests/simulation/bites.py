@@ -1,0 +1,118 @@
+"""The simulator finds what it must: `python -m tests.simulation.bites` breaks the product in known ways.
+
+Each patch in `reverts/` takes back something that was mended; each in `mutations/` breaks something else. Each is
+applied to a copy of the product, and seeds are run until one fails. Exit code 1: of one patch none has failed, or
+a patch does not apply any more. `FOUND` says which seed finds what; it is tried first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+ROOT: Final = HERE.parent.parent
+MOST_SEEDS: Final = 2000
+
+FOUND: Final[dict[str, int]] = {}
+"""Per patch a seed that finds it."""
+
+_FAILED: Final = re.compile(r"seed (\d+) \([^)]*\): (.*?) \[")
+
+
+def patches() -> list[Path]:
+    """All of them, in order."""
+    return [path for folder in ("reverts", "mutations") for path in sorted((HERE / folder).glob("*.patch"))]
+
+
+def name_of(patch: Path) -> str:
+    """Its folder and name, such as `reverts/02-an-older-memory-is-replayed`."""
+    return f"{patch.parent.name}/{patch.stem}"
+
+
+def applies(patch: Path) -> bool:
+    """Whether it can be applied to the product as it is."""
+    return _apply(patch, ROOT, "--check")
+
+
+def _apply(patch: Path, folder: Path, *options: str) -> bool:
+    # Outside of a repository, or the patch would be looked at as one of its work tree.
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}
+    command = ["git", "apply", *options, str(patch)]
+    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True).returncode == 0
+
+
+@contextmanager
+def broken(patch: Path) -> Iterator[Path]:
+    """A copy of the product and of the simulator with a patch.
+
+    Raises:
+        ValueError: It does not apply.
+    """
+    ignored = shutil.ignore_patterns("__pycache__")
+    with tempfile.TemporaryDirectory(prefix="bites-") as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "broadcaster", folder / "broadcaster", ignore=ignored)
+        shutil.copytree(HERE, folder / "tests/simulation", ignore=ignored)
+        shutil.copy(ROOT / "tests/__init__.py", folder / "tests")
+        if not _apply(patch, folder):
+            raise ValueError(f"{name_of(patch)} does not apply any more")
+        yield folder
+
+
+def first_failure(folder: Path, seeds: str, workers: int = 1) -> tuple[int, str] | None:
+    """The first of the seeds that fails in a copy, and the rule that is broken; None: none does."""
+    command = [sys.executable, "-m", "tests.simulation", seeds, "--until-failure", "--workers", str(workers)]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    found = _FAILED.match(done.stdout)
+    if found is None and done.returncode != 0:
+        raise RuntimeError(f"the simulator does not run: {done.stderr[-1000:]}")
+    return None if found is None else (int(found[1]), found[2])
+
+
+def search(patch: Path, most: int, workers: int) -> tuple[int, str] | None:
+    """A seed that fails with a patch, and the rule that is broken; None: there is none.
+
+    Raises:
+        ValueError: It does not apply.
+    """
+    with broken(patch) as folder:
+        known = FOUND.get(name_of(patch))
+        found = first_failure(folder, f"{known}-{known}") if known is not None else None
+        return found or first_failure(folder, str(most), workers)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Search for what the command line says; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.bites", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only patches in whose names one of these is")
+    parser.add_argument("--seeds", type=int, default=MOST_SEEDS, help="how many are tried for each patch")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    options = parser.parse_args(arguments)
+    failed = 0
+    for patch in patches():
+        name = name_of(patch)
+        if options.words and not any(word in name for word in options.words):
+            continue
+        try:
+            found = search(patch, options.seeds, options.workers)
+        except ValueError as error:
+            print(error, flush=True)
+            failed += 1
+            continue
+        print(f"{name}: {f'seed {found[0]}, {found[1]}' if found else 'NOT FOUND'}", flush=True)
+        failed += found is None
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
