@@ -25,7 +25,7 @@ from tests.simulation.books import (
     Welcomed,
 )
 from tests.simulation.journal import Accepted, Journal
-from tests.simulation.troubles import REDIS, Troubles, source, way
+from tests.simulation.troubles import REDIS, Part, Troubles, source, way
 
 _FORGETTING: Final = (
     *("redis_restart_older", "redis_restart_empty", "redis_set_back", "redis_evict", "clock_step"),
@@ -208,7 +208,7 @@ class Oracle:
             case 1011:
                 excused = not book.steady or self._troubles.any(here, now, silent_s)
             case 1012:
-                excused = self._troubles.any([*here, REDIS], now, 10.0, ("hub_drain", "redis_deny"))
+                excused = self._is_leaving(here, now) or self._troubles.any([REDIS], now, 10.0, ("redis_deny",))
             case 1006:
                 excused = (
                     entry.by_itself or not book.steady or self._troubles.any(here, now, 3 * self._truth.ping_s + 5)
@@ -218,6 +218,11 @@ class Oracle:
         if not excused:
             self.fail(f"{code} without a cause", now, client, f"{entry}")
 
+    def _is_leaving(self, here: tuple[Part, ...], now: float) -> bool:
+        """Whether the hub was told to end, which it cannot obey while it is frozen."""
+        frozen = self._troubles.any(here, now, 10.0, ("hub_freeze",))
+        return self._troubles.any(here, now, 200.0 if frozen else 10.0, ("hub_drain",))
+
     def _on_refused(self, book: Book, now: float, entry: Refused) -> None:
         self._counts[f"refused {entry.status}"] += 1
         here = way(book.client, book.hub)
@@ -226,7 +231,8 @@ class Oracle:
                 denied = self._troubles.any([REDIS], now, 10.0, ("redis_deny",))  # which may end a hub
                 excused = denied or self._troubles.any(here, now, 10.0)
             case 503:
-                excused = self._troubles.any([*here, REDIS], now, 10.0, ("hub_drain", "redis_deny", "redis_oom"))
+                denied = self._troubles.any([REDIS], now, 10.0, ("redis_deny", "redis_oom"))
+                excused = denied or self._is_leaving(here, now)
             case _:
                 excused = False
         if not excused:
