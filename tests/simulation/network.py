@@ -94,6 +94,7 @@ class Direction:
         delay_s = shortest_s + (longest_s - shortest_s) * self._network.chance.random()
         self._free_at = max(self._free_at, loop.now + delay_s) + transfer_s
         self._on_the_way.append(data)
+        self._network.flowing[self] = None
         loop.call_at(self._free_at, self._arrive, self._hurries, context=self._receiver.context)
 
     def hurry(self) -> None:
@@ -109,6 +110,8 @@ class Direction:
         if hurries != self._hurries:
             return
         data = self._on_the_way.popleft()
+        if not self._on_the_way:
+            self._network.flowing.pop(self, None)
         if self._sender.vanished or self._receiver.closed:
             return
         self._unread.append(data)
@@ -294,6 +297,7 @@ class Network:
         narrow: To which processes, by their names, connections have such windows; others have wide ones.
         usual: How a link is before anything has happened to it.
         unsent: Directions in which something waits.
+        flowing: Directions in which something is on its way.
     """
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
@@ -310,6 +314,7 @@ class Network:
         self._known: set[Process] = set()
         self._ports = 40_000
         self.unsent: dict[Direction, None] = {}
+        self.flowing: dict[Direction, None] = {}
 
     def link(self, sender: str, receiver: str) -> Link:
         """The way from one process to another, by their names."""
@@ -400,9 +405,10 @@ class Network:
             direction.pump()
 
     def hurry(self, sender: str, receiver: str) -> None:
-        """A link has become faster."""
-        for end in self.between(sender, receiver):
-            end.out.hurry()
+        """A link has become faster; what an end has sent that is gone since comes faster, too."""
+        link = self.link(sender, receiver)
+        for direction in [each for each in self.flowing if each.link is link]:
+            direction.hurry()
 
     def close_all_of(self, process: Process) -> None:
         """Its kernel closes its connections: the peers read what had been sent, and then the end."""

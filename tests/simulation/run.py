@@ -233,7 +233,9 @@ class Simulation:
             return False
         at = stream.at((event.offset, 0))
         found = stream.entries[at] if at < len(stream.entries) else None
-        return found is not None and found[0][0] == event.offset and event.event_id.encode() in found[1][1]
+        if found is None or found[0][0] != event.offset:
+            return False
+        return event.event_id.encode() in found[1][1] and f'"{event.epoch}"'.encode() in found[1][1]
 
     def _in_charge(self) -> str:
         return "" if self.redis.server is None or self.redis.older else self.redis.server.run_id

@@ -210,7 +210,7 @@ class StoredRules:
             return
         given = self._journal.has_given(channel, *since)
         # A hub that is still with a master that was left behind knows nothing of what the new one has given.
-        split = self._troubles.any([REDIS], now, 0.0, ("redis_split",))
+        split = self._troubles.any([REDIS], now, 0.0, ("redis_split", "redis_promote"))
         if given and not split and not self._journal.may_be_lost(channel, *since, now):
             self._fail("position_unknown, but it was given", now, book.client, f"{gap}")
         if not self._journal.has_given(channel, *gap.position):
