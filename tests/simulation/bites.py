@@ -87,8 +87,14 @@ def search(patch: Path, most: int, workers: int) -> tuple[int, str] | None:
     """
     with broken(patch) as folder:
         known = FOUND.get(name_of(patch))
-        found = first_failure(folder, f"{known}-{known}") if known is not None else None
-        return found or first_failure(folder, str(most), workers)
+        if known is not None and (found := first_failure(folder, f"{known}-{known}")):
+            return found
+        begin = 0
+        while found := first_failure(folder, f"{begin}-{most - 1}", workers):
+            if first_failure(ROOT, f"{found[0]}-{found[0]}") is None:
+                return found
+            begin = found[0] + 1  # this one fails without the patch, too
+    return None
 
 
 def main(arguments: Sequence[str]) -> int:

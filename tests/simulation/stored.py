@@ -274,7 +274,9 @@ class StoredRules:
         for event in journal.accepted[channel]:
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < next_.at
             skipped = event.epoch == end.epoch and event.offset <= end.offset
-            between = is_named_before(gap.epoch, event.epoch) and is_named_before(event.epoch, end.epoch)
+            # An epoch may be named before one that began earlier, if Redis' clock was set back and its memory lost.
+            between = event.at < next_.at and is_named_before(gap.epoch, event.epoch)
+            between &= is_named_before(event.epoch, end.epoch)
             could = not event.withdrawn and not self._too_large(event) and self._owed(book, view, event)
             if (rest or between or skipped) and could and self._is_stored(event):
                 if journal.may_be_lost(channel, event.epoch, event.offset, now):
