@@ -164,6 +164,7 @@ class Simulation:
 
     def _silent_s(self, hub: str) -> float:
         """For how many seconds a hub has been running, and could not reach Redis."""
+        self.watch_contacts()  # a slow Redis that was frozen has done something again, perhaps
         return self.loop.now - self._without_redis.get(hub, self.loop.now)
 
     def _on_cut(self, peer: str) -> None:

@@ -274,7 +274,7 @@ class StoredRules:
         for event in journal.accepted[channel]:
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < next_.at
             skipped = event.epoch == end.epoch and event.offset <= end.offset
-            # An epoch may be named before one that began earlier, if Redis' clock was set back and its memory lost.
+            # An epoch is named before one that began earlier, if Redis' clock was set back and its memory lost.
             between = event.at < next_.at and is_named_before(gap.epoch, event.epoch)
             between &= is_named_before(event.epoch, end.epoch)
             could = not event.withdrawn and not self._too_large(event) and self._owed(book, view, event)
