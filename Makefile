@@ -6,7 +6,7 @@ WORKERS ?= 5
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help loadtest start test test-fast lint fuzz simulate soak bench clean
+.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make fuzz       arbitrary input for everything that reads a stranger's bytes; EXAMPLES=50000 for more"
 	@echo "make simulate   whole systems on virtual time, with faults; SEEDS=5000 for more, SEEDS=70-79 for these"
+	@echo "make chaos      real processes, links and a real Redis, with faults; MINUTES=30 for longer, SEED=7 for this one"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 
@@ -41,6 +42,9 @@ fuzz: $(VENV)/installed-dev
 
 simulate: $(VENV)/installed-dev
 	@python -m tests.simulation $(SEEDS)
+
+chaos: $(VENV)/installed-dev
+	@python -m tests.chaos $(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),10))
 
 soak: $(VENV)/installed-dev
 	@python -m tests.soak --minutes $(or $(MINUTES),10)

@@ -106,7 +106,7 @@ class HubActor(Actor):
         tables["event"] = tables["event"] | {"max_bytes": self.chaos.world.hub_max_bytes}
         url = tables["redis"].pop("url")
         variables = {
-            f"{table}__{name}".upper(): value if isinstance(value, str) else json.dumps(value)
+            f"BROADCASTER_{table}__{name}".upper(): value if isinstance(value, str) else json.dumps(value)
             for table, values in tables.items()
             for name, value in values.items()
         }
