@@ -91,6 +91,7 @@ class Chaos:
             beat_s=hub.beat_interval_s,
             ping_s=hub.ping_interval_s,
             idle_expire_s=self.settings.history.idle_expire_s,
+            dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
         )
         self._findings = Findings()
