@@ -24,7 +24,7 @@ _SERVER_ERRORS: Final = (
     *("CLUSTERDOWN", "TRYAGAIN"),
 )
 
-_CODE: Final = re.compile(r"(?:ERR Error running script .*?: -?)?([A-Z]+)\b")
+_CODE: Final = re.compile(r"(?:(?:ERR Error running script .*?|@user_script: \d+): -?)?([A-Z]+)\b")
 """At the beginning of an error reply; Redis 6.2 wraps that of a command in a script."""
 
 

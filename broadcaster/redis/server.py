@@ -65,6 +65,7 @@ def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
         *("--save", ""),
         *("--dbfilename", f"{CHANCE.hex(8)}.rdb"),  # else it would load what another server has left there
         *("--appendonly", "no"),
+        *("--lazyfree-lazy-expire", "yes"),  # very many ids that expire at once stop nothing
         *("--daemonize", "no"),
         *("--loglevel", "warning"),
         *("--client-output-buffer-limit", "pubsub", "256mb", "64mb", "60"),

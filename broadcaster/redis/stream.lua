@@ -164,14 +164,17 @@ end
 local begun = epoch ~= known[1]
 
 left_ms = now and turn_ends and turn_ends - now or 0
-if now and not (left_ms > 0 and left_ms <= turn_ms) then
+-- A cluster that moves the slot serves no key that is missing: what is dropped could not be made again. So this turn
+-- goes on until the slot has moved; whether it moves is seen by a key that there never is.
+if now and not (left_ms > 0 and left_ms <= turn_ms)
+    and not failed(redis.pcall('HMGET', '{' .. channel .. '}:id:', 'epoch')) then
   if turn_ends and left_ms <= 0 then  -- else nothing is known of the turn, or a clock was set back: all of it stays
     ids, ids_before = ids_before, ids
     if failed(redis.pcall('UNLINK', ids)) then
       redis.pcall('DEL', ids)  -- a right that an earlier version did not need
     end
   end
-  -- Both hashes are there as long as the channel is in use: a cluster that moves its slot serves no missing key.
+  -- For the same reason both are there as long as the channel is in use.
   for _, hash in ipairs({ids_before, ids}) do
     known[5] = redis.call('HMGET', hash, 'epoch')[1]
     if not known[5] then
@@ -186,33 +189,27 @@ end
 
 local new = {}  -- id and position of the events that are stored in this call, for the hash
 
-local function refuse(reply)  -- a missing right: as if this event had not been
-  if #new > 0 then
-    redis.call('HSET', ids, unpack(new))
-  end
-  redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
-  local is_right = reply.err:find('NOPERM') or reply.err:find('user executing the script')
-  return is_right and redis.error_reply('NOPERM ' .. reply.err) or reply
-end
-
 local function event(number, payload)
   return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ',' .. payload:sub(2)
 end
 
 local reply = {}
+local number, refused
 for i = 1, count do
   local id = ARGV[FIRST + i - 1]
   local position, receivers = given[i] or given[id], -1
   if not position then
-    local number = digits(offset + 1)
+    number = digits(offset + 1)
     local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until)
     if failed(counted) then
-      return refuse(counted)
+      refused = counted
+      break
     end
     local stored = event(number, ARGV[after + i])
     local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[5], number .. '-0', 'e', stored)
     if failed(added) and not added.err:find('equal or smaller') then
-      return refuse(added)
+      refused = added
+      break
     elseif failed(added) then
       -- The counter has fallen behind the log: it was changed from outside. No offset may be given twice.
       redis.call('DEL', log)
@@ -227,7 +224,8 @@ for i = 1, count do
     if failed(receivers) then
       redis.pcall('XDEL', log, number .. '-0')
       redis.pcall('XSETID', log, digits(offset) .. '-0')
-      return refuse(receivers)
+      refused = receivers
+      break
     end
     offset = offset + 1
     position = epoch .. '-' .. number
@@ -241,9 +239,14 @@ end
 if #new > 0 then
   redis.call('HSET', ids, unpack(new))
 end
+if refused then  -- as if this event had not been
+  redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
+  local is_right = refused.err:find('NOPERM') or refused.err:find("script can't", 1, true)
+  return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
+end
 if count > 0 then
   epochs = ''
   redis.pcall('EXPIRE', log, ARGV[6])
 end
 redis.pcall('EXPIRE', meta, ARGV[7])  -- the positions outlive the events
-return {epochs, digits(offset), unpack(reply)}
+return {epochs, number or digits(offset), unpack(reply)}

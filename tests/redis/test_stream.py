@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from broadcaster.core import event
-from broadcaster.core.errors import RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisUnavailable
 from broadcaster.core.position import Head, Position, is_timed
 from broadcaster.core.runtime import Clock, Runtime
 from broadcaster.redis import stream
@@ -621,6 +621,24 @@ def test_who_lacks_a_right_changes_nothing(
         assert len(heard()) == 2
 
 
+def test_a_redis_without_memory_stores_nothing_and_a_retry_may_help(
+    steady_redis: RedisServer, client: RedisClient
+) -> None:
+    """It says so by a code that is not that of a missing right, and later the event is new."""
+    [first] = positions(client, "a")
+    client.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        with ear(steady_redis) as heard:
+            for _ in range(2):
+                reply = say(client, stream.store(CHANNEL, batch("b c"), TABLE))
+                assert RedisErrorReply(str(reply)).code == "OOM"
+            assert heard() == []
+    finally:
+        client.command("CONFIG", "SET", "maxmemory", 0)
+    assert store(client, "a") == [Stored(first, None)]
+    assert [place.offset for place in positions(client, "b c")] == [2, 3]
+
+
 # Epochs
 
 
@@ -1076,6 +1094,67 @@ def test_nothing_is_kept_when_the_script_is_flushed(client: RedisClient) -> None
     assert ids_of(client) == "a"
     client.command(*stream.LOAD)
     assert positions(client, "b") == [Position(first.epoch, 2)]
+
+
+# In a cluster
+
+
+@contextlib.contextmanager
+def cluster(tmp_path: Path) -> Iterator[tuple[RedisClient, RedisClient]]:
+    """Two nodes; the first one has the slot of the channel, and another one: without any it would be a replica."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+            server = stack.enter_context(RedisServer.start(None, *options, "--dir", str(tmp_path / name)))
+            clients.append(stack.enter_context(ready(server)))
+        first, second = clients
+        assert first.command("CLUSTER", "ADDSLOTS", 0, slot_of(first)) == b"OK"
+        assert first.command("CLUSTER", "MEET", "127.0.0.1", server.port) == b"OK"
+        for client in clients:
+            eventually(lambda client=client: is_whole(client), "the nodes did not meet")  # type: ignore[misc]
+        yield first, second
+
+
+def slot_of(client: RedisClient) -> int:
+    slot: int = client.command("CLUSTER", "KEYSLOT", META)
+    return slot
+
+
+def is_whole(client: RedisClient) -> bool:
+    """Whether a node knows the other one as a master, and that the slot is served."""
+    nodes = client.command("CLUSTER", "NODES").decode().splitlines()
+    masters = [flags for _, _, flags, *_ in map(str.split, nodes) if flags in ("master", "myself,master")]
+    said = client.command("CLUSTER", "INFO")
+    return len(masters) == 2 and b"cluster_state:ok" in said and b"slots_ok:2\r" in said
+
+
+def test_a_cluster_serves_the_script_while_it_moves_the_slot(tmp_path: Path) -> None:
+    """New events, retries, order, looks and the end of a turn: no key is missing, and the ids move along."""
+    with cluster(tmp_path) as (first, second):
+        slot, ids = slot_of(first), [client.command("CLUSTER", "MYID") for client in (first, second)]
+        places = positions(first, "a b")
+        assert second.command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0]) == b"OK"
+        assert first.command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1]) == b"OK"
+        for event_id in ("c", "d", "e"):
+            places += positions(first, event_id)
+            assert look(first).position == places[-1]
+            assert [one.position for one in store(first, "a b c")] == places[:3]
+            end_turn(first)
+        after = stream.store(CHANNEL, batch("f"), TABLE, after="e")
+        assert [one.receivers for one in stream.read_stored(ask(first, after))] == [0]
+
+        keys = first.command("CLUSTER", "GETKEYSINSLOT", slot, 10)
+        address = first.command("CLUSTER", "NODES").decode().splitlines()
+        [port] = [re.search(r":(\d+)@", line)[1] for line in address if "myself" not in line]  # type: ignore[index]
+        assert first.command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys) == b"OK"
+        for client in (second, first):
+            assert client.command("CLUSTER", "SETSLOT", slot, "NODE", ids[1]) == b"OK"
+        stored = store(second, "e a g")
+        assert [one.position for one in stored[:2]] == [places[4], places[0]]
+        assert stored[2].position is not None
+        assert stored[2].position.offset == 7
 
 
 # Reading
