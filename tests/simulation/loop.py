@@ -89,6 +89,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Call something as the simulation, not as the process that is running."""
         return self.call_at(when, callback, *args, context=self._outside)
 
+    def count_tasks(self) -> int:
+        """How many are not done."""
+        return sum(not task.done() for task in self._tasks)
+
     def run_next(self, handles: list[asyncio.Handle]) -> None:
         """Let callbacks run that were held back."""
         self._ready.extend(handles)

@@ -36,8 +36,14 @@ from tests.simulation.worlds import TYPES, Client, Fault, World, draw
 SETTLE_S: Final = 5.0
 """Seconds after the last fault in which everything must be green, caught up and live."""
 
-IDLE_COMMANDS_PER_S: Final = 200
-"""Commands of one hub to Redis while nothing happens: its probes, at most five a second, and its pings."""
+IDLE_CALLBACKS_PER_S: Final = 500
+"""Callbacks of a hub with its clients while nothing happens: timers ten times a second, probes, heartbeats."""
+
+MOST_TASKS: Final = 35
+"""Tasks of a hub and of who asks it."""
+
+SLACK_BYTES: Final = 8_000
+"""How much more than its limits may wait for a socket: one large event, heartbeats, and what announces gaps."""
 
 BLIND_S: Final = 5.0
 """Seconds within which a hub that cannot reach Redis says so, whatever the settings are."""
@@ -312,7 +318,22 @@ class Simulation:
     def _take_snapshots(self) -> None:
         self.redis.snapshot()
         self.watch_contacts()
+        self._judge_buffers()
         self.loop.call_outside(self.loop.now + SNAPSHOT_S, self._take_snapshots)
+
+    def _judge_buffers(self) -> None:
+        """What waits for a client's socket is bounded, whatever that does."""
+        limits = self.world.limits
+        most = limits["unsent_bytes"] + limits["write_bytes"] + SLACK_BYTES
+        for client in self.clients:
+            for hub in self.hubs:
+                waiting = max(
+                    (end.get_write_buffer_size() for end in self.network.between(hub, client)), default=0
+                )
+                if waiting > most:
+                    self.oracle.fail(
+                        "too much waits for a client", self.loop.now, hub, f"{waiting} bytes: {client}"
+                    )
 
     def _say_goodbye(self) -> None:
         """Publish a last event on each channel, which everybody must get soon."""
@@ -336,24 +357,38 @@ class Simulation:
         self.loop.call_outside(self.loop.now + 1.5, self._begin_idling, last)
 
     def _begin_idling(self, last: dict[tuple[str, str], str]) -> None:
-        commands = sum(self.redis.counts.values())
+        busy = sum(self.redis.counts.values()), self.loop.callbacks
         self.watcher.process.spawn(self._ask_all_statistics(), "last statistics")
-        self.loop.call_outside(self.loop.now + 1.0, self._end, last, commands)
+        self.loop.call_outside(self.loop.now + 1.0, self._end, last, *busy)
+
+    @property
+    def _idle_commands(self) -> int:
+        """How many commands the hubs may send in a second in which nothing happens: those of their probes."""
+        rounds = int(1 / self.settings.hub.prove_interval_s) + 2
+        return len(self.hubs) * (rounds * (4 + 2 * len(self.world.channels)) + 10)
+
+    def _judge_idleness(self, commands: int, callbacks: int) -> None:
+        """Where nothing happens nobody is busy, and nothing is left behind."""
+        now, hubs = self.loop.now, len(self.hubs)
+        if commands > self._idle_commands:
+            self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")
+        if callbacks > IDLE_CALLBACKS_PER_S * (hubs + len(self.clients)):
+            self.oracle.fail("busy while nothing happens", now, "loop", f"{callbacks} callbacks in a second")
+        if (tasks := self.loop.count_tasks()) > MOST_TASKS * (hubs + 1):
+            self.oracle.fail("too many tasks", now, "loop", f"{tasks} tasks")
 
     async def _ask_all_statistics(self) -> None:
         for port in self.world.hubs:
             await self.watcher.ask_statistics(port)
 
-    def _end(self, last: dict[tuple[str, str], str], commands: int) -> None:
+    def _end(self, last: dict[tuple[str, str], str], commands: int, callbacks: int) -> None:
         now = self.loop.now
         ids = {
             wanted: {channel: last.get((channel, wanted or TYPES[0]), "") for channel in self.world.channels}
             for wanted in ("", *TYPES)
         }
         self.oracle.at_the_end([actor.book for actor in self.clients.values()], ids, self._last_sent_at, now)
-        commands = sum(self.redis.counts.values()) - commands
-        if commands > IDLE_COMMANDS_PER_S * len(self.hubs):
-            self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")
+        self._judge_idleness(sum(self.redis.counts.values()) - commands, self.loop.callbacks - callbacks)
         for port, status in self.watcher.ready.items():
             if status != 200:
                 self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")

@@ -169,7 +169,7 @@ def draw(seed: int) -> World:
     hubs = tuple(range(FIRST_HUB_PORT, FIRST_HUB_PORT + chance.choice((1, 1, 2, 3))))
     producers = tuple(_producer(chance, index, channels, lasts_s) for index in range(chance.choice((1, 1, 2))))
     clients = tuple(
-        _client(chance, index, channels if stores else channels[:1], lasts_s, slow)
+        _client(chance, index, channels if stores else channels[:1], lasts_s, profile)
         for index in range(chance.randint(2, 7))
     )
     names = [producer.name for producer in producers], [client.name for client in clients]
@@ -223,6 +223,8 @@ def draw(seed: int) -> World:
         windows=(500, 1_500) if slow else chance.choice(((500, 4_000), (16_384, 262_144))),
         limits={
             "page_events": chance.choice((4, 16, 64, 256)),
+            "page_bytes": chance.choice((1_000, 10_000, 262_144)),
+            "kept_pages": chance.choice((1, 4, 32)),
             "store_events": chance.choice((2, 64)),
             "unsent_bytes": 1_000 if slow else chance.choice((2_000, 65_536)),
             "write_bytes": chance.choice((1_000, 65_536)),
@@ -246,10 +248,12 @@ def _producer(chance: random.Random, index: int, channels: tuple[str, ...], last
     return Producer(f"producer-{index}", some, lasts_s / events * (1 + most) / 2, most, chance.random() < 0.5)
 
 
-def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float, slow: bool) -> Client:
+def _client(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float, profile: str) -> Client:
     kind = chance.choice(("v1", "v1", "plain", "Subscriber", "Subscriber"))
     some = channels if chance.random() < 0.4 else (chance.choice(channels),)
-    late = index > 1 and chance.random() < 0.5
+    late, slow = index > 1 and chance.random() < 0.5, profile == "slow clients"
+    if index == 0 and profile == "many epochs":  # one that has been away for nearly all of them
+        return Client("client-0", kind, channels, "older", None, 0.9 * lasts_s, 0.0, 0.0)
     return Client(
         name=f"client-{index}",
         kind=kind,
