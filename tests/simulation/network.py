@@ -97,6 +97,11 @@ class Direction:
         self._network.flowing[self] = None
         loop.call_at(self._free_at, self._arrive, self._hurries, context=self._receiver.context)
 
+    def widen(self, window: int) -> None:
+        """Let at least so many bytes travel."""
+        self._window = max(self._window, window)
+        self.pump()
+
     def hurry(self) -> None:
         """The link is as fast as ever again: what is on the way need not wait for what was slow."""
         self._hurries += 1
@@ -403,6 +408,12 @@ class Network:
         """Links have changed: what waited is sent."""
         for direction in list(self.unsent):
             direction.pump()
+
+    def widen(self) -> None:
+        """From now on no connection is slow because of its window."""
+        self.windows = _WIDE
+        for end in list(self._open):
+            end.out.widen(_WIDE[0])
 
     def hurry(self, sender: str, receiver: str) -> None:
         """A link has become faster; what an end has sent that is gone since comes faster, too."""

@@ -303,6 +303,7 @@ class Simulation:
         for fault in world.faults:
             loop.call_outside(loop.now + fault.at, self._happen, fault)
         self._take_snapshots()
+        loop.call_outside(loop.now + world.calm_from_s, self.network.widen)
         loop.call_outside(loop.now + world.calm_from_s + SETTLE_S, self._say_goodbye)
 
     def _start_client(self, client: Client) -> None:
