@@ -54,7 +54,7 @@ class View:
     given: set[Place] = field(default_factory=set)
     told: list[Told] = field(default_factory=list)
     open_told: Counter[str] = field(default_factory=Counter)
-    open_at: dict[str, float] = field(default_factory=dict)
+    open_at: float = 0.0
     owes_gap: bool = False
     came_with: Place | None = None
     connected_at: float = 0.0
@@ -193,7 +193,7 @@ class StoredRules:
         else:
             self._judge_closed(book, view, gap, now)
         if gap.last is None:
-            view.open_at[gap.epoch] = now
+            view.open_at = now
         view.at = gap.position
         view.began = view.began or (gap.position, now)
 
@@ -203,6 +203,7 @@ class StoredRules:
         assert gap.first is not None
         assert gap.position is not None
         since, channel = Place(gap.epoch, gap.first - 1), gap.channel
+        view.open_told.pop(gap.position.epoch, None)  # of two masters this is one that the client had left
         # A `Subscriber` that connects again by itself comes with the place where it is.
         known = (view.came_with, view.at) if book.kind == "Subscriber" else (view.came_with,)
         if gap.last is not None or since not in known:
@@ -404,7 +405,7 @@ class StoredRules:
             later = began_at > event.at or (place.epoch == epoch and place.offset <= offset)
             if place not in view.given or not self._owed(book, view, event) or later or alone:
                 continue
-            if view.open_at.get(place.epoch, 0.0) < event.at:
+            if view.open_at < event.at:
                 self._fail("another event at its position, untold", now, book.client, f"{place}: {event}")
                 return
 
