@@ -195,6 +195,12 @@ class ClientActor(Actor):
         self._cut_off_at: float | None = None
         self._why_cut_off: tuple[object, ...] = ()
 
+    def led_to(self) -> int:
+        """The port of one of the hubs, to which its `Subscriber` connects now."""
+        port = self.chance.choice(self.sim.world.hubs)
+        self._hub = self.book.hub = f"hub-{port}"
+        return port
+
     @property
     def is_connected(self) -> bool:
         """Whether it has an open connection, as far as it knows."""
@@ -249,8 +255,9 @@ class ClientActor(Actor):
 
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop
-        port = self.chance.choice(self.sim.world.hubs)
-        self._subscriber, self._hub = None, f"hub-{port}"
+        port = self.led_to()
+        self._subscriber = None
+        address = worlds.BALANCER_PORT if self.sim.world.balanced else port
         since: dict[str, Position] = {}
         for channel in client.channels:
             if (place := book.at.get(channel) or book.channels[channel]) is not None:
@@ -258,7 +265,7 @@ class ClientActor(Actor):
         book.note(loop.now, Connected(f"hub-{port}", {c: _place(since.get(c)) for c in client.channels}))
         try:
             async with Subscriber(
-                f"ws://127.0.0.1:{port}/ws",
+                f"ws://127.0.0.1:{address}/ws",
                 settings=self.sim.settings,
                 channels=client.channels,
                 since=since,

@@ -299,6 +299,8 @@ class Network:
         chance: Draws delays, windows and where pieces are cut.
         counts: What has happened.
         windows: The smallest and the largest number of bytes that may travel in one direction of a connection.
+        balanced: An address behind which there are several others of its host (load balancer); None: none is.
+        balance: Called with the name of who connects to it; the port to which that is led.
         narrow: To which processes, by their names, connections have such windows; others have wide ones.
         usual: How a link is before anything has happened to it.
         unsent: Directions in which something waits.
@@ -310,6 +312,8 @@ class Network:
         self.chance = chance
         self.counts: Counter[str] = Counter()
         self.windows = _WIDE
+        self.balanced: tuple[str, int] | None = None
+        self.balance: Callable[[str], int] = lambda client: 0
         self.narrow: Callable[[str], bool] = lambda server: True
         self.usual = Link()
         self._links: dict[tuple[str, str], Link] = {}
@@ -361,6 +365,8 @@ class Network:
         process = PROCESS.get()
         assert process is not None
         loop = self.loop
+        if (host, port) == self.balanced:
+            port = self.balance(process.name)
         while True:
             await asyncio.sleep(self.chance.uniform(*self.link(process.name, self._name(host, port)).delay_s))
             server = self._servers.get((host, port))

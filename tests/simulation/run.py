@@ -18,6 +18,7 @@ from broadcaster import Publisher
 from broadcaster.hub import serve as hub_serve
 from broadcaster.hub.catchup.replay import Replay
 from broadcaster.settings import Settings
+from tests.simulation import clients
 from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
 from tests.simulation.books import Book, Entry, Place
 from tests.simulation.faults import Faults
@@ -31,7 +32,7 @@ from tests.simulation.oracle import Failure, Findings, Oracle, Truth
 from tests.simulation.redis import HOST, PORT, REPLICA_PORT, Redis, RedisProcess
 from tests.simulation.stored import StoredRules
 from tests.simulation.troubles import REDIS, Troubles, source
-from tests.simulation.worlds import TYPES, Client, Fault, World, draw
+from tests.simulation.worlds import BALANCER_PORT, TYPES, Client, Fault, World, draw
 
 SETTLE_S: Final = 5.0
 """Seconds after the last fault in which everything must be green, caught up and live."""
@@ -112,6 +113,8 @@ class Simulation:
         self.hubs = {f"hub-{port}": HubActor(self, port) for port in world.hubs}
         self.producers = {each.name: ProducerActor(self, each) for each in world.producers}
         self.clients: dict[str, ClientActor] = {}
+        self.network.balanced = (clients.HOST, BALANCER_PORT) if world.balanced else None
+        self.network.balance = self._balance
         self.watcher = Watcher(self)
         self._digest = hashlib.blake2b(digest_size=8)
         self._lines: list[str] | None = [] if keep_lines else None
@@ -129,6 +132,9 @@ class Simulation:
         self._digest.update(line.encode())
         if self._lines is not None:
             self._lines.append(line)
+
+    def _balance(self, client: str) -> int:
+        return self.clients[client].led_to()
 
     # What is told to the oracle
 

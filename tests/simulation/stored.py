@@ -311,7 +311,6 @@ class StoredRules:
         view.began = view.began or (entry.position, now)
         if entry.is_claim and book.steady:
             self._judge_freshness(book, view, entry.channel, now)
-        if entry.is_claim:
             self._look_for_silence(book, now)
 
     def _judge_freshness(self, book: Book, view: View, channel: str, now: float) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Final
 DEFAULT_CHANNEL: Final = "events.critical"
 TYPES: Final = ("SERVER_DOWN", "SERVER_SLOW")
 FIRST_HUB_PORT: Final = 8001
+BALANCER_PORT: Final = 8000
+"""Where a `Subscriber` is led to any of the hubs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class World:
     node_entries: int
     output_limit: int
     token: str
+    balanced: bool
     replica_lag_s: float | None
     delays_s: tuple[float, float]
     splits: bool
@@ -232,6 +235,7 @@ def draw(seed: int) -> World:
         node_entries=chance.choice((2, 5, 20, 100)),
         output_limit=chance.choice((4_000, 2**20)),
         token="0123456789abcdef" if chance.random() < 0.3 else "",
+        balanced=chance.random() < 0.5,
         replica_lag_s=chance.choice((0.001, 0.05))
         if chance.random() < (0.6 if profile == "failover" else 0.2)
         else None,
