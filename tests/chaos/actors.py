@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from tests.chaos import child
 from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given, Place, Refused, Told, Welcomed
 from tests.simulation.journal import Accepted
-from tests.simulation.troubles import Trouble
+from tests.simulation.troubles import REDIS, Trouble
 from tests.simulation.worlds import Client, Producer
 from tests.support import UNIT_S, HubProcess, free_port
 
 if TYPE_CHECKING:
     from tests.chaos.run import Chaos
+
+REFUSED = 69
+"""The exit code of a hub that Redis refuses."""
 
 _FORKED = multiprocessing.get_context("forkserver")
 
@@ -148,7 +151,8 @@ class HubActor(Actor):
         code = process.wait(5)
         process._output.close()
         self.chaos.trace(self.name, f"exit {code}")
-        if not self.expected or code not in (0, -signal.SIGKILL):
+        denied = code == REFUSED and self.chaos.troubles.any([REDIS], time.monotonic(), 10.0, ("redis_deny",))
+        if not denied and not (self.expected and code in (0, -signal.SIGKILL)):
             self.chaos.oracle.fail(
                 "a hub has ended", time.monotonic(), self.name, f"{code}: {process.output[-2000:]}"
             )
@@ -201,7 +205,7 @@ class ChildActor(Actor):
             return
         self.close()
         self._reports, writing = _FORKED.Pipe(duplex=False)
-        self._process = _FORKED.Process(target=child.run, args=(writing, self.life()))
+        self._process = _FORKED.Process(target=child.run, args=(writing, self.life()), daemon=True)
         self._process.start()
         writing.close()
         asyncio.get_running_loop().add_reader(self._reports.fileno(), self.read)

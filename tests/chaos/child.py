@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -59,9 +60,16 @@ def run(reports: Connection, life: Life) -> None:
     work = Producing(reports, life) if life.producer else Subscribing(reports, life)
     with contextlib.suppress(BrokenPipeError):
         try:
-            asyncio.run(work.run())
+            asyncio.run(_while_the_parent_lives(work))
         except Exception as error:
             reports.send(("failed", time.monotonic(), f"{type(error).__name__}: {error}"))
+
+
+async def _while_the_parent_lives(work: Producing | Subscribing) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    asyncio.get_running_loop().add_reader(parent.sentinel, os._exit, 1)
+    await work.run()
 
 
 class RealLoop:

@@ -113,7 +113,7 @@ class Faults:
         trouble = self._chaos.troubles.note("redis_split", ["redis"], time.monotonic())
         await asyncio.to_thread(life.start)
         if truth.life is not older:  # it was killed meanwhile
-            await asyncio.to_thread(life.server.stop)
+            await asyncio.to_thread(life.end)
             trouble.end = time.monotonic()
             return
         truth.pump()
@@ -132,8 +132,7 @@ class Faults:
         truth = self._chaos.truth
         truth.pump()
         for life in truth.older:
-            life.server.kill()
-            life.server.stop()
+            life.end()
             life.pump()
         truth.older.clear()
         self._chaos.watch_contacts()
@@ -142,6 +141,8 @@ class Faults:
         """Its memory is emptied in the same process."""
         if (life := self._running()) is not None:
             life.ask("FLUSHALL")
+            self._chaos.truth.pump()
+            self._chaos.expect_notice()
 
     def redis_evict(self, fault: Fault) -> None:
         """A key goes for want of memory."""
@@ -169,14 +170,22 @@ class Faults:
     def redis_oom(self, fault: Fault) -> None:
         if (life := self._running()) is not None:
             life.ask("CONFIG", "SET", "maxmemory", "1")
-            self._later(fault, lambda: self._end_oom(life))
+            self._later(fault, lambda: self._ask(life, "CONFIG", "SET", "maxmemory", "0"))
 
-    def _end_oom(self, life: Life) -> None:
-        """Also if it is frozen by then: later."""
+    def redis_deny(self, fault: Fault) -> None:
+        """A right is missing."""
+        if (life := self._running()) is not None:
+            names = "xadd", "publish", "evalsha", "subscribe", "set", "xrange", "time", "info"
+            name = names[int(fault.size * len(names))]
+            life.ask("ACL", "SETUSER", "default", f"-{name}")
+            self._later(fault, lambda: self._ask(life, "ACL", "SETUSER", "default", f"+{name}"))
+
+    def _ask(self, life: Life, *words: str) -> None:
+        """Tell it something, later if it is frozen now."""
         if life.frozen:
-            self._chaos.later(0.1, lambda: self._end_oom(life))
+            self._chaos.later(0.1, lambda: self._ask(life, *words))
         elif life.alive:
-            life.ask("CONFIG", "SET", "maxmemory", "0")
+            life.ask(*words)
 
     def _running(self) -> Life | None:
         life = self._chaos.truth.life

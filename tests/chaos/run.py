@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -22,11 +23,11 @@ from tests.chaos.faults import Faults
 from tests.chaos.truth import Life, Truth
 from tests.chaos.worlds import World, draw
 from tests.simulation import oracle
-from tests.simulation.books import Book, Connected, Entry
+from tests.simulation.books import Book, Connected, Entry, Place
 from tests.simulation.clients import ask
 from tests.simulation.oracle import Failure, Findings, Oracle
 from tests.simulation.stored import StoredRules
-from tests.simulation.troubles import Troubles
+from tests.simulation.troubles import Troubles, source
 from tests.simulation.worlds import TYPES, Client, Fault
 from tests.support import UNIT_S, Proxy, free_port
 
@@ -181,7 +182,7 @@ class Chaos:
         now, life = time.monotonic(), self.truth.life
         for name, hub in self.hubs.items():
             link = self.proxy(name, "redis")
-            blocked = link.requests.blocked or link.answers.blocked or link.refuses
+            blocked = link.requests.blocked or link.answers.blocked
             up = life is not None and not life.frozen and not blocked
             if up or hub.stops or not hub.alive or self.truth.older:
                 self._without_redis.pop(name, None)
@@ -192,6 +193,26 @@ class Chaos:
         """For how many seconds a hub has been running, and could not reach Redis."""
         now = time.monotonic()
         return now - self._without_redis.get(hub, now)
+
+    def expect_notice(self) -> None:
+        """Redis' memory went back without a restart: a hub that has seen more notices in a round of its probe."""
+        now, seen = time.monotonic(), set[tuple[str, str, Place]]()
+        for client in self.clients.values():
+            for channel, place in client.book.at.items():
+                if place is not None and client.is_connected:
+                    seen.add((channel, client.book.hub, place))
+        for channel, hub, place in sorted(seen):
+            notice_s = self.settings.hub.prove_interval_s + LATE_S
+            self.later(notice_s, partial(self._judge_notice, channel, hub, place, now))
+
+    def _judge_notice(self, channel: str, hub: str, place: Place, went_back_at: float) -> None:
+        self.truth.pump()
+        now, spans = time.monotonic(), self.truth.journal.epochs[channel].values()
+        others = [trouble for trouble in self.troubles.noted if trouble.kind != "redis_flush"]
+        if any(span.at >= went_back_at for span in spans):
+            return
+        if not Troubles(others).any(source(hub), now, now - went_back_at + 3):
+            self.oracle.fail("memory went back, unnoticed", now, hub, f"{channel}: it had given {place}")
 
     async def _watch_hub(self, name: str) -> None:
         """Ask a hub for its readiness, again and again."""
@@ -235,7 +256,7 @@ class Chaos:
             self.truth.pump()
             for hub in self.hubs.values():
                 hub.look()
-                if hub.process is None and hub.expected and not hub.ended and not hub.comes_back:
+                if hub.process is None and not hub.ended and not hub.comes_back:
                     hub.come_back(0.1)
             for client in self.clients.values():
                 client.watch_staleness()
@@ -266,10 +287,12 @@ class Chaos:
         ]
 
     def _abandon(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for actor in (*self.producers.values(), *self.clients.values(), *self.hubs.values()):
-            actor.abandon()
+        """End all that runs, whatever becomes of one of them."""
+        with contextlib.ExitStack() as stack:
+            for actor in (*self.hubs.values(), *self.clients.values(), *self.producers.values()):
+                stack.callback(actor.abandon)
+            for task in self._tasks:
+                task.cancel()
 
     async def _live(self) -> None:
         world = self.world
@@ -284,9 +307,9 @@ class Chaos:
             self.spawn(self._watch_hub(name))
         self.spawn(self._look())
         for client in world.clients:
-            self.later(client.begins_at, lambda client=client: self._start_client(client))  # type: ignore[misc]
+            self.later(client.begins_at, partial(self._start_client, client))
         for fault in world.faults:
-            self.later(fault.at, lambda fault=fault: self._happen(fault))  # type: ignore[misc]
+            self.later(fault.at, partial(self._happen, fault))
         await asyncio.sleep(world.calm_from_s + 0.05)
         await self._settle()
         for task in list(self._tasks):

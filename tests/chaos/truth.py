@@ -10,6 +10,7 @@ the file that ends between two units is a memory that Redis once had: it is all 
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +54,8 @@ class Life:
         self._journal = journal
         self._clock = clock
         self._withdraws = False
+        self._starting = threading.Lock()
+        self._over = False
 
     @property
     def file(self) -> Path:
@@ -61,14 +64,25 @@ class Life:
 
     def start(self) -> None:
         """Start the process on a port of its own; blocks until it answers."""
-        self.server = RedisServer.start(free_port(), *_OPTIONS, "--dir", str(self.folder))
+        with self._starting:
+            if self._over:
+                return
+            self.server = RedisServer.start(free_port(), *_OPTIONS, "--dir", str(self.folder))
         lines = str(self.ask("INFO", "server").decode()).splitlines()
         self.run_id = next(line.partition(":")[2] for line in lines if line.startswith("run_id:"))
+
+    def end(self) -> None:
+        """End the process, also one that another thread is about to start."""
+        self._over = True
+        with self._starting:
+            if hasattr(self, "server"):
+                self.server.kill()
+                self.server.stop()
 
     @property
     def alive(self) -> bool:
         """Whether its process has not ended."""
-        return self.server._process.poll() is None
+        return not self._over
 
     def ask(self, *words: Any) -> Any:
         """The reply to a command, on a connection of its own."""
@@ -194,7 +208,7 @@ class Truth:
         self.snapshots: list[tuple[Path, int]] = []
         self._folder = folder
         self._clock = clock
-        self._lives = 0
+        self._all: list[Life] = []
 
     def pump(self) -> None:
         """Tell the journal what was taken since."""
@@ -211,8 +225,7 @@ class Truth:
         """Kill the process; its last memory."""
         assert self.life is not None
         life, self.life = self.life, None
-        life.server.kill()
-        life.server.stop()
+        life.end()
         life.pump()
         return life.folder, life.read
 
@@ -226,13 +239,13 @@ class Truth:
         if continues and memory is not None:
             folder = memory[0]
         else:
-            self._lives += 1
-            folder = self._folder / f"redis-{self._lives}"
+            folder = self._folder / f"redis-{len(self._all)}"
             if memory is None:
                 folder.mkdir()
             else:
                 shutil.copytree(memory[0], folder)
         life = Life(folder, self.journal, self._clock)
+        self._all.append(life)
         if memory is not None:
             if life.file.exists():
                 with life.file.open("r+b") as file:
@@ -263,6 +276,6 @@ class Truth:
 
     def end(self) -> None:
         """End all processes."""
-        for life in (*self.older, *([self.life] if self.life else ())):
-            life.server.stop()
+        for life in self._all:
+            life.end()
         self.older, self.life = [], None

@@ -62,7 +62,7 @@ class World:
 
 _REDIS: Final = (
     *("redis_restart", "redis_restart_older", "redis_restart_empty", "redis_fail_over", "redis_split"),
-    *("redis_flush", "redis_evict", "redis_freeze", "redis_oom"),
+    *("redis_flush", "redis_evict", "redis_freeze", "redis_oom", "redis_deny"),
 )
 _HUBS: Final = ("hub_kill", "hub_drain", "hub_freeze", "hub_cut_off")
 _LINKS: Final = ("cut", "half_open", "black_hole", "one_way", "throttle", "refuse", "delay", "split")
@@ -75,7 +75,7 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "restarts": (("redis_restart", "redis_restart_older"), (3, 8)),
     "old memory": (("redis_restart_older", "redis_restart_empty", "redis_flush", "redis_evict"), (2, 6)),
     "failover": (("redis_fail_over", "redis_split"), (1, 4)),
-    "troubled redis": (("redis_freeze", "redis_oom", "redis_restart"), (2, 6)),
+    "troubled redis": (("redis_freeze", "redis_oom", "redis_deny", "redis_restart"), (2, 6)),
     "hubs": (_HUBS, (2, 8)),
     "network": (_LINKS, (4, 12)),
     "clients": (_CLIENTS, (3, 10)),
