@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
@@ -12,6 +13,14 @@ from broadcaster.settings import RedisTable
 
 _ERRORS_OF_A_CONNECTION: Final = ("NOSCRIPT", "READONLY", "MASTERDOWN")
 """Codes of error replies after which a new connection helps: a flushed script, a master that was demoted."""
+
+_IDENTITY: Final = ("INFO", "server")
+
+_IDENTITY_S: Final = 1.0
+"""For so many seconds the process to which a connection leads is taken to be the one that it was.
+
+A proxy can keep a connection open while what is behind it becomes another process.
+"""
 
 
 class CommandLink:
@@ -23,20 +32,21 @@ class CommandLink:
         Args:
             redis: Address and deadlines.
             greeting: Commands that are sent first on every new connection, and must succeed. With a greeting
-                `RUN_ID` can be used: a connection leads to one Redis process, whose run_id is read once.
+                `RUN_ID` can be used.
             runtime: For the connection.
         """
         self._redis = redis
         self._clock = runtime.clock
         self._greeting = greeting
         self._run_id = ""
+        self._asked_at = 0.0  # for the run_id
         self._link: RedisConnection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
 
     @property
     def run_id(self) -> str:
-        """The run_id of the process to which the connection led when it was opened; empty without a greeting."""
+        """The run_id of the process to which the connection led when that was asked last; empty: not known now."""
         return self._run_id
 
     @property
@@ -77,13 +87,25 @@ class CommandLink:
 
     async def _greet(self, link: RedisConnection) -> None:
         if self._greeting:
-            info, *_ = await asyncio.gather(*link.send(("INFO", "server"), *self._greeting))
+            self._asked_at = self._clock.loop_s()
+            info, *_ = await asyncio.gather(*link.send(_IDENTITY, *self._greeting))
             self._run_id = server_info(info).get("run_id", "")
 
     def send(self, *commands: Command) -> list[asyncio.Future[Any]]:
         """Send commands in one write over the connection there is; see `RedisConnection.send`."""
         assert self._link is not None
-        return self._link.send(*map(self._complete, commands))
+        if not any(RUN_ID in command for command in commands):
+            return self._link.send(*commands)
+        if self._clock.loop_s() - self._asked_at < _IDENTITY_S:
+            return self._link.send(*map(self._complete, commands))
+        self._asked_at, self._run_id = self._clock.loop_s(), ""
+        *replies, identity = self._link.send(*map(self._complete, commands), _IDENTITY)
+        identity.add_done_callback(partial(self._identify, self._link))
+        return replies
+
+    def _identify(self, link: RedisConnection, info: asyncio.Future[Any]) -> None:
+        if not info.cancelled() and info.exception() is None and link is self._link:
+            self._run_id = server_info(info.result()).get("run_id", "")
 
     def _complete(self, command: Command) -> Command:
         if RUN_ID not in command:

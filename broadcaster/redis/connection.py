@@ -28,7 +28,7 @@ Command = tuple[Any, ...]
 """The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
 
 RUN_ID: Final = object()
-"""Stands in a command for the run_id of the Redis process that it is sent to."""
+"""Stands in a command for the run_id of the Redis process that it is sent to; for nothing if that is not known."""
 
 Reply = Any
 """bytes, int, None, or a list of these, as RESP2 has them."""

@@ -12,8 +12,9 @@
 -- ARGV[6]  history.idle_expire_s
 -- ARGV[7]  seconds after which meta expires
 -- ARGV[8]  history.dedupe_s
--- ARGV[9]  run_id of this Redis; the caller has asked for it on this very connection, since INFO in here would cost
---          up to 50 us each time
+-- ARGV[9]  run_id of this Redis, for which the caller has asked on this very connection not long ago; or nothing. INFO
+--          in here costs up to 50 us, so it is asked only where the caller does not know, or may be wrong: a proxy
+--          can keep a connection open while what is behind it becomes another process.
 -- ARGV[10] and so on: the id of each event; that of the one that must have been stored before, or nothing; the
 --          payload of each event
 -- Reply: epochs (nothing if there are events), last offset, then per event: position, number of receivers (-1: it
@@ -39,6 +40,11 @@ end
 
 local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset')
 local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
+
+if run_id == '' or run_id ~= known[3] then
+  local info = redis.pcall('INFO', 'server')
+  run_id = type(info) == 'string' and info:match('run_id:(%x+)') or run_id
+end
 
 local function now_ms()
   local now = redis.pcall('TIME')
@@ -156,7 +162,7 @@ if not (epoch and offset and epochs and epoch:match('^%w+$') and offset >= 0 and
   offset, epochs = 0, ''
   begin_epoch()
   redis.call('HSET', meta, 'ids_offset', '0')
-elseif known[3] ~= run_id or is_before_the_floor() then
+elseif (run_id ~= '' and run_id ~= known[3]) or is_before_the_floor() then
   -- Another Redis process, which may have come back with older data, or this one has. Offsets count on, in a new
   -- epoch, or the same position would be given twice.
   begin_epoch()

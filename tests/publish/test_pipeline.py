@@ -1080,3 +1080,91 @@ async def test_without_history_nothing_in_flight_is_sent_again() -> None:
         errors(await link.settle(second), 1)
     published = [json.loads(payload)["n"] for _, _, payload in commands]
     assert published == [1, 2, 3]
+
+
+# A connection that outlives the Redis behind it
+
+
+class Switch:
+    """A proxy that keeps the connections of its clients while what is behind them becomes another Redis.
+
+    Attributes:
+        target: Port of the Redis to which what comes from now on is sent.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._served: list[asyncio.Task[Any] | None] = []
+
+    async def ended(self) -> None:
+        """Wait until all clients have gone."""
+        await asyncio.gather(*(task for task in self._served if task is not None))
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._served.append(asyncio.current_task())
+        upstreams: dict[int, asyncio.StreamWriter] = {}
+        answers: list[asyncio.Task[None]] = []
+        try:
+            while said := await reader.read(65_536):
+                if self.target not in upstreams:
+                    from_redis, upstreams[self.target] = await asyncio.open_connection("127.0.0.1", self.target)
+                    answers.append(asyncio.create_task(self._answer(from_redis, writer)))
+                upstreams[self.target].write(said)
+        finally:
+            for upstream in upstreams.values():
+                upstream.close()
+            await asyncio.gather(*answers)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(65_536):
+            writer.write(said)
+
+
+@contextlib.asynccontextmanager
+async def switched(before: RedisServer, after: RedisServer) -> AsyncIterator[tuple[Switch, PublishPipeline]]:
+    """A link through a Switch that leads to `before`; `after` has all that `before` had, as a replica would."""
+    switch = Switch(before.port)
+    server = await asyncio.start_server(switch.serve, "127.0.0.1", 0)
+    async with server:
+        async with publishing(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0") as link:
+            assert_stored(await publish(link, 1))
+            with redis_client(before) as source, redis_client(after) as target:
+                target.command(*stream.LOAD)
+                for key in source.command("KEYS", "*"):
+                    assert target.command("RESTORE", key, 0, source.command("DUMP", key)) == b"OK"
+            yield switch, link
+        await switch.ended()
+
+
+@pytest.fixture
+def other_redis() -> Iterator[RedisServer]:
+    with RedisServer.start(None, "--hz", "500") as server:
+        yield server
+
+
+@in_loop
+async def test_who_does_not_know_yet_that_it_is_another_redis_begins_no_epoch(
+    redis: RedisServer, other_redis: RedisServer
+) -> None:
+    """Its hub has begun one already. What the connection led to when it was opened is not what it leads to now."""
+    async with switched(redis, other_redis) as (switch, link):
+        async with publishing(other_redis.url) as another:
+            [begun] = assert_stored(await publish(another, 2))
+        switch.target = other_redis.port
+        positions = assert_stored(await publish(link, 3)) + assert_stored(await publish(link, 4))
+        assert [str(position) for position in positions] == [f"{begun.epoch}-{3}", f"{begun.epoch}-{4}"]
+
+
+@in_loop
+async def test_an_epoch_begins_at_another_redis_however_long_the_connection_lives(
+    redis: RedisServer, other_redis: RedisServer
+) -> None:
+    """Or a position that was given to somebody else, and lost, would be given again."""
+    async with switched(redis, other_redis) as (switch, link):
+        async with publishing(redis.url) as another:
+            [before] = assert_stored(await publish(another, 2))
+        await asyncio.sleep(1.1)
+        switch.target = other_redis.port
+        [after] = assert_stored(await publish(link, 3))
+        assert after.epoch > before.epoch, (before, after)

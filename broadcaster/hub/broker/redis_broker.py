@@ -120,7 +120,7 @@ class RedisBroker:
                 raise reply
         await self._pubsub.verify()
         run_id = server_info(info).get("run_id", "")
-        if stored and run_id != self._commands.run_id:
+        if stored and self._commands.run_id not in ("", run_id):
             # A proxy has led the open connection to another process: what was asked at its beginning is of no use,
             # and the epoch of that process has to begin.
             await self._commands.reset()
