@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 DEFAULT_CHANNEL: Final = "events.critical"
@@ -11,6 +11,8 @@ TYPES: Final = ("SERVER_DOWN", "SERVER_SLOW")
 FIRST_HUB_PORT: Final = 8001
 BALANCER_PORT: Final = 8000
 """Where a `Subscriber` is led to any of the hubs."""
+
+_SLOW_LINK_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def draw(seed: int) -> World:
             "queue_events": chance.choice((4, 64, 4096)),
         },
     }
-    return World(
+    world = World(
         seed=seed,
         profile=profile,
         lasts_s=lasts_s,
@@ -243,6 +245,11 @@ def draw(seed: int) -> World:
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
     )
+    if world.delays_s[1] < _SLOW_LINK_S:
+        return world
+    # Who reads the log may not read slower than it grows, however long each page is on the way.
+    least = {"page_events": 32, "page_bytes": 10_000}
+    return replace(world, limits={name: max(value, least.get(name, 0)) for name, value in world.limits.items()})
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
