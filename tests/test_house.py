@@ -53,7 +53,7 @@ ROOMS = {
         "text tls version",
         "",
     ),
-    "settings": Room("layers tables", "core"),
+    "settings": Room("layers origin tables", "core"),
     "auth": Room("access tokens", "core settings"),
     "wire": Room("bearer client control dispose frames handshake inbound outbound", "core"),
     "redis": Room("commands connection pubsub server stream", "core settings"),

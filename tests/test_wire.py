@@ -162,7 +162,8 @@ def test_who_is_not_admitted_is_told_the_status_and_the_reason(refusal: Refusal,
     assert answer.subprotocol is None
     assert status_of(answer) == refusal.status
     body = answer.response.partition(wire.HEAD_END)[2]
-    assert body.decode() == refusal.reason + "\n"
+    assert json.loads(body) == {"error": refusal.reason}
+    assert header_of(answer, "Content-Type") == "application/json"
     assert header_of(answer, "Content-Length") == str(len(body))
     assert header_of(answer, "Connection") == "close"
     assert header_of(answer, "Retry-After") == retry_after
@@ -175,7 +176,7 @@ TARGETS: dict[str, tuple[tuple[str, str], ...]] = {
     "/ws?channel=events.critical": (("channel", "events.critical"),),
     "/ws?channel=a&channel=b": (("channel", "a"), ("channel", "b")),
     "/ws?channel=a%2Eb&type=": (("channel", "a.b"), ("type", "")),
-    "/ws?channel=%FF": (("channel", "\ufffd"),),
+    "/ws?channel=%C3%A9": (("channel", "\u00e9"),),
     "/ws?flag": (("flag", ""),),
 }
 
@@ -188,10 +189,12 @@ def test_the_hub_is_asked_with_what_the_client_wants(path: str, query: tuple[tup
 
 
 def test_the_hub_is_told_what_cannot_be_read() -> None:
-    """More than 256 query parameters, or a token shown in no known way, are a fault for the hub to refuse."""
+    """More than 256 query parameters, a query that is no text, or two tokens are a fault for the hub to refuse."""
     for head in (
         request(path="/ws?" + "a=1&" * 257),
-        request(Authorization="Basic dXNlcjpwYXNz"),
+        request(path="/ws?source=%zz"),
+        request(path="/ws?source=%FF"),
+        request(path="/ws?%"),
         request(Authorization="Bearer a\r\nAuthorization: Bearer b"),
         request(subprotocol="broadcaster.v1, bearer.!!"),
         request(subprotocol="bearer.A"),
@@ -202,12 +205,29 @@ def test_the_hub_is_told_what_cannot_be_read() -> None:
         assert target.token is None
 
 
-def test_a_plain_response_is_complete() -> None:
-    """A refusal without a parser still is a whole HTTP response."""
+@pytest.mark.parametrize("authorization", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer ", "secret", "Digest a=b, c=d"])
+def test_what_is_shown_to_somebody_else_is_no_token(authorization: str) -> None:
+    """A proxy that asks for a password of its own passes it on."""
+    for shown, token in (("broadcaster.v1", None), ("broadcaster.v1, bearer.c2VjcmV0", "secret")):
+        target = wire.answer_upgrade(request(subprotocol=shown, Authorization=authorization), let_in).admitted
+        assert target is not None
+        assert not target.fault
+        assert target.token == token
+
+
+def test_a_whole_url_says_where_the_request_goes() -> None:
+    """Not the Host header (RFC 9112 3.2.2)."""
+    target = wire.answer_upgrade(request(path="http://hub.example:80/ws?channel=a"), let_in).admitted
+    assert target == Target("/ws", (("channel", "a"),), host="hub.example:80")
+
+
+def test_a_refusal_is_complete() -> None:
+    """Without a parser it still is a whole HTTP response."""
     expected = (
-        b"HTTP/1.1 431 Too Large\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n"
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 22\r\n\r\n"
     )
-    assert wire.plain_response(431, "Too Large") == expected + b"Too Large\n"
+    assert wire.refusal(431, "too large") == expected + b'{"error": "too large"}'
 
 
 # Frames

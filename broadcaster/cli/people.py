@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import click
 
 from broadcaster.cli.common import Number, cli, load_settings
 from broadcaster.core import process
-from broadcaster.core.errors import ConfigurationError, InvalidEvent
+from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import whole_file
 from broadcaster.core.logs import configure_logging
 from broadcaster.settings import CONFIG_FILE, Settings, dump
@@ -175,15 +174,9 @@ def token_create(
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidEvent("field", f"data is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidEvent("field", "data must be a JSON object")
-    return fields
+    from broadcaster.core.event import json_object
+
+    return None if text is None else json_object(text, "data")
 
 
 def _what_became_of(result: Published) -> str:

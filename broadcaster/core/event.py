@@ -215,6 +215,33 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return fields
 
 
+def json_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object from outside; no key may occur twice.
+
+    Args:
+        text: JSON.
+        what: Its name in an error, such as `the body`.
+
+    Raises:
+        InvalidEvent: It is something else.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            raise InvalidEvent("duplicate_key", f"{what} has a key twice in one object")
+        return fields
+
+    try:
+        fields = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise InvalidEvent("too_deep", f"{what} is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidEvent("not_json", f"{what} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidEvent("not_object", f"{what} must be a JSON object")
+    return fields
+
+
 def _check_size(size: int, max_bytes: int, fields: dict[str, Any]) -> None:
     """Check the size without the fields that were added when the event was stored."""
     if "offset" in fields:

@@ -27,12 +27,11 @@ class Health:
         else:
             return None
         if method == "OPTIONS":
-            return wire.response_head(204, "No Content", 0, _ALLOWED)
+            return wire.response_head(204, 0, _ALLOWED)
         if method not in ("GET", "HEAD"):
-            return wire.plain_response(405, "Method Not Allowed", _ALLOWED)
+            return wire.refusal(405, f"{path} takes GET, HEAD and OPTIONS", _ALLOWED)
         data = json.dumps(body, separators=(",", ":")).encode()
-        phrase = "OK" if status == 200 else "Service Unavailable"
-        head = wire.response_head(status, phrase, len(data), "Cache-Control: no-store\r\n", "application/json")
+        head = wire.response_head(status, len(data), "Cache-Control: no-store\r\n")
         return head if method == "HEAD" else head + data
 
     def _readiness(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from broadcaster import wire
 from broadcaster.auth.access import UNRESTRICTED, Access, Denied
 from broadcaster.core.errors import InvalidEvent, RedisRefused, RedisUnavailable
-from broadcaster.core.event import check_channel
+from broadcaster.core.event import check_channel, json_object
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.channels.channels import OWN
 from broadcaster.publish.publisher import Published
@@ -57,7 +56,7 @@ class HttpPublisher:
             body: See `take`.
         """
         try:
-            token = wire.token_in(", ".join(authorization)) if authorization else None
+            token = wire.token_in(authorization)
         except ValueError as error:
             return Reply(400, {"error": str(error)}, {})
         try:
@@ -107,12 +106,7 @@ class HttpPublisher:
 
 
 def _read(body: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidEvent("not_json", "the body is not JSON") from None
-    if not isinstance(fields, dict):
-        raise InvalidEvent("not_object", "the body is not a JSON object")
+    fields = json_object(body, "the body")
     for name in fields:
         if name not in _FIELDS:
             raise InvalidEvent("field", f"{name[:40]!r} is not one of {', '.join(_FIELDS)}")

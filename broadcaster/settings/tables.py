@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, fi
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broadcaster.core.event import channel_name
+from broadcaster.settings.origin import canonical_pattern
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
@@ -46,7 +47,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
-Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$")]
+Origin = Annotated[str, AfterValidator(canonical_pattern)]
 WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
 
 

@@ -24,7 +24,7 @@ from broadcaster.wire.handshake import (
     Refusal,
     Target,
     answer_upgrade,
-    plain_response,
+    refusal,
     response_head,
 )
 from broadcaster.wire.inbound import Inbound
@@ -51,8 +51,8 @@ __all__ = [
     "is_pong",
     "is_whole_control_frame",
     "lag_frame",
-    "plain_response",
     "read_control",
+    "refusal",
     "response_head",
     "text_frame",
     "token_in",

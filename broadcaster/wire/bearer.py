@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Final
 
 from websockets.datastructures import Headers
@@ -16,27 +17,29 @@ def authorization(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def token_in(authorization: str) -> str:
-    """The token in the value of an `Authorization` header.
+def token_in(authorizations: Sequence[str]) -> str | None:
+    """The token in the values of the `Authorization` headers; None if there is none.
+
+    Another scheme is not the hub's business: a proxy that demands a password passes its header on.
 
     Raises:
-        ValueError: It has another form.
+        ValueError: There are several tokens.
     """
-    scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise ValueError("Authorization is not of the form: Bearer <token>")
-    return token.strip()
+    said = (value.strip().partition(" ") for value in authorizations)
+    tokens = [token.strip() for scheme, _, token in said if scheme.lower() == "bearer" and token.strip()]
+    if len(tokens) > 1:
+        raise ValueError("Authorization has more than one bearer token")
+    return tokens[0] if tokens else None
 
 
 def token_of(headers: Headers) -> str | None:
     """The token in the `Authorization` header, or (of a browser, which cannot set one) in a subprotocol; or None.
 
     Raises:
-        ValueError: It is malformed.
-        MultipleValuesError: There are several `Authorization` headers.
+        ValueError: It is malformed, or there are several.
     """
-    if authorization := headers.get("Authorization"):
-        return token_in(authorization)
+    if token := token_in(headers.get_all("Authorization")):
+        return token
     for offered in headers.get_all("Sec-WebSocket-Protocol"):
         for name in offered.split(","):
             if name.strip().startswith(BEARER):

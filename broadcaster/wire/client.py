@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import ssl
+from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
@@ -66,7 +68,14 @@ def final_refusal(error: InvalidHandshake) -> str | None:
     response = error.response
     if not is_final_refusal(response.status_code):
         return None
-    return f"{response.status_code} {bytes(response.body or b'').decode(errors='replace').strip()[:200]}"
+    return f"{response.status_code} {_reason(bytes(response.body or b''))[:200]}"
+
+
+def _reason(body: bytes) -> str:
+    """The reason in the body of a refusal: `error` of a JSON object (a hub's), or else the text (a proxy's)."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return str(json.loads(body)["error"])
+    return body.decode(errors="replace").strip()
 
 
 def retry_after_s(error: InvalidHandshake) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from websockets.datastructures import MultipleValuesError
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -17,6 +20,8 @@ from broadcaster.wire.dispose import QUIET, dispose
 from broadcaster.wire.frames import PLAIN, V1
 
 HEAD_END: Final = b"\r\n\r\n"
+
+_NO_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 MAX_PARAMETERS: Final = 256
 """Limit of a query: more than all channels, positions and filter values that the hub allows by default."""
@@ -40,7 +45,7 @@ class Target:
     Attributes:
         path: Path of the URL.
         query: Parameters of the URL, in order.
-        host: The `Host` header; empty if there is none.
+        host: The host and port of the URL, or else the `Host` header; empty if there is neither.
         origin: The `Origin` header, the site of a browser's page; None without a browser.
         token: The bearer token; None if there is none. Never in a log.
         fault: What is wrong with the request; empty if nothing.
@@ -61,8 +66,13 @@ class Target:
             ValueError: They cannot be parsed.
         """
         parts = urlsplit(path)
-        query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
-        return cls(parts.path, tuple(query))
+        if _NO_ESCAPE.search(parts.query):
+            raise ValueError("a % in the query is not followed by two hexadecimal digits")
+        try:
+            query = parse_qsl(parts.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS, errors="strict")
+        except UnicodeDecodeError:
+            raise ValueError("the query is not UTF-8") from None
+        return cls(parts.path, tuple(query), parts.netloc)
 
     @classmethod
     def of(cls, request: Request) -> Target:
@@ -71,8 +81,9 @@ class Target:
         try:
             if not (host := headers.get("Host", "")):
                 raise ValueError("no Host")
+            target = cls.parse(request.path)  # a whole URL comes before the Host header (RFC 9112 3.2.2)
             origin, token = headers.get("Origin"), token_of(headers)
-            return replace(cls.parse(request.path), host=host, origin=origin, token=token)
+            return replace(target, host=target.host or host, origin=origin, token=token)
         except (ValueError, MultipleValuesError) as error:
             return cls("", (), fault=str(error))
 
@@ -115,30 +126,46 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
             if not isinstance(decision, Refusal):
                 admitted = decision
             else:
-                response = protocol.reject(decision.status, decision.reason + "\n")
+                response = protocol.reject(decision.status, decision.reason)
                 if decision.retry_after_s is not None:
                     response.headers["Retry-After"] = str(decision.retry_after_s)
                 if decision.status == 401:
                     response.headers["WWW-Authenticate"] = "Bearer"
+        if response.status_code != 101:
+            _say_in_json(response)
         if response.status_code == 400 and request.headers.get_all("Sec-WebSocket-Version") != ["13"]:
             response.headers["Sec-WebSocket-Version"] = "13"  # the supported one (RFC 6455 4.4)
         protocol.send_response(response)
     # Some malformed requests the protocol answers itself; for others it has no response.
-    response_bytes = b"".join(protocol.data_to_send()) or plain_response(400, "Bad Request")
+    response_bytes = b"".join(protocol.data_to_send()) or refusal(400, "this is no HTTP request")
     dispose(protocol)
     return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol, malformed)
 
 
-def plain_response(status: int, phrase: str, headers: str = "") -> bytes:
-    """A complete HTTP response that ends the connection, for requests that are not parsed."""
-    body = f"{phrase}\n".encode()
-    return response_head(status, phrase, len(body), headers) + body
+def refusal(status: int, reason: str, headers: str = "") -> bytes:
+    """A complete HTTP response that ends the connection and says why, for requests that are not parsed."""
+    body = _reason_in_json(reason)
+    return response_head(status, len(body), headers) + body
 
 
-def response_head(status: int, phrase: str, length: int, headers: str = "", kind: str = "text/plain") -> bytes:
-    """The head of an HTTP response that ends the connection, for a body of `length` bytes of a content type."""
-    head = f"HTTP/1.1 {status} {phrase}\r\nConnection: close\r\nContent-Type: {kind}\r\n{headers}"
-    return f"{head}Content-Length: {length}\r\n\r\n".encode()
+def response_head(status: int, length: int, headers: str = "") -> bytes:
+    """The head of an HTTP response that ends the connection, for a body of `length` bytes of JSON."""
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n{headers}"
+    if status != HTTPStatus.NO_CONTENT:
+        head += f"Content-Type: application/json\r\nContent-Length: {length}\r\n"
+    return f"{head}\r\n".encode()
+
+
+def _reason_in_json(reason: str) -> bytes:
+    return json.dumps({"error": reason}).encode()
+
+
+def _say_in_json(response: Response) -> None:
+    """The library says what is wrong as plain text."""
+    response.body = _reason_in_json(bytes(response.body or b"").decode().strip())
+    for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(response.body)))):
+        del response.headers[name]
+        response.headers[name] = value
 
 
 class _Handshake(ServerProtocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import sys
 import time
@@ -484,3 +485,84 @@ def test_the_hub_counts_only_websockets(patient: Hub) -> None:
 
 if __name__ == "__main__":
     uvloop.run(serve_echo(int(sys.argv[1])))
+
+
+# What every HTTP answer has in common
+
+
+@pytest.mark.parametrize(
+    "path", ["/ws/", "/ws/?channel=events.critical", "http://hub.example/ws", "HTTP://h:1/ws/?_=1"]
+)
+def test_the_path_of_the_websocket_may_end_with_a_slash_and_be_a_whole_url(patient: Hub, path: str) -> None:
+    with RawClient(patient.port, path=path) as client:
+        assert client.response.startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/ws?since=", "/ws?channel=events.critical&since=&_=1700000000", "/ws?_cache=%41"]
+)
+def test_what_asks_for_nothing_is_no_mistake(patient: Hub, path: str) -> None:
+    """An empty position, and what libraries add against caches."""
+    with RawClient(patient.port, path=path) as client:
+        assert client.response.startswith(b"HTTP/1.1 101 ")
+
+
+METHODS = {
+    # path, method, status, Allow
+    "/health": ("/health", "HEAD", 200, None),
+    "/health/ready": ("/health/ready", "HEAD", 200, None),
+    "/health/live, options": ("/health/live", "OPTIONS", 204, "GET, HEAD, OPTIONS"),
+    "/health, deleted": ("/health", "DELETE", 405, "GET, HEAD, OPTIONS"),
+    "/stats": ("/stats", "HEAD", 200, None),
+    "/stats, options": ("/stats", "OPTIONS", 204, "GET, HEAD, OPTIONS"),
+    "/stats, deleted": ("/stats", "DELETE", 405, "GET, HEAD, OPTIONS"),
+    "/publish, options": ("/publish", "OPTIONS", 204, "POST, OPTIONS"),
+    "/publish, got": ("/publish", "GET", 405, "POST, OPTIONS"),
+}
+
+
+@pytest.mark.parametrize(("path", "method", "code", "allow"), METHODS.values(), ids=METHODS.keys())
+def test_methods_are_answered_as_http_has_them(
+    patient: Hub, path: str, method: str, code: int, allow: str | None
+) -> None:
+    answer = exchange(patient.port, get(path, "Connection: close", method=method))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert status(answer) == code, answer
+    said = {
+        name.lower(): value for name, _, value in (line.partition(": ") for line in head.decode().split("\r\n"))
+    }
+    assert allow is None or set(said["allow"].split(", ")) == set(allow.split(", "))
+    assert (body == b"") is (method == "HEAD" or code == 204)
+    assert code == 204 or said["content-type"] == "application/json"
+
+
+REASONS = {
+    "garbage": (b"nonsense\r\n\r\n", 400),
+    "a head that is too large": (get("/ws", "X: " + "x" * 20_000), 431),
+    "bytes after the request": (upgrade("/ws") + b"x", 400),
+    "no upgrade": (get("/ws"), 426),
+    "an old version": (upgrade("/ws", Sec_WebSocket_Version="8"), 400),
+    "an unknown channel": (upgrade("/ws?channel=other"), 404),
+    "half an escape": (upgrade("/ws?source=%zz"), 400),
+    "an unknown parameter": (upgrade("/ws?tpye=A"), 400),
+    "an unknown path": (get("/nothing"), 404),
+    "a wrong method": (get("/stats", method="DELETE"), 405),
+    "no JSON": (get("/publish", "Content-Length: 1", method="POST") + b"x", 403),
+}
+
+
+@pytest.mark.parametrize(("request_", "code"), REASONS.values(), ids=REASONS.keys())
+def test_every_refusal_says_why_in_json(patient: Hub, request_: bytes, code: int) -> None:
+    answer = exchange(patient.port, request_)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert status(answer) == code, answer
+    assert b"content-type: application/json" in head.lower()
+    assert b"content-length: %d" % len(body) in head.lower()
+    assert json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("origin", ["ws://127.0.0.1:{port}", "127.0.0.1:{port}", "HTTP://127.0.0.1:{port}"])
+def test_clients_that_are_no_browsers_say_their_origin_in_other_words(patient: Hub, origin: str) -> None:
+    said = upgrade_request(patient.port, Origin=origin.replace("{port}", str(patient.port)))
+    with RawClient(patient.port, request=said) as client:
+        assert client.response.startswith(b"HTTP/1.1 101 ")

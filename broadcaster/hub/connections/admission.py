@@ -16,7 +16,7 @@ from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
-from broadcaster.settings import Settings, is_loopback
+from broadcaster.settings import Settings, is_loopback, origin
 
 REFUSALS: Final = (
     *("half_open", "too_late", "handshakes", "address_requests", "requests"),
@@ -188,14 +188,18 @@ class AdmissionControl:
         A page whose name was made to resolve to this machine (DNS rebinding) believes that it talks to its own
         site, and `Host` says so. Where a token is asked for, it has none; else only this machine's names are ours.
         """
-        origin, allowed = target.origin, self._settings.hub.allowed_origins
-        if origin is None or origin in allowed or "*" in allowed:
+        allowed = self._settings.hub.allowed_origins
+        if target.origin is None or origin.ANY in allowed:
             return True
-        scheme, _, host = origin.lower().partition("://")
-        if scheme not in ("http", "https") or not host or host != target.host.lower():
+        try:
+            site = origin.canonical_origin(target.origin)
+        except ValueError:
             return False
+        if origin.matches(site, allowed):
+            return True
         auth = self._settings.auth
-        return auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(host))
+        is_ours = auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(target.host))
+        return is_ours and origin.is_own(site, target.host)
 
     def _refuse_for_now(self, cause: str, reason: str) -> wire.Refusal:
         return self._refuse(cause, 503, reason, retry_after_s=self._limits.retry_after_s)

@@ -24,7 +24,7 @@ from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
-_WEBSOCKET_PATH: Final = re.compile(rb"/ws(\?|$)")
+_WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
 _RETRY: Final = "Retry-After: 1\r\n"
 
 
@@ -84,12 +84,14 @@ class HandshakeProtocol(asyncio.Protocol):
         head = self._head = self._head + data if self._head else data
         if self._waiting:
             # A client may not send anything before the 101: it may be smuggling a second request.
-            self._refuse(400, "Bad Request: bytes after the request")
+            self._refuse(400, "there are bytes after the request")
             return
         end = head.find(wire.HEAD_END)
         length = len(head) if end < 0 else end + len(wire.HEAD_END)
         if length > self.context.settings.header_max_bytes:
-            self._refuse(431, "Request Header Fields Too Large")
+            self._refuse(
+                431, f"the head of the request has more than {self.context.settings.header_max_bytes} bytes"
+            )
         elif end >= 0:
             self._on_head(head, length)
 
@@ -97,17 +99,17 @@ class HandshakeProtocol(asyncio.Protocol):
         """The head is complete; `head` may be longer than it is."""
         request_line = _REQUEST_LINE.match(head)
         if request_line is None or (path := _path_of(request_line[2])) is None:
-            self._refuse(400, "Bad Request")
-        elif not _WEBSOCKET_PATH.match(request_line[2]):
+            self._refuse(400, "this is no HTTP request")
+        elif path not in _WEBSOCKET_PATHS:
             self._on_plain_request(request_line[1].decode(), path)
         elif len(head) > length:
-            self._refuse(400, "Bad Request: bytes after the request")
+            self._refuse(400, "there are bytes after the request")
         elif self.admission.allows_handshake():
             self.admission.forget(self)  # it has done its part in time
             self._waiting = True
             self.context.scheduler.add(self._upgrade)
         else:
-            self._refuse(503, "Service Unavailable: too many handshakes", _RETRY)
+            self._refuse(503, "too many handshakes at once", _RETRY)
 
     def _on_plain_request(self, method: str, path: str) -> None:
         """Answer it, or hand it on. Health checks are never limited: who asks may end a hub that is only busy."""
@@ -116,7 +118,7 @@ class HandshakeProtocol(asyncio.Protocol):
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
         else:
-            self._refuse(429, "Too Many Requests", _RETRY)
+            self._refuse(429, "too many requests", _RETRY)
 
     def _address(self) -> str:
         assert self._transport is not None
@@ -169,10 +171,10 @@ class HandshakeProtocol(asyncio.Protocol):
         protocol.connection_made(transport)  # type: ignore[no-untyped-call]
         protocol.data_received(head)
 
-    def _refuse(self, status: int, phrase: str, header: str = "") -> None:
+    def _refuse(self, status: int, reason: str, header: str = "") -> None:
         if status in (400, 431):
             self.admission.refused["malformed"] += 1
-        self._end(wire.plain_response(status, phrase, header))
+        self._end(wire.refusal(status, reason, header))
 
     def _end(self, response: bytes) -> None:
         transport = self._transport
@@ -183,7 +185,7 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline has passed, and the request is not complete or not answered."""
-        self._refuse(408, "Request Timeout")
+        self._refuse(408, "the request did not come in time")
 
     def _release(self) -> None:
         """The transport belongs to another protocol now, or is gone."""

@@ -22,7 +22,9 @@ def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits 
     """Read the parameters of a URL.
 
     `channel` and `since` may be repeated, and a `since` belongs to the channel before it; without a channel
-    it is the default one. `type`, `source` and `severity` may be repeated: any of the values is wanted.
+    it is the default one; an empty `since` is none. `type`, `source` and `severity` may be repeated: any of the
+    values is wanted. What begins with `_` is ignored (some libraries add it against caches). Any other parameter
+    is refused: a filter with a wrong name would let everything through.
 
     Args:
         query: The parameters, in order.
@@ -39,6 +41,8 @@ def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits 
     wanted: dict[str, set[str]] = {"type": set(), "source": set(), "severity": set()}
     current = None if names else default
     for key, value in query:
+        if key.startswith("_") or (key, value) == ("since", ""):
+            continue
         if key == "channel":
             current = channel_name(value)
         elif key == "since":
