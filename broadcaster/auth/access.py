@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -39,17 +39,24 @@ _NO_TOKEN: Final = (ValueError, TypeError, OverflowError, RecursionError)
 """Errors that the library passes on for malformed tokens: nested too deeply, or with invalid numbers."""
 
 _KNOWN_HEADS: Final = 64
+_LONGEST_NAME: Final = 64
 
 _NEVER: Final = 2**40
 """Seconds since 1970 (some 30,000 years); a later expiry counts as this one."""
 
 
 class Denied(Exception):
-    """A token that grants no access; `cause` is one of `CAUSES`, and nothing of the token is disclosed."""
+    """A token that grants no access; nothing of the token is disclosed.
 
-    def __init__(self, cause: str) -> None:
+    Attributes:
+        cause: One of `CAUSES`; what the client is told.
+        detail: Which claim is wrong, for the hub's own log; empty if the cause says all.
+    """
+
+    def __init__(self, cause: str, detail: str = "") -> None:
         super().__init__(f"access denied: {cause.replace('_', ' ')}")
         self.cause = cause
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,17 @@ class Grant:
         subscribe: Channels that may be subscribed to: names, or patterns with * ? [...].
         publish: Channels that may be published on.
         expires_at: Time of expiry in seconds since 1970; None: never.
+        name: The bearer's, for logs: that of the API key, or the claim `sub`; empty: not known.
     """
 
     subscribe: tuple[str, ...]
     publish: tuple[str, ...] = ()
     expires_at: float | None = None
+    name: str = field(default="", compare=False)
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it is over; `now` in seconds since 1970."""
+        return self.expires_at is not None and self.expires_at <= now
 
     def may_subscribe(self, channel: str) -> bool:
         return any(fnmatchcase(channel, pattern) for pattern in self.subscribe)
@@ -89,7 +102,8 @@ class Access:
         self._table = table
         # Digests are compared, all of them and in constant time: the time it takes discloses nothing of a key.
         self._api_keys = [
-            (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish)) for key in table.api_keys
+            (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish, name=key.name))
+            for key in table.api_keys
         ]
         self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
         # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
@@ -154,9 +168,25 @@ class Access:
             except jwt.InvalidSignatureError:
                 continue  # two keys of one algorithm: one is being rotated out
             except (jwt.PyJWTError, *_NO_TOKEN) as error:
-                raise Denied(_cause_of(error)) from None
+                raise Denied(_cause_of(error), self._detail_of(error)) from None
             return _grant_of(claims, self._table.leeway_s)
         raise Denied("signature")
+
+    def _detail_of(self, error: Exception) -> str:
+        """Which claim is wrong; nothing that the token says about itself."""
+        if isinstance(error, jwt.MissingRequiredClaimError):
+            return f"the claim {error.claim} is missing"
+        table = self._table
+        sentences = {
+            jwt.ExpiredSignatureError: "exp is in the past",
+            jwt.ImmatureSignatureError: "nbf or iat is in the future",
+            jwt.InvalidIssuedAtError: "iat is no number",
+            jwt.exceptions.InvalidSubjectError: "sub is no text",
+            jwt.exceptions.InvalidJTIError: "jti is no text",
+            jwt.InvalidAudienceError: f"aud is not auth.audience, {table.audience!r}",
+            jwt.InvalidIssuerError: f"iss is not auth.issuer, {table.issuer!r}",
+        }
+        return next((sentence for kind, sentence in sentences.items() if isinstance(error, kind)), "")
 
     def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
         """The keys that a token may be signed with, by algorithm and key id in its first segment."""
@@ -185,15 +215,16 @@ def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
     subscribe, publish = claims.get("subscribe", []), claims.get("publish", [])
     for patterns in (subscribe, publish):
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-            raise Denied("claims")
+            raise Denied("claims", "subscribe and publish have to be lists of texts")
     expires_at = min(int(claims["exp"]), _NEVER)  # the library has seen that it is a number
-    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s)
+    name = claims.get("sub", "")[:_LONGEST_NAME]  # the library has seen that it is a text
+    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s, name)
 
 
 @lru_cache(1024)
-def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float) -> Grant:
-    """One `Grant` for all tokens with the same rights and second of expiry: there may be many."""
-    return Grant(subscribe, publish, expires_at)
+def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float, name: str) -> Grant:
+    """One `Grant` for all tokens with the same rights, holder and second of expiry: there may be many."""
+    return Grant(subscribe, publish, expires_at, name)
 
 
 def _cause_of(error: Exception) -> str:

@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from typing import TextIO
+from typing import Final, TextIO
 
+from broadcaster.core.bounded import BoundedDict
+from broadcaster.core.runtime import CLOCK, Clock
 from broadcaster.core.text import escaped
+
+_CAUSES: Final = 256
+"""So many are known at a time."""
+
+
+class ThrottledLog:
+    """A log in which each cause has one line a minute; the next one says how many were left out."""
+
+    def __init__(self, logger: logging.Logger, every_s: float = 60.0, *, clock: Clock = CLOCK) -> None:
+        self._logger = logger
+        self._every_s = every_s
+        self._clock = clock
+        self._causes = BoundedDict[str, tuple[float, int]](_CAUSES)  # when it was logged, and how many came since
+
+    def log(self, level: int, cause: str, message: str, *arguments: object) -> None:
+        """Log a message unless one of the same cause was logged a short while ago."""
+        now = self._clock.loop_s()
+        at, left_out = self._causes.get(cause, (-math.inf, 0))
+        if now - at < self._every_s:
+            self._causes[cause] = at, left_out + 1
+            return
+        self._causes[cause] = now, 0
+        more = f" ({left_out} more like this since the last one)" if left_out else ""
+        self._logger.log(level, message + more, *arguments)
 
 
 class _EscapingFormatter(logging.Formatter):

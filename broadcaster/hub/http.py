@@ -45,6 +45,9 @@ def create_app(hub: Hub) -> App:
         if hub.admission.stopping:
             return json({"error": "the hub is stopping"}, status=503, headers={"Retry-After": "1"})
         reply = await hub.publisher.answer(request.headers.getall("Authorization", []), request.body)
+        if reply.status != 201:
+            why = str(reply.body["error"])
+            hub.admission.note_refused(request.ip, f"publish {reply.status}", reply.status, f"/publish: {why}")
         return json(reply.body, status=reply.status, headers=reply.headers)
 
     @app.options("/stats", name="stats_options")

@@ -44,7 +44,7 @@ class Hub:
         self.admission = AdmissionControl(settings, self.channels, access, self.registry, runtime)
         self.publisher = HttpPublisher(settings.event.channel, broker, access)
         self.context = ConnectionContext(
-            self.registry, scheduler, settings.hub, lambda: self.probe.proven, runtime
+            self.registry, scheduler, settings.hub, lambda: self.probe.proven, self.admission.log, runtime
         )
         self.timer = Timer(settings.hub, self.context, self.channels, self.admission)
         self._clock = runtime.clock

@@ -555,7 +555,12 @@ class House:
             self.settings, self.channels, Access(self.settings.auth), self.registry, runtime
         )
         self.context = ConnectionContext(
-            self.registry, self.scheduler, self.settings.hub, lambda: self.probe.proven, runtime
+            self.registry,
+            self.scheduler,
+            self.settings.hub,
+            lambda: self.probe.proven,
+            self.admission.log,
+            runtime,
         )
         self.timer = Timer(self.settings.hub, self.context, self.channels, self.admission)
         self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
@@ -595,7 +600,7 @@ class House:
         admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), address)
         assert isinstance(admitted, Admitted), admitted
         connection = Connection(
-            socket, self.context, wants_control=v1, address=admitted.address, expires_at=admitted.expires_at
+            socket, self.context, wants_control=v1, address=admitted.address, grant=admitted.grant
         )
         socket.protocol = connection
         channels = [

@@ -440,6 +440,47 @@ def test_a_token_that_expires_ends_its_connections(guarded: Hub) -> None:
                 assert guest.frames[-1][0] == 1
 
 
+WRONG_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
+    "no aud": ({"aud": ...}, "audience: the claim aud is missing"),
+    "no exp": ({"exp": ...}, "the claim exp is missing"),
+    "sub is a number": ({"sub": 7}, "sub is no text"),
+    "another aud": ({"aud": "other"}, "aud is not auth.audience, 'broadcaster'"),
+    "another iss": ({"iss": "other"}, "iss is not auth.issuer, 'https://issuer.example'"),
+    "over": ({"exp": HOUR_AGO}, "exp is in the past"),
+    "too early": ({"nbf": IN_AN_HOUR}, "nbf or iat is in the future"),
+    "rights are no list": ({"subscribe": "events.*"}, "subscribe and publish have to be lists of texts"),
+}
+
+
+def test_the_hubs_log_says_which_claim_is_wrong_and_the_client_is_told_less(steady_redis: RedisServer) -> None:
+    """Each claim has its own sentence, with the address; each cause one line a minute."""
+    with HubThread(steady_redis.url, None, **GUARDED) as hub:
+        hub.until_ready()
+        for changes, sentence in list(WRONG_CLAIMS.values()) * 3:
+            answer = ask(hub.port, upgrade_request(hub.port, **bearer(good(**changes))))
+            assert status_of(answer) == 401
+            assert sentence not in answer.decode()
+        lines = [line for line in hub.lines if "401" in line]
+        assert len(lines) == len(WRONG_CLAIMS)
+        for line, (_, sentence) in zip(lines, WRONG_CLAIMS.values(), strict=True):
+            assert line.startswith("refused 127.0.0.1: 401 access denied: ")
+            assert line.endswith(sentence)
+
+
+def test_the_log_says_who_was_closed_and_why(steady_redis: RedisServer) -> None:
+    """With the name of the token's holder and the address; connections are a matter of debugging."""
+    with HubThread(steady_redis.url, None, **GUARDED) as hub:
+        hub.until_ready()
+        exp = int(time.time()) + 1
+        shown = good(exp=exp, sub="wall-7")
+        with Guest(hub.port, upgrade_request(hub.port, **bearer(shown))) as guest:
+            assert guest.close_code() == 4001
+        assert [line for line in hub.lines if line.startswith("closed ")] == [
+            "closed wall-7@127.0.0.1: 4001 the token has expired"
+        ]
+        assert not any("connected: " in line for line in hub.lines)
+
+
 def sign(lasts_s: float = HOUR_S, **changes: Any) -> str:
     """A token that is made as `broadcaster token create` makes it."""
     auth = AuthTable.model_validate({"jwt_keys": [hs256()], "issuer": "https://issuer.example"})

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from broadcaster import wire
-from broadcaster.auth.access import Access
+from broadcaster.auth.access import Access, Grant
 from broadcaster.core.runtime import CLOCK, LIMITS, Runtime
 from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted, PendingHandshake
 from broadcaster.hub.connections.connection import Connection
@@ -687,7 +687,11 @@ def arrive(house: House, address: str, expires_at: float | None) -> Connection:
     admitted = house.admission.admit(Target.parse("/ws"), address)
     assert isinstance(admitted, Admitted)
     connection = Connection(
-        socket, house.context, wants_control=False, address=admitted.address, expires_at=expires_at
+        socket,
+        house.context,
+        wants_control=False,
+        address=admitted.address,
+        grant=Grant(("*",), expires_at=expires_at),
     )
     socket.protocol = connection
     channels = [(house.channels.get(name), since) for name, since in admitted.request.channels]
@@ -771,6 +775,6 @@ def test_what_is_asked_for_is_read_once() -> None:
         assert answer.request == read_query(
             (("channel", "events.audit"), ("since", "a-5"), ("severity", "info")), CHANNEL
         )
-        assert (answer.address, answer.expires_at) == (ADDRESS, None)
+        assert (answer.address, answer.grant.expires_at) == (ADDRESS, None)
 
     story()

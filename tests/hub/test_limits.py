@@ -241,7 +241,7 @@ def test_health_is_answered_in_a_flood_of_other_requests(steady_redis: RedisServ
 HEALTH: dict[str, tuple[bytes, int, bytes]] = {
     "HEAD": (get("/health/ready", method="HEAD"), 200, b""),
     "OPTIONS": (get("/health", method="OPTIONS"), 204, b""),
-    "POST": (get("/health/live", method="POST"), 405, b"Method Not Allowed\n"),
+    "POST": (get("/health/live", method="POST"), 405, b'{"error": "/health/live takes GET, HEAD and OPTIONS"}'),
     "with a query": (get("/health/live?verbose=1"), 200, b'{"live":true}'),
     "absolute": (get("http://hub.example:8765/health/live"), 200, b'{"live":true}'),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -11,12 +12,15 @@ from urllib.parse import urlsplit
 from broadcaster import wire
 from broadcaster.auth.access import CAUSES as DENIALS
 from broadcaster.auth.access import UNRESTRICTED, Access, Denied, Grant
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.ratelimit import TokenBucket, TokenBuckets
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.settings import Settings, is_loopback, origin
+
+log = logging.getLogger("broadcaster.hub")
 
 REFUSALS: Final = (
     *("half_open", "too_late", "handshakes", "address_requests", "requests"),
@@ -34,12 +38,12 @@ class Admitted:
     Attributes:
         request: What it asks for.
         address: Where it comes from, as the limit per address counts.
-        expires_at: When its token expires; seconds since 1970, None: never.
+        grant: What its token allows.
     """
 
     request: SubscribeRequest
     address: str
-    expires_at: float | None
+    grant: Grant
 
 
 class PendingHandshake(Protocol):
@@ -57,6 +61,7 @@ class AdmissionControl:
     Attributes:
         stopping: Set when the hub stops: no client is admitted any more.
         refused: How many were not admitted, by cause; every cause is present.
+        log: Of what happens to single clients.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class AdmissionControl:
             settings.hub.requests_per_address, runtime.limits.known_addresses, clock=runtime.clock
         )
         self._pending: dict[PendingHandshake, None] = {}  # in the order of their deadlines
+        self.log = ThrottledLog(log, clock=runtime.clock)
         self.stopping = False
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
 
@@ -140,46 +146,48 @@ class AdmissionControl:
         """Admit a well-formed request, or say why not."""
         hub, registry = self._settings.hub, self._registry
         if self.stopping:
-            return self._refuse("stopping", 503, "the hub is stopping", retry_after_s=1)
+            return self._refuse(address, "stopping", 503, "the hub is stopping", retry_after_s=1)
         if registry.connected >= hub.max_connections:
-            return self._refuse_for_now("full", "too many subscribers")
+            return self._refuse_for_now(address, "full", "too many subscribers")
         address = _network_of(address)
         if registry.by_address[address] >= hub.max_per_address:
-            return self._refuse_for_now("address_full", "too many of this address")
+            return self._refuse_for_now(address, "address_full", "too many of this address")
         if target.fault:
-            return self._refuse("malformed", 400, f"bad request: {target.fault}")
+            return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
         if not self._is_allowed_origin(target):
-            return self._refuse("origin", 403, "this origin is not allowed")
+            return self._refuse(address, "origin", 403, "this origin is not allowed")
         try:
             grant = self._access.grant(target.token)
         except Denied as denied:
-            return self._refuse(f"token_{denied.cause}", 401, str(denied))
+            return self._refuse(address, f"token_{denied.cause}", 401, str(denied), detail=denied.detail)
         try:
             request = read_query(target.query, self._channels.default, self._limits)
         except ValueError as error:
-            return self._refuse("query", 400, str(error))
+            return self._refuse(address, "query", 400, str(error))
         if refusal := self._refuse_channels(request, grant, address):
             return refusal
-        return Admitted(request, address, grant.expires_at)
+        return Admitted(request, address, grant)
 
     def _refuse_channels(self, request: SubscribeRequest, grant: Grant, address: str) -> wire.Refusal | None:
         names = [name for name, _ in request.channels]
         most = self._settings.channels.max_per_connection
         if len(names) > most:
-            return self._refuse("query", 400, f"more than {most} channels")
+            return self._refuse(address, "query", 400, f"more than {most} channels")
         for name in names:
             if grant is not UNRESTRICTED and not grant.may_subscribe(name):
-                return self._refuse("forbidden_channel", 403, f"not for you: {name}")
+                return self._refuse(address, "forbidden_channel", 403, f"not for you: {name}")
             if not self._channels.is_allowed(name):
-                return self._refuse("unknown_channel", 404, f"no such channel here: {name}")
+                return self._refuse(address, "unknown_channel", 404, f"no such channel here: {name}")
             if self._channels.is_unavailable(name):
                 return self._refuse_for_now(
-                    "channel_unavailable", f"Redis refuses this channel to the hub: {name}"
+                    address, "channel_unavailable", f"Redis refuses this channel to the hub: {name}"
                 )
         if not self._channels.has_room_for(*names):
-            return self._refuse_for_now("no_room", "too many channels are open")
+            return self._refuse_for_now(address, "no_room", "too many channels are open")
         if not self._channels.may_open(address, *names):
-            return self._refuse_for_now("channel_share", "this address has its share of the open channels")
+            return self._refuse_for_now(
+                address, "channel_share", "this address has its share of the open channels"
+            )
         return None
 
     def _is_allowed_origin(self, target: wire.Target) -> bool:
@@ -201,12 +209,28 @@ class AdmissionControl:
         is_ours = auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(target.host))
         return is_ours and origin.is_own(site, target.host)
 
-    def _refuse_for_now(self, cause: str, reason: str) -> wire.Refusal:
-        return self._refuse(cause, 503, reason, retry_after_s=self._limits.retry_after_s)
+    def _refuse_for_now(self, address: str, cause: str, reason: str) -> wire.Refusal:
+        return self._refuse(address, cause, 503, reason, retry_after_s=self._limits.retry_after_s)
 
-    def _refuse(self, cause: str, status: int, reason: str, *, retry_after_s: int | None = None) -> wire.Refusal:
+    def _refuse(
+        self,
+        address: str,
+        cause: str,
+        status: int,
+        reason: str,
+        *,
+        detail: str = "",
+        retry_after_s: int | None = None,
+    ) -> wire.Refusal:
         self.refused[cause] += 1
+        self.note_refused(address, f"{cause} {detail}", status, f"{reason}: {detail}" if detail else reason)
         return wire.Refusal(status, reason, retry_after_s)
+
+    def note_refused(self, address: str, cause: str, status: int, reason: str) -> None:
+        """Log why a client was refused; once a minute for each cause."""
+        self.log.log(
+            logging.WARNING, f"refused {cause}", "refused %s: %d %s", address or "a client", status, reason
+        )
 
 
 def _name_of(host: str) -> str:

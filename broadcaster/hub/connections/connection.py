@@ -6,11 +6,14 @@ No task, no lock, no queue: an idle connection is this object, its transport, an
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from broadcaster import wire
+from broadcaster.auth.access import UNRESTRICTED, Grant
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.ratelimit import leaked
 from broadcaster.core.runtime import RUNTIME, Runtime
@@ -58,6 +61,7 @@ class ConnectionContext:
         scheduler: Where reading, feeding and heartbeats wait for their turn.
         settings: Limits and deadlines.
         is_proven: Whether the delivery probe comes back; heartbeats are sent only then.
+        log: Of what happens to single clients.
         runtime: Time, chance and limits.
     """
 
@@ -65,6 +69,7 @@ class ConnectionContext:
     scheduler: Scheduler
     settings: HubTable
     is_proven: Callable[[], bool]
+    log: ThrottledLog
     runtime: Runtime = RUNTIME
 
 
@@ -76,7 +81,7 @@ class Connection(asyncio.Protocol):
         wants_control: Whether the client speaks `broadcaster.v1`.
         slot: When in the round of pings it is pinged.
         address: Where it comes from.
-        expires_at: When its token expires, in seconds since 1970; None: never.
+        grant: What its token allows, and for how long.
         memberships: Its subscriptions; that of the channel with the highest priority first.
         blocked: Whether its socket is full (backpressure).
         blocked_at: Loop time since which it is; as long as it is, the client reads nothing.
@@ -97,7 +102,7 @@ class Connection(asyncio.Protocol):
         "blocked_at",
         "blocked_before_s",
         "close_deadline",
-        "expires_at",
+        "grant",
         "memberships",
         "slot",
         "transport",
@@ -111,13 +116,13 @@ class Connection(asyncio.Protocol):
         *,
         wants_control: bool,
         address: str = "",
-        expires_at: float | None = None,
+        grant: Grant = UNRESTRICTED,
     ) -> None:
         self.transport = transport
         self._context = context
         self.wants_control = wants_control
         self.address = address
-        self.expires_at = expires_at
+        self.grant = grant
         self._inbound: wire.Inbound | None = None
         self._unread = _NOTHING
         self.blocked = False
@@ -140,6 +145,12 @@ class Connection(asyncio.Protocol):
         self.memberships = tuple(sorted(memberships, key=lambda each: each.channel.rank))
         for membership in self.memberships:
             membership.channel.subscribe(membership)
+
+    @property
+    def name(self) -> str:
+        """Whose it is, for logs: the holder of the token, and the address."""
+        address = self.address or "a client"
+        return f"{self.grant.name}@{address}" if self.grant.name else address
 
     # As the sink of its subscriptions
 
@@ -164,6 +175,7 @@ class Connection(asyncio.Protocol):
             registry = self._context.registry
             code, reason = registry.due.pop(self, (code, reason))
             registry.note_closed(self, code)
+            self._context.log.log(logging.INFO, f"closed {code}", "closed %s: %d %s", self.name, code, reason)
             self.write(wire.close_frame(code, reason))
             self._begin_close()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from broadcaster import wire
 from broadcaster.hub.connections.connection import ConnectionContext
 from broadcaster.hub.connections.registry import TICK_S
+
+log = logging.getLogger("broadcaster.hub")
 
 
 async def drain(context: ConnectionContext, within_s: float) -> None:
@@ -22,6 +25,8 @@ async def drain(context: ConnectionContext, within_s: float) -> None:
     connections = registry.everyone()
     chance.shuffle(connections)
     begun_at = clock.loop_s()
+    if connections:
+        log.info("draining: %d connections within %g s", len(connections), within_s)
     for number, connection in enumerate(connections):
         if connection.wants_control and connection.memberships and connection.close_deadline is None:
             away_s = round(chance.uniform(0, max(within_s, 1.0)), 3)

@@ -8,6 +8,7 @@ other goes with the bytes read so far to Sanic's `HttpProtocol`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from broadcaster import wire
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+
+log = logging.getLogger("broadcaster.hub")
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
@@ -140,6 +143,7 @@ class HandshakeProtocol(asyncio.Protocol):
         transport.write(answer.response)
         if answer.malformed:
             self.admission.refused["malformed"] += 1
+            self.admission.note_refused(address, "malformed", 400, "the upgrade request is malformed")
         if answer.admitted is None:
             transport.close()
         else:
@@ -153,10 +157,12 @@ class HandshakeProtocol(asyncio.Protocol):
             self.context,
             wants_control=wants_control,
             address=sys.intern(admitted.address),
-            expires_at=admitted.expires_at,
+            grant=admitted.grant,
         )
         transport.set_protocol(connection)
         request = admitted.request
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("connected: %s", connection.name)
         channels = [(self.channels.get(name, admitted.address), since) for name, since in request.channels]
         connection.open(channels, request.filter)
 
@@ -174,6 +180,7 @@ class HandshakeProtocol(asyncio.Protocol):
     def _refuse(self, status: int, reason: str, header: str = "") -> None:
         if status in (400, 431):
             self.admission.refused["malformed"] += 1
+        self.admission.note_refused(self._address(), str(status), status, reason)
         self._end(wire.refusal(status, reason, header))
 
     def _end(self, response: bytes) -> None:

@@ -83,7 +83,7 @@ class Timer:
         """A client whose token has expired has to reconnect with another one."""
         now = self._clock.wall_s()
         for slot in slots:
-            for connection in [each for each in slot if each.expires_at is not None and each.expires_at <= now]:
+            for connection in [each for each in slot if each.grant.has_expired(now)]:
                 connection.close(wire.CloseCode.EXPIRED, "the token has expired")
 
 
