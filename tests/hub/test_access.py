@@ -441,7 +441,7 @@ def test_a_token_that_expires_ends_its_connections(guarded: Hub) -> None:
 
 
 WRONG_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
-    "no aud": ({"aud": ...}, "audience: the claim aud is missing"),
+    "no aud": ({"aud": ...}, "the claim aud is missing"),
     "no exp": ({"exp": ...}, "the claim exp is missing"),
     "sub is a number": ({"sub": 7}, "sub is no text"),
     "another aud": ({"aud": "other"}, "aud is not auth.audience, 'broadcaster'"),
