@@ -94,26 +94,37 @@ class Access:
     """Checks tokens against the keys of the settings."""
 
     def __init__(self, table: AuthTable, runtime: Runtime = RUNTIME) -> None:
-        """Read the keys.
+        """Read the keys; see `use`."""
+        self._most_tokens = runtime.limits.known_tokens
+        self._secret = runtime.chance.bytes(32)
+        self._clock = runtime.clock
+        self.use(table)
+
+    def use(self, table: AuthTable) -> None:
+        """Go by other settings from now on; if they are wrong, nothing has changed.
 
         Raises:
             ConfigurationError: There is access control but no key, or a key cannot be read.
         """
+        if table.mode == "token" and not (table.api_keys or table.jwt_keys):
+            raise ConfigurationError("auth.mode is token, but there is no auth.api_keys and no auth.jwt_keys")
+        self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
         self._table = table
         # Digests are compared, all of them and in constant time: the time it takes discloses nothing of a key.
         self._api_keys = [
             (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish, name=key.name))
             for key in table.api_keys
         ]
-        self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
         # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
         self._candidates = lru_cache(_KNOWN_HEADS)(self._find_candidates)
         # By a keyed digest: the token itself is not kept, and a token of equal digest cannot be searched for.
-        self._verified = BoundedDict[bytes, Grant](runtime.limits.known_tokens)
-        self._secret = runtime.chance.bytes(32)
-        self._clock = runtime.clock
-        if table.mode == "token" and not (self._api_keys or self._jwt_keys):
-            raise ConfigurationError("auth.mode is token, but there is no auth.api_keys and no auth.jwt_keys")
+        self._verified = BoundedDict[bytes, Grant](self._most_tokens)
+
+    def still_gives(self, grant: Grant) -> bool:
+        """Whether a grant still holds: its API key is there, with these rights. A JWT is good until its `exp`."""
+        if self._table.mode == "none" or grant.expires_at is not None:
+            return True
+        return any(grant == known and grant.name == known.name for _, known in self._api_keys)
 
     def grant(self, token: str | None) -> Grant:
         """What the bearer of a token may do.

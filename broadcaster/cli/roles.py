@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 
 from broadcaster.cli.common import cli, fail, load_settings
 from broadcaster.core import process
+from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster")
 
@@ -39,11 +41,20 @@ def redis(context: click.Context) -> None:
 @click.option("--redis-url", help="Where Redis is.")
 @click.pass_context
 def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None) -> None:
-    """Push every event to every WebSocket subscriber."""
+    """Push every event to every WebSocket subscriber; SIGHUP re-reads keys, origins, limits and certificates."""
+    from broadcaster.hub.reload import Reload
     from broadcaster.hub.serve import serve
 
-    settings = load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
-    sys.exit(process.run(lambda stop: serve(settings, stop)))
+    def load() -> Settings:
+        return load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
+
+    async def main(stop: asyncio.Event) -> int:
+        asked = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
+        return await serve(settings, stop, reload=Reload(asked, load))
+
+    settings = load()
+    sys.exit(process.run(main))
 
 
 @cli.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from broadcaster import wire
 from broadcaster.auth.access import Access
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
@@ -32,7 +33,7 @@ class Hub:
         """
         self.settings = settings
         self.broker = broker
-        self._spawn = spawn
+        self.spawn = spawn
         scheduler = Scheduler(runtime)
         self.registry = ConnectionRegistry[Connection](ticks(settings.hub.ping_interval_s), settings.hub.drain_s)
         self.pages = PageCache(EventLog(broker, settings.event.max_bytes, runtime), runtime)
@@ -40,9 +41,9 @@ class Hub:
         self.channels = Channels(settings, broker, self.pages, scheduler, spawn, unsettled, runtime)
         self.probe = DeliveryProbe(settings, broker, self.channels, runtime)
         self.dispatcher = Dispatcher(self.channels, self.probe, settings.event.max_bytes, runtime)
-        access = Access(settings.auth, runtime)
-        self.admission = AdmissionControl(settings, self.channels, access, self.registry, runtime)
-        self.publisher = HttpPublisher(settings.event.channel, broker, access)
+        self.access = Access(settings.auth, runtime)
+        self.admission = AdmissionControl(settings, self.channels, self.access, self.registry, runtime)
+        self.publisher = HttpPublisher(settings.event.channel, broker, self.access)
         self.context = ConnectionContext(
             self.registry, scheduler, settings.hub, lambda: self.probe.proven, self.admission.log, runtime
         )
@@ -58,7 +59,19 @@ class Hub:
             (self.pages.run, "pages"),
             (self.timer.run, "timer"),
         ):
-            self._spawn(work, name)
+            self.spawn(work, name)
+
+    def use(self, settings: Settings) -> None:
+        """Go by other keys, origins and limits from now on; close the connections of keys that are gone (4001).
+
+        Raises:
+            ConfigurationError: A key cannot be read; then nothing has changed.
+        """
+        self.access.use(settings.auth)
+        self.admission.use(settings)
+        for connection in self.registry.everyone():
+            if not self.access.still_gives(connection.grant):
+                connection.close(wire.CloseCode.EXPIRED, "the key is not valid any more")
 
     @property
     def ready(self) -> bool:

@@ -7,9 +7,8 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import ssl
-import sys
+from functools import partial
 from typing import Any
 
 from broadcaster import wire
@@ -23,6 +22,8 @@ from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
+from broadcaster.hub.open_files import within_open_files
+from broadcaster.hub.reload import Reload, load_certificate
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.hub")
@@ -33,7 +34,11 @@ class Stopped(Exception):
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, broker: Broker | None = None, runtime: Runtime = RUNTIME
+    settings: Settings,
+    stop: asyncio.Event,
+    broker: Broker | None = None,
+    runtime: Runtime = RUNTIME,
+    reload: Reload | None = None,
 ) -> int:
     """Run one hub until `stop` is set; returns the exit code.
 
@@ -42,6 +47,7 @@ async def serve(
         stop: Ends it.
         broker: Its links to where events are stored and published; None: to the Redis of the settings.
         runtime: Time, chance and limits.
+        reload: Asks it to re-read some of the settings.
 
     Raises:
         ConfigurationError: A second hub was asked for on the same port, or a file of the settings cannot be read.
@@ -49,7 +55,7 @@ async def serve(
         RedisRefused: Redis refuses the hub, and a retry would not help.
     """
     _one_hub_per_port()
-    settings = _within_open_files(settings)
+    settings = within_open_files(settings)
     if broker is None:
         broker = RedisBroker.of(settings, runtime)
     # A hub with a dead part must not look alive: whatever ends first ends the hub. The other parts work on until
@@ -61,7 +67,7 @@ async def serve(
             def spawn(work: Work, name: str) -> asyncio.Task[None]:
                 return group.create_task(_until_cancelled(work, name, failed), name=name)
 
-            await _run(Hub(settings, broker, spawn, runtime), stop, failed)
+            await _run(Hub(settings, broker, spawn, runtime), stop, failed, reload)
             raise Stopped
     except BaseExceptionGroup as errors:
         if not isinstance(error := errors.exceptions[0], Stopped):
@@ -83,11 +89,14 @@ async def _until_cancelled(work: Work, name: str, failed: asyncio.Future[None]) 
             failed.exception()  # counts as seen: while the hub stops, nobody looks
 
 
-async def _run(hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None]) -> None:
+async def _run(hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None], reload: Reload | None) -> None:
     """Listen, work until `stop` is set or a part has failed, and go: connections first, then the rest."""
-    server = await _listen(hub)
+    tls = _tls(hub.settings)
+    server = await _listen(hub, tls)
     _quiet_garbage_collector()
     hub.start()
+    if reload is not None:
+        hub.spawn(partial(reload.run, hub, tls), "reload")
     stopped = asyncio.ensure_future(stop.wait())
     try:
         ends: list[asyncio.Future[Any]] = [failed, stopped]
@@ -109,11 +118,10 @@ async def _run(hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None]) -> N
             await server.after_stop()
 
 
-async def _listen(hub: Hub) -> Any:
+async def _listen(hub: Hub, tls: ssl.SSLContext | None) -> Any:
     """Sanic's server (untyped), which takes connections from now on.
 
     Raises:
-        ConfigurationError: The certificate cannot be read.
         PortTaken: Another process listens there.
     """
     settings = hub.settings.hub
@@ -124,7 +132,7 @@ async def _listen(hub: Hub) -> Any:
             settings.port,
             protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels, Health(hub).answer),
             backlog=min(settings.backlog, settings.max_handshakes),
-            ssl=_tls(hub.settings),
+            ssl=tls,
             asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(hub.settings)},
         )
         await server.startup()
@@ -147,11 +155,7 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     if not settings.hub.tls_cert:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # A password that is no password: else the library asks for one on the terminal, and waits.
-        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {error}") from None
+    load_certificate(context, settings)
     return context
 
 
@@ -167,24 +171,6 @@ def _one_hub_per_port() -> None:
     name = os.environ.get("HONCHO_PROCESS_NAME", "")
     if name.startswith("hub.") and name != "hub.1":
         raise ConfigurationError(f"one hub per port: {name} would have to share hub.1's; start one hub only")
-
-
-def _within_open_files(settings: Settings) -> Settings:
-    """The settings with no more connections than there can be open files."""
-    files = _open_files()
-    handshakes = min(settings.hub.max_handshakes, max(1, files // 4))
-    connections = min(settings.hub.max_connections, max(1, files - handshakes))
-    limits = {"max_handshakes": handshakes, "max_connections": connections}
-    return settings.model_copy(update={"hub": settings.hub.model_copy(update=limits)})
-
-
-def _open_files() -> int:
-    """How many connections may be open files: the soft limit, raised to the hard one, less a few for the rest."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return max(1, soft - 100) if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _quiet_garbage_collector() -> None:

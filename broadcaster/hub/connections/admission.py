@@ -81,21 +81,26 @@ class AdmissionControl:
             registry: Who is connected already.
             runtime: Time and limits.
         """
-        self._settings = settings
         self._channels = channels
         self._access = access
         self._registry = registry
         self._limits = runtime.limits
         self._clock = runtime.clock
-        self._handshakes = TokenBucket(settings.hub.handshakes_per_s, clock=runtime.clock)
-        self._requests = TokenBucket(settings.hub.requests_per_s, clock=runtime.clock)
-        self._requests_by_address = TokenBuckets(
-            settings.hub.requests_per_address, runtime.limits.known_addresses, clock=runtime.clock
-        )
+        self.use(settings)
         self._pending: dict[PendingHandshake, None] = {}  # in the order of their deadlines
         self.log = ThrottledLog(log, clock=runtime.clock)
         self.stopping = False
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
+
+    def use(self, settings: Settings) -> None:
+        """Go by other limits and origins from now on."""
+        hub, clock = settings.hub, self._clock
+        self._settings = settings
+        self._handshakes = TokenBucket(hub.handshakes_per_s, clock=clock)
+        self._requests = TokenBucket(hub.requests_per_s, clock=clock)
+        self._requests_by_address = TokenBuckets(
+            hub.requests_per_address, self._limits.known_addresses, clock=clock
+        )
 
     # Before anything is known of a client
 

@@ -1,0 +1,137 @@
+"""SIGHUP: a hub re-reads keys, origins, limits and certificates, and nothing else happens."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from broadcaster.redis.server import RedisServer
+from tests.certificates import Certificates, make
+from tests.hub.test_access import Guest, ask, bearer, status_of
+from tests.support import HubProcess, RedisClient, event_payload, eventually, upgrade_request
+
+OLD, NEW = "old-key_0123456789", "new-key_0123456789"
+
+
+def keys(*shown: str, channels: tuple[str, ...] = ("events.*",)) -> dict[str, Any]:
+    """Access control with these keys."""
+    return {"mode": "token", "api_keys": [{"name": key[:3], "key": key, "subscribe": channels} for key in shown]}
+
+
+class Reloading:
+    """A hub whose settings are in a file that a test writes again."""
+
+    def __init__(self, hub: HubProcess, file: Path, hub_table: dict[str, Any]) -> None:
+        self.hub = hub
+        self._file = file
+        self._hub_table = hub_table
+        self._times = 0
+
+    def reload(self, auth: dict[str, Any], **hub: Any) -> str:
+        """Write other settings, and send SIGHUP; what the hub says."""
+        self._file.write_text(tomli_w.dumps({"auth": auth, "hub": self._hub_table | hub}))
+        self._times += 1
+        self.hub.signal(signal.SIGHUP)
+
+        def said() -> list[str]:
+            lines = [line for line in list(self.hub.lines) if "SIGHUP" in line]
+            return lines if len(lines) == self._times else []
+
+        return eventually(said, "it does not say what it has read")[-1]
+
+    def status(self, key: str | None, **headers: str) -> int:
+        """With which status a subscriber is answered."""
+        shown = bearer(key) if key else {}
+        with Guest(self.hub.port, upgrade_request(self.hub.port, **shown, **headers)) as guest:
+            return status_of(guest.response)
+
+
+@contextmanager
+def reloading(redis: RedisServer, folder: Path, auth: dict[str, Any], **hub: Any) -> Iterator[Reloading]:
+    file = folder / "broadcaster.toml"
+    file.write_text(tomli_w.dumps({"auth": auth, "hub": hub}))
+    with HubProcess(redis.url, BROADCASTER_CONFIG=str(file)) as process:
+        process.said("events get through")
+        yield Reloading(process, file, hub)
+        assert not process.ended
+
+
+def test_keys_change_and_who_has_a_good_one_notices_nothing(
+    steady_redis: RedisServer, client: RedisClient, tmp_path: Path
+) -> None:
+    """A new key is good at once; the connections of one that is gone end with 4001, those of others go on."""
+    both = keys(OLD, NEW)
+    with reloading(steady_redis, tmp_path, keys(OLD)) as one:
+        assert one.status(NEW) == 401
+        with Guest(one.hub.port, upgrade_request(one.hub.port, **bearer(OLD))) as old:
+            assert one.reload(both).endswith("were read again")
+            with Guest(one.hub.port, upgrade_request(one.hub.port, **bearer(NEW))) as new:
+                payload = event_payload()
+                client.publish(payload)
+                assert [guest.text().encode() for guest in (old, new)] == [payload, payload]
+                one.reload(keys(NEW))
+                assert old.close_code() == 4001
+                client.publish(payload)
+                assert new.text().encode() == payload
+        assert (one.status(OLD), one.status(NEW)) == (401, 101)
+        one.reload(keys(NEW, channels=("events.info",)))
+        assert one.status(NEW) == 403
+
+
+def test_origins_and_limits_change(steady_redis: RedisServer, tmp_path: Path) -> None:
+    with reloading(steady_redis, tmp_path, {}) as one:
+        assert one.status(None, Origin="https://wall.example") == 403
+        one.reload({}, allowed_origins=["https://wall.example"])
+        assert one.status(None, Origin="https://wall.example") == 101
+        with Guest(one.hub.port, upgrade_request(one.hub.port)):
+            one.reload({}, max_connections=1)
+            assert one.status(None) == 503
+
+
+def test_what_needs_a_restart_is_said_and_what_is_wrong_changes_nothing(
+    steady_redis: RedisServer, tmp_path: Path
+) -> None:
+    with reloading(steady_redis, tmp_path, keys(OLD)) as one:
+        assert one.reload(keys(NEW), beat_interval_s=7, backlog=5).endswith(
+            "; a restart is needed for hub.backlog, hub.beat_interval_s"
+        )
+        assert (one.status(OLD), one.status(NEW)) == (401, 101)
+        for wrong in (keys(), keys(OLD) | {"jwt_keys": [{"algorithm": "EdDSA", "key": "x" * 40}]}, {"mode": "no"}):
+            assert "nothing has changed: auth" in one.reload(wrong)
+            assert (one.status(OLD), one.status(NEW)) == (401, 101)
+        assert "nothing has changed: " in one.reload(keys(OLD), prove_interval_s=0)
+        assert one.status(NEW) == 101
+
+
+def test_a_certificate_is_renewed(steady_redis: RedisServer, tmp_path: Path) -> None:
+    """Connections from then on see the new one; a broken file changes nothing."""
+    first, second = (make(tmp_path, name) for name in ("first", "second"))
+    shown = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
+
+    def put(certificates: Certificates) -> None:
+        shutil.copy(certificates.certificate, shown[0])
+        shutil.copy(certificates.key, shown[1])
+
+    def trusts(certificates: Certificates) -> bool:
+        context = ssl.create_default_context(cafile=certificates.authority)
+        try:
+            return status_of(ask(one.hub.port, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", context)) == 200
+        except ssl.SSLCertVerificationError:
+            return False
+
+    put(first)
+    with reloading(steady_redis, tmp_path, {}, tls_cert=shown[0], tls_key=shown[1]) as one:
+        assert (trusts(first), trusts(second)) == (True, False)
+        put(second)
+        one.reload({})
+        assert (trusts(first), trusts(second)) == (False, True)
+        Path(shown[1]).write_text("no key")
+        assert "nothing has changed: hub.tls_cert" in one.reload({})
+        assert trusts(second)
