@@ -243,6 +243,9 @@ for i = 1, count do
   reply[#reply + 1] = receivers
 end
 if #new > 0 then
+  if not redis.call('HMGET', ids, 'epoch')[1] then  -- a Redis that is short of memory has evicted the hash
+    redis.call('HSET', ids, 'epoch', known[5]:sub(2))
+  end
   redis.call('HSET', ids, unpack(new))
 end
 if refused then  -- as if this event had not been

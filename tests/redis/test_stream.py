@@ -987,6 +987,19 @@ def test_a_log_of_another_type_is_an_error(steady_redis: RedisServer, client: Re
     assert ids_of(client) == "b c"
 
 
+def test_a_position_is_that_of_its_event_also_where_the_ids_were_evicted(client: RedisClient) -> None:
+    """What is stored after that says in which epoch: a retry in a later one is answered the same position."""
+    positions(client, "a")
+    taken = next(key for key in IDS if client.command("HEXISTS", key, "a"))
+    client.command("DEL", taken)
+    [first] = positions(client, "b")
+    client.command("HSET", META, "run_id", "another")
+    [later] = positions(client, "c")
+    assert later.epoch > first.epoch
+    [again] = store(client, "b")
+    assert (again.position, again.receivers) == (first, None)
+
+
 @pytest.mark.parametrize("key", IDS)
 def test_ids_of_another_type_lose_nothing(steady_redis: RedisServer, client: RedisClient, key: str) -> None:
     """What is somebody else's key is not overwritten: nothing is stored or published until it is gone."""
