@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import ssl
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters, newline excepted
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what reverses the text around it
+    r"\u2028\u2029\ufeff\ud800-\udfff]"  # line separators, byte-order mark, halves of a surrogate pair
+)
 
 
 def escaped(text: str) -> str:
-    r"""`text` with its control characters, newline excepted, written as escapes such as `\x1b`."""
+    r"""`text` with its control characters, newline excepted, written as escapes such as `\x1b`.
+
+    So are characters that reverse the text around them, and whatever else would not show what is there.
+    """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -33,3 +43,19 @@ def redact(url: str) -> str:
     netloc = f"{user.partition(':')[0]}:***{at}{address}" if ":" in user else parts.netloc
     query = re.sub(r"(?i)((?:^|&)password=)[^&]*", r"\1***", parts.query)
     return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def reason(error: Exception) -> str:
+    """Why a connection failed, in the system's words, without its number and the address."""
+    numbers = re.findall(r"\[Errno (\d+)\]", str(error))  # asyncio tries each address, and joins what it gets
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, ssl.SSLError | socket.gaierror)
+        and (error.errno or numbers)
+    ):
+        words = ", ".join(dict.fromkeys(map(os.strerror, [error.errno] if error.errno else map(int, numbers))))
+    elif isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+    else:
+        words = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]

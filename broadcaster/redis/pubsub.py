@@ -92,7 +92,10 @@ class PubSubLink:
                 attempts += 1
             await asyncio.sleep(next(waits_s))
             if attempts <= 1:  # logged after the wait: when all processes are stopped, a lost Redis is expected
-                log.warning("redis: %s (%s); trying again", why, redact(self._url))
+                if self._ever_confirmed:
+                    log.warning("redis: %s (%s); trying again", why, redact(self._url))
+                else:
+                    log.info("waiting for Redis at %s (%s)", redact(self._url), why.removeprefix("Redis "))
 
     async def _run_one_connection(self, handlers: SubscriptionHandlers) -> str:
         """Open a connection and run it to its end; why it ended if it had been confirmed, else an error."""

@@ -11,6 +11,7 @@ from typing import Final
 from broadcaster.core.backoff import backoff_s
 from broadcaster.core.errors import HubRefused
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.text import reason
 from broadcaster.settings import SubscriberTable
 from broadcaster.wire import client
 
@@ -56,6 +57,7 @@ class Connector:
         self._probing: asyncio.Task[None] | None = None
         self._hint_s = 0.0
         self._ever_connected = False
+        self._connected_to = ""  # between the handshake and the hub's first welcome
         self.connection: client.ClientConnection | None = None
         self.reconnects = 0
 
@@ -64,6 +66,12 @@ class Connector:
         self._hint_s = 0.0
         if isinstance(delay_s, int | float) and delay_s > 0:
             self._hint_s = float(min(delay_s, _LONGEST_HINT_S))
+
+    def on_welcome(self) -> None:
+        """The hub has begun to deliver a channel: it is connected, which is said once per connection."""
+        if self._connected_to:
+            log.info("connected to %s", self._connected_to)
+            self._connected_to = ""
 
     def on_lost(self) -> None:
         """The connection has ended: begin to open another one."""
@@ -133,10 +141,13 @@ class Connector:
                         raise HubRefused(f"{url}: {answer}") from None
                     self.hint(client.retry_after_s(error))
                 if not again:
-                    log.warning("%s: %s; trying again", url, error)
+                    log.warning("waiting for the hub at %s: %s; trying again", url, reason(error))
                 again = True
             else:
-                log.info("connected to %s", url)
+                if client.can_beat(connection):
+                    self._connected_to = url  # which is said with the first welcome
+                else:
+                    log.info("connected to %s", url)
                 self.reconnects += self._ever_connected
                 self._ever_connected = True
                 self.connection = connection

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from broadcaster.core import tls
 from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.runtime import CLOCK
+from broadcaster.core.text import reason
 
 _POLL_S: Final = 0.05
 
@@ -70,8 +71,8 @@ def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, An
         with opener.open(url, timeout=timeout_s) as response:
             body = json.load(response)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise HubUnavailable(f"no answer ({reason})") from None
+        cause = getattr(error, "reason", error)
+        raise HubUnavailable(f"no answer ({reason(cause) if isinstance(cause, Exception) else cause})") from None
     if not isinstance(body, dict) or not {"ready", "connected"} <= body.keys():
         raise HubUnavailable("what answers there is no hub")
     return body

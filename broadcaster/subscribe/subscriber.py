@@ -260,6 +260,7 @@ class Subscriber:
             interval_s = control.get("beat_interval_s")
             if isinstance(interval_s, int | float) and 0 < interval_s <= _LONGEST_BEAT_S:
                 self._beat_interval_s = max(float(interval_s), _SHORTEST_BEAT_S)
+            self._connector.on_welcome()
             self._announce(self._resume_state.on_welcome(control))
             self._pass(control.get("channel"))
             self._on_beat()

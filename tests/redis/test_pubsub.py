@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -184,11 +185,19 @@ async def test_an_idle_subscription_is_kept(redis: RedisServer) -> None:
 
 
 @in_loop
-async def test_redis_may_come_late() -> None:
-    """A subscription begun without any Redis is confirmed when one starts; nothing is lost before that."""
+async def test_redis_may_come_late(caplog: pytest.LogCaptureFixture) -> None:
+    """A subscription begun without any Redis is confirmed when one starts; nothing is lost before that.
+
+    That is an ordinary start: what is waited for is said once, and where, in words.
+    """
     port = free_port()
+    caplog.set_level(logging.INFO)
     async with watching(hasty(f"redis://127.0.0.1:{port}/0")) as watch:
+        await until(lambda: caplog.messages, "it does not say that it waits")
         await asyncio.sleep(0.3)
+        assert caplog.messages == [
+            f"waiting for Redis at redis://127.0.0.1:{port}/0 (cannot be reached: connection refused)"
+        ]
         assert watch.said == []
         assert not watch.task.done()
         server = await asyncio.to_thread(RedisServer.start, port)

@@ -285,6 +285,34 @@ def test_a_hub_that_is_not_there_yet_is_waited_for(
     with caplog.at_level(logging.INFO):
         run_async(story())
     assert caplog.text.count("trying again") == 1
+    assert f"waiting for the hub at ws://127.0.0.1:{port}/ws: connection refused; trying again" in caplog.messages
+
+
+def test_connected_is_said_when_the_hub_has_welcomed(caplog: pytest.LogCaptureFixture) -> None:
+    """Not before: until then no event comes. Once, however many channels there are."""
+
+    async def story() -> None:
+        welcome = asyncio.Event()
+
+        async def talk(connection: ServerConnection) -> None:
+            await welcome.wait()
+            for channel in ("events.one", "events.two"):
+                await connection.send(json.dumps({"control": "welcome", "channel": channel, "position": None}))
+            await connection.send(event_payload(1).decode())
+            await connection.wait_closed()
+
+        async with serve(talk, "127.0.0.1", 0, subprotocols=[Subprotocol("broadcaster.v1")]) as server:
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+            async with receiving(url) as received:
+                await until(lambda: server.connections, "it does not connect")
+                await asyncio.sleep(0.1)
+                assert "connected" not in caplog.text
+                welcome.set()
+                await received.until(1)
+                assert [text for text in caplog.messages if "connected" in text] == [f"connected to {url}"]
+
+    caplog.set_level(logging.INFO)
+    run_async(story())
 
 
 def test_a_hub_that_does_not_answer_is_given_up_and_tried_again() -> None:
