@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -19,7 +21,7 @@ from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.text import redact
+from broadcaster.core.text import escaped, redact
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:
@@ -27,6 +29,12 @@ no redis-server found. One of these gets you one:
   apt install redis-server                          (Debian, Ubuntu)
   brew install redis                                (macOS)
 or point redis.url in broadcaster.toml at a Redis that runs elsewhere"""
+
+_NOTICE: Final = re.compile(r"\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [-.*] ")
+"""How a line of a redis-server's log begins that is no warning."""
+
+_GOODBYE: Final = re.compile("Received SIG(TERM|INT) scheduling shutdown|User requested shutdown")
+"""With what a redis-server says that it ends because it was told to."""
 
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
@@ -83,8 +91,12 @@ def address(url: str) -> tuple[str, int]:
     return parts.hostname or "127.0.0.1", parts.port or 6379
 
 
-def start_or_attach(url: str) -> str:
+def start_or_attach(url: str, *, verbose: bool = False) -> str:
     """Become a redis-server at `url` (the process is replaced), or return because one runs there already.
+
+    Args:
+        url: Of redis.url.
+        verbose: Whether all that the server says is shown; else its warnings while it runs, and why it failed.
 
     Returns:
         A line that says what was found. It does not return when a server is started.
@@ -102,7 +114,44 @@ def start_or_attach(url: str) -> str:
     host = "::1" if host == "::1" else "127.0.0.1"
     print(f"starting {Path(binary).name} on {host}:{port}, nothing is kept on disk", flush=True)
     os.chdir(tempfile.gettempdir())
-    return os.execv(binary, [binary, *arguments(port, host)])
+    if not verbose:
+        _quiet_output()
+    return os.execv(binary, [binary, *arguments(port, host), *("--loglevel", "notice")])
+
+
+def _quiet_output() -> None:
+    """From now on a process beside this one prints what this one says, as far as `warnings_of` lets it through."""
+    reading, writing = os.pipe()
+    if os.fork():
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        os.close(reading)
+        os.close(writing)
+        return
+    os.close(writing)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the end of the other process ends it
+    try:
+        with os.fdopen(reading, encoding="utf-8", errors="replace") as said:
+            for line in warnings_of(said):
+                print(escaped(line), flush=True)
+    finally:
+        os._exit(0)
+
+
+def warnings_of(said: Iterable[str]) -> Iterator[str]:
+    """What is worth showing of a redis-server's log: warnings once it runs, and all of it if it does not start."""
+    before: list[str] = []
+    runs = is_told_to_end = False
+    for line in map(str.rstrip, said):
+        is_told_to_end |= bool(_GOODBYE.search(line))
+        if runs and not is_told_to_end and not _NOTICE.match(line):
+            yield line
+        elif not runs:
+            before.append(line)
+            runs = "Ready to accept connections" in line
+    if not runs and not is_told_to_end:
+        yield from before
 
 
 class RedisServer:

@@ -363,3 +363,52 @@ def test_the_role_on_a_taken_port_shows_redis_own_words() -> None:
         with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
             assert role.wait() != 0
     assert "ddress already in use" in role.output
+
+
+def test_the_role_is_quiet() -> None:
+    """Its own line is all that is said while all is well; with `-v` what Redis says stands behind it."""
+    port = free_port()
+    for verbose in (False, True):
+        with broadcaster("redis", *["-v"] * verbose, BROADCASTER_REDIS__URL=url_of(port)) as role:
+            eventually(lambda: answers(url_of(port)), f"no Redis:\n{role.output}")
+            role.signal(signal.SIGTERM)
+            assert role.wait() == 0
+        own, *rest = role.lines
+        assert own.endswith(f"on 127.0.0.1:{port}, nothing is kept on disk")
+        assert bool(rest) == verbose, role.output
+
+
+def test_nothing_is_left_of_a_killed_role() -> None:
+    """However it ends, the process that reads what it says ends, too."""
+    port = free_port()
+    with broadcaster("redis", BROADCASTER_REDIS__URL=url_of(port)) as role:
+        eventually(lambda: answers(url_of(port)), f"no Redis:\n{role.output}")
+        role.signal(signal.SIGKILL)
+        assert role.wait() == -signal.SIGKILL
+        eventually(lambda: not role.is_open, "somebody has its output open")
+
+
+BEGIN = ["7:C 26 Nov 2026 10:00:00.000 # oO0OoO0OoO0Oo Redis is starting oO0OoO0OoO0Oo",
+         "7:M 26 Nov 2026 10:00:00.001 # WARNING Memory overcommit must be enabled!"]  # fmt: skip
+READY = ["7:M 26 Nov 2026 10:00:00.002 # Server initialized",
+         "7:M 26 Nov 2026 10:00:00.002 * Ready to accept connections tcp"]  # fmt: skip
+NOTICE = ["7:M 26 Nov 2026 10:00:05.000 * DB saved"]
+WARNING = ["7:M 26 Nov 2026 10:00:05.000 # Client id=3 closed for overcoming of output buffer limits."]
+CRASH = ["=== REDIS BUG REPORT START ===", "7:M 26 Nov 2026 10:00:05.000 # Redis 7.0.15 crashed by signal: 11"]
+END = ["7:signal-handler (1764151200) Received SIGTERM scheduling shutdown...",
+       "7:M 26 Nov 2026 10:00:09.000 # User requested shutdown...",
+       "7:M 26 Nov 2026 10:00:09.000 # Redis is now ready to exit, bye bye..."]  # fmt: skip
+LOGS: dict[str, tuple[list[str], list[str]]] = {
+    "in good order": ([*BEGIN, *READY, *NOTICE, *END], []),
+    "it does not start": ([*BEGIN, *WARNING], [*BEGIN, *WARNING]),
+    "it warns": ([*BEGIN, *READY, *NOTICE, *WARNING, *END], WARNING),
+    "it crashes": ([*BEGIN, *READY, *CRASH], CRASH),
+    "it is ended at its start": ([*BEGIN, *END], []),
+    "it says nothing": ([], []),
+}
+
+
+@pytest.mark.parametrize(("said", "shown"), LOGS.values(), ids=LOGS)
+def test_what_is_shown_of_what_redis_says(said: list[str], shown: list[str]) -> None:
+    """Warnings of one that runs, and everything of one that fails."""
+    assert list(redis_server.warnings_of(f"{line}\n" for line in said)) == shown

@@ -90,6 +90,11 @@ class Running(Speaking):
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it, or a process that it has started, can still say something."""
+        return self._reader.is_alive()
+
     def wait(self, within: float = 10.0) -> int:
         """The exit code; fails after `within` time units."""
         try:
