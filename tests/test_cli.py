@@ -23,10 +23,11 @@ from websockets.sync.server import ServerConnection, serve
 
 from broadcaster import Event, Position
 from broadcaster.cli import cli
-from broadcaster.cli.output import watch
+from broadcaster.cli.output import describe, watch
 from broadcaster.cli.resume_file import ResumeFile
 from broadcaster.core import process
 from broadcaster.core.event import decode
+from broadcaster.core.runtime import CLOCK
 from broadcaster.core.version import VERSION
 from broadcaster.redis.server import RedisServer, answers
 from tests.support import (
@@ -44,6 +45,7 @@ from tests.support import (
     next_message,
     redis_client,
 )
+from tests.test_prose import commands, complaint_about
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 HELP: dict[str, tuple[str, ...]] = {
     "": ("--config", "--preset", "--set", "--version", "--help"),
-    "redis": ("--help",),
+    "redis": ("--verbose",),
     "hub": ("--host", "--port", "--redis-url"),
     "publisher": ("--loadtest",),
     "fleet": ("--loadtest", "--clients", "--url"),
-    "report": ("--loadtest", "FOLDER"),
+    "report": ("--loadtest", "--explain", "FOLDER"),
     "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
     "subscribe": ("--channel", "--type", "--source", "--severity", "--since", "--resume-file", "--url", "--json",
                   "--log"),
@@ -122,6 +124,18 @@ def test_every_subcommand_has_help(command: str, words: tuple[str, ...], run: Co
     assert (ended.code, ended.stderr) == (0, "")
     assert ended.stdout.startswith(f"Usage: broadcaster {command}".rstrip())
     assert not [word for word in words if word not in ended.stdout]
+
+
+@pytest.mark.parametrize("command", HELP, ids=lambda command: command or "broadcaster")
+def test_every_help_has_an_example(command: str, run: CommandLine) -> None:
+    """It ends with lines to type, which are commands that exist, this one among them."""
+    _, found, typed = re.split(r"\n  (Examples?:)\n", run(*command.split(), "--help").stdout)
+    lines = [line.strip() for line in typed.splitlines()]
+    assert found == ("Example:" if len(lines) == 1 else "Examples:")
+    for line in lines:
+        [words] = commands(line)
+        assert complaint_about(words) is None, line
+        assert command in " ".join(words)
 
 
 def test_the_help_lists_every_subcommand() -> None:
@@ -322,13 +336,68 @@ def test_redis_begins_empty(tmp_path: Path) -> None:
 
 
 def test_subscribe_prints_one_line_per_event(system: System, client: RedisClient) -> None:
-    """A line has the time, the severity, the type, the source, the number and the latency of an event."""
+    """A line has date and time, channel, severity, type, source, number, latency and data of an event."""
     with system.subscribe() as subscriber:
         client.publish(event_payload(41, severity="warning"))
-        client.publish(event_payload(42, event_type="BACK_UP", source="dömäne"))
-        time, latency = r"\d\d:\d\d:\d\d\.\d{3}", r"-?\d+\.\d\d ms"
-        assert re.fullmatch(rf"{time} warning  SERVER_DOWN server-a #41 {latency}", subscriber.said("#41"))
-        assert re.fullmatch(rf"{time} critical BACK_UP dömäne #42 {latency}", subscriber.said("#42"))
+        client.publish(event_payload(42, event_type="BACK_UP", source="dömäne", data={"länge": [1, "x"]}))
+        time, latency = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", r"-?\d+\.\d\d ms"
+        start = f"{time} events.critical"
+        assert re.fullmatch(rf"{start} warning  SERVER_DOWN server-a #41 {latency}", subscriber.said("#41"))
+        data = re.escape('{"länge":[1,"x"]}')
+        assert re.fullmatch(rf"{start} critical BACK_UP dömäne #42 {latency} {data}", subscriber.said("#42"))
+
+
+AGES = {
+    0.0: "0.00 ms",
+    0.00094: "0.94 ms",
+    -0.5: "-500.00 ms",
+    0.9994: "999.40 ms",
+    1.0: "1 second ago",
+    59.9: "59 seconds ago",
+    60: "1 minute ago",
+    7_199: "1 hour ago",
+    7_200: "2 hours ago",
+    86_400 * 3.5: "3 days ago",
+    -7_200: "2 hours in the future (its publisher's clock is ahead)",
+}
+
+
+@pytest.mark.parametrize(("age_s", "words"), AGES.items())
+def test_an_old_event_is_shown_with_its_age_in_words(age_s: float, words: str) -> None:
+    """What comes at once has a latency; what was published long before (replay) an age that one can read."""
+    assert describe(event_of_age(age_s)).endswith(f" #7 {words}")
+
+
+def event_of_age(age_s: float, **changes: Any) -> Event:
+    """An event that was received so long after it was published."""
+    now_us = 1_768_068_834_227_000
+    times = {"published_at_us": now_us, "published_at_ms": now_us // 1000}
+    return decode(event_payload(7, **(times | changes)), received_at_us=now_us + round(age_s * 1e6))
+
+
+def test_the_day_of_an_event_can_be_seen() -> None:
+    """A replayed event shows on which day it was published, and one that names its channel shows that."""
+    position = {"channel": "events.other", "epoch": "a1", "offset": 3}
+    at = CLOCK.date("%Y-%m-%d %H:%M:%S", 1_768_068_834)
+    line = f"{at}.227 events.other critical SERVER_DOWN server-a #7 2 days ago"
+    assert describe(event_of_age(2 * 86_400, **position), "events.critical") == line
+    assert " events.critical critical " in describe(event_of_age(0.001), "events.critical")
+    assert " - critical " in describe(event_of_age(0.001))
+
+
+def test_a_clock_that_is_centuries_off_is_no_traceback() -> None:
+    """The latest time that an event may have is shown as any other."""
+    farthest = 2**53 - 1
+    line = describe(event_of_age(0, published_at_ms=farthest, published_at_us=farthest))
+    assert re.match(r"28739\d-\d\d-\d\d [\d:]{8}\.991 - critical ", line)
+
+
+def test_long_data_is_cut() -> None:
+    """What does not fit on a line ends with an ellipsis, and what would drive a terminal is escaped."""
+    shown = describe(event_of_age(0.001, data={"text": "x" * 100})).partition(" ms ")[2]
+    assert (shown[:10], shown[-1], len(shown)) == ('{"text":"x', "…", 60)
+    shown = describe(event_of_age(0.001, data={"a": "\x9b31m\u202e\n"})).partition(" ms ")[2]
+    assert shown == r'{"a":"\x9b31m\u202e\n"}'
 
 
 @dataclass(frozen=True)
@@ -387,7 +456,7 @@ def test_subscribe_log_appends(as_json: bool, system: System, client: RedisClien
     if as_json:
         assert [json.loads(line)["sequence"] for line in lines] == [1, 2]
     else:
-        assert [re.search(r"#(\d) .* ms$", line)[1] for line in lines] == ["1", "2"]  # type: ignore[index]
+        assert [re.search(r"#(\d) .* ms\b", line)[1] for line in lines] == ["1", "2"]  # type: ignore[index]
 
 
 def test_subscribe_shows_what_is_missing(system: System, client: RedisClient) -> None:
@@ -574,7 +643,7 @@ def test_subscribe_takes_channels_and_filters(system: System) -> None:
             "BACK_UP s2",
             "BACK_UP s4",
         ]
-        assert "critical " not in subscriber.output
+        assert " critical " not in subscriber.output
         assert "missing" not in subscriber.output
 
 

@@ -24,6 +24,7 @@ from types import TracebackType
 import pytest
 
 from tests.support import ROOT, UNIT_S, Running, eventually, finished, free_port
+from tests.test_prose import commands, complaint_about
 
 KILL_WAIT_S = 5.0
 """honcho kills what is left this long after the first process has ended."""
@@ -119,7 +120,8 @@ def table_of(lines: list[str]) -> dict[str, list[str]]:
 def test_honcho_start_shows_events_and_ends_cleanly(tmp_path: Path) -> None:
     """Soon events are seen with their latency; Ctrl-C ends everything within 5 s, rc 130, nothing is left."""
     with Honcho(site(tmp_path), "start") as system:
-        line = r"subscriber\.1 +\| \d\d:\d\d:\d\d\.\d{3} critical SERVER_DOWN server-a #%d -?\d+\.\d\d ms$"
+        date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}"
+        line = rf"subscriber\.1 +\| {date} events.critical critical SERVER_DOWN server-a #%d -?\d+\.\d\d ms \{{"
         for number in (1, 2):
             seen = re.compile(line % number)
             eventually(lambda: any(map(seen.search, list(system.lines))), f"no #{number}:\n{system.output}")  # noqa: B023
@@ -130,6 +132,18 @@ def test_honcho_start_shows_events_and_ends_cleanly(tmp_path: Path) -> None:
     stopped = dict(re.findall(r"(\S+) stopped \(rc=(-?\d+)\)", system.output))
     assert stopped == {"redis.1": "0", "hub.1": "0", "publisher.1": "0", "subscriber.1": "0"}
     assert any("0 missing, 0 gaps announced" in line for line in system.printed("subscriber.1"))
+    assert_quiet(system)
+    shown = system.printed("publisher.1")
+    begin = shown.index("In another terminal, in this folder:")
+    typed = [line.strip() for line in shown[begin + 1 :] if line.startswith("  ")]
+    assert len([words for line in typed for words in commands(line) if complaint_about(words) is None]) >= 2
+    assert re.search("BROADCASTER_HUB__PORT.*BROADCASTER_REDIS__URL", system.output)
+
+
+def assert_quiet(system: Honcho) -> None:
+    """What starts and ends in good order says nothing that looks like a fault."""
+    assert not [line for line in system.lines if re.search(r"Errno|WARNING|oO0|Error|rror:", line)]
+    assert len(system.printed("redis.1")) == 1
 
 
 def test_honcho_start_ends_on_sigterm(tmp_path: Path) -> None:
@@ -167,6 +181,8 @@ def test_the_load_test_prints_its_report(smoke: Honcho) -> None:
     assert latencies == sorted(latencies)
     assert latencies[0] > 0
     assert any(line.startswith("PASSED") for line in smoke.printed("report.1"))
+    assert "all 10 stored and heard" in smoke.printed("publisher.1")
+    assert_quiet(smoke)
 
 
 def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
@@ -203,11 +219,11 @@ def test_the_load_test_is_in_the_archive(smoke: Honcho) -> None:
 
 
 def test_the_report_can_be_printed_again(smoke: Honcho) -> None:
-    """`broadcaster report results/<run>` prints the very same from the files, with the same exit code."""
+    """`broadcaster report results/<run>` prints the same from the files, ends as the run did, and adds no row."""
     [folder] = smoke.runs()
     again = finished("report", f"results/{folder.name}", cwd=smoke.folder)
     assert (again.code, again.stderr) == (0, "")
-    assert again.stdout.splitlines() == smoke.printed("report.1")
+    assert [*again.stdout.splitlines(), "One row added to results/archive.csv"] == smoke.printed("report.1")
     assert len(rows_of(folder.parent / "archive.csv")) == 1
 
 

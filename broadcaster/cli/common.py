@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from broadcaster.core.text import escaped
 from broadcaster.core.version import VERSION
 from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
 
@@ -22,14 +23,31 @@ class Number(click.FloatRange):
         return number
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--config", type=click.Path(path_type=Path), help=f"TOML file; default: {CONFIG_FILE} if there.")
-@click.option("--preset", metavar="NAME", help="config/NAME.toml over it, such as burst.")
-@click.option("--set", "assignments", metavar="TABLE.KEY=VALUE", multiple=True, help="One setting; repeatable.")
+def examples(*lines: str) -> str:
+    """The end of a help text: lines to type."""
+    return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples(
+        "broadcaster hub",
+        "broadcaster subscribe",
+        "broadcaster publish --type SERVER_DOWN --source server-a",
+        "broadcaster --set hub.port=9000 hub",
+    ),
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help=f"File of settings; default: {CONFIG_FILE}, if it is here."
+)
+@click.option("--preset", metavar="NAME", help="Settings of config/NAME.toml go above it, such as burst.")
+@click.option(
+    "--set", "assignments", metavar="TABLE.KEY=VALUE", multiple=True, help="One setting, above all; repeatable."
+)
 @click.version_option(VERSION)
 @click.pass_context
 def cli(context: click.Context, config: Path | None, preset: str | None, assignments: tuple[str, ...]) -> None:
-    """Low-latency event broadcaster: Redis Pub/Sub to WebSocket subscribers.
+    """Broadcast critical events: from a Redis channel to every WebSocket subscriber, at once.
 
     `honcho start` runs the system, `honcho -f Procfile.loadtest start` the load test.
     """
@@ -49,7 +67,12 @@ def load_settings(context: click.Context, **options: Any) -> Loaded:
     return load(config=context.obj["config"], preset=context.obj["preset"], overrides=overrides)
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print text that may quote a peer, which must not control a terminal: `escaped`."""
+    click.echo(escaped(text), err=err)
+
+
 def fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"error: {line}", err=True)
+    for line in message.split("\n"):
+        say(f"error: {line}", err=True)
     sys.exit(code)

@@ -1,12 +1,13 @@
-"""The output of `broadcaster subscribe`: one line per event with its latency, and gaps, in their order."""
+"""The output of `broadcaster subscribe`: one line per event with its latency or age, and gaps, in their order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Final
 
 import click
 
@@ -17,8 +18,16 @@ from broadcaster.core.event import Event
 from broadcaster.core.position import Gap
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.status_events import Received, Stale
-from broadcaster.core.text import printable
+from broadcaster.core.text import escaped, printable
 from broadcaster.subscribe.subscriber import Subscriber
+
+_DATA_LENGTH: Final = 60
+"""Characters of an event's `data` that are shown; `--json` has all of them."""
+
+_LATENCY_S: Final = 1.0
+"""An event that came later than this after its publication is an old one: its age is told in words."""
+
+_UNITS: Final = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
 async def watch(
@@ -58,7 +67,8 @@ async def _print_all(
     missing = 0
     async for item in _received(subscriber, SAVE_EVERY_S if resume_file else None):
         if item is not None:
-            line = item.payload.decode() if as_json and isinstance(item, Event) else describe(item)
+            channel = next(iter(subscriber.positions), "") if len(subscriber.positions) == 1 else ""
+            line = item.payload.decode() if as_json and isinstance(item, Event) else describe(item, channel)
             if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
                 line += f"  ({now_missing - missing} before it missing)"
                 missing = now_missing
@@ -82,8 +92,13 @@ async def _received(subscriber: Subscriber, every_s: float | None) -> AsyncItera
             receiving.cancel()
 
 
-def describe(item: Received) -> str:
-    """One line of text for a received item."""
+def describe(item: Received, channel: str = "") -> str:
+    """One line of text for a received item.
+
+    Args:
+        item: What was received.
+        channel: Of an event that does not name its own, because it is not stored; empty: not known.
+    """
     if isinstance(item, Gap):
         first = "?" if item.first is None else item.first
         last = "?" if item.last is None else item.last
@@ -95,8 +110,24 @@ def describe(item: Received) -> str:
     if not isinstance(item, Event):
         return "FRESH: the hub beats again"
     seconds, milliseconds = divmod(item.published_at_ms, 1000)
-    at = CLOCK.date("%H:%M:%S", seconds)
-    return (
-        f"{at}.{milliseconds:03d} {item.severity:<8} {item.event_type} {item.source} "
-        f"#{item.sequence} {item.latency_ms:.2f} ms"
+    at = CLOCK.date("%Y-%m-%d %H:%M:%S", seconds)
+    line = (
+        f"{at}.{milliseconds:03d} {item.channel or printable(channel) or '-'} {item.severity:<8} "
+        f"{item.event_type} {item.source} #{item.sequence} {_age((item.latency_ms or 0.0) / 1000)}"
     )
+    return f"{line} {_cut(item.data)}" if item.data else line
+
+
+def _age(seconds: float) -> str:
+    """How long ago an event was published: a latency in milliseconds, or in words."""
+    if abs(seconds) < _LATENCY_S:
+        return f"{seconds * 1000:.2f} ms"
+    unit, length = next((unit, length) for unit, length in _UNITS if abs(seconds) >= length)
+    count = int(abs(seconds) // length)
+    words = f"{count} {unit}{'s' if count != 1 else ''}"
+    return f"{words} ago" if seconds > 0 else f"{words} in the future (its publisher's clock is ahead)"
+
+
+def _cut(data: Mapping[str, Any]) -> str:
+    text = escaped(json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+    return text if len(text) <= _DATA_LENGTH else f"{text[: _DATA_LENGTH - 1]}…"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broadcaster.cli.common import Number, cli, load_settings
+from broadcaster.cli.common import Number, cli, examples, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import whole_file
@@ -20,14 +20,26 @@ if TYPE_CHECKING:
     from broadcaster.publish.publisher import Published
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "broadcaster publish --type SERVER_DOWN --source server-a",
+        'broadcaster publish --type DISK_FULL --source db-7 --severity warning --data \'{"disk": "sda1"}\'',
+    )
+)
 @click.option("--type", "event_type", required=True, help="What happened, such as SERVER_DOWN.")
-@click.option("--source", required=True, help="To whom, such as server-a.")
+@click.option("--source", required=True, help="What it happened to, such as server-a.")
 @click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="How many events.")
-@click.option("--rate", default=0.0, show_default=True, type=Number(0, 100_000), metavar="HZ", help="0: at once.")
+@click.option(
+    "--rate",
+    default=0.0,
+    show_default=True,
+    type=Number(0, 100_000),
+    metavar="HZ",
+    help="Events per second; 0: all at once.",
+)
 @click.option("--severity", default="critical", show_default=True, help="critical, warning or info.")
 @click.option("--data", metavar="JSON", help="A JSON object of your own.")
-@click.option("--channel", help="Redis channel; default: the configured one.")
+@click.option("--channel", help="Channel to publish on; default: event.channel.")
 @click.pass_context
 def publish(
     context: click.Context,
@@ -39,7 +51,10 @@ def publish(
     data: str | None,
     channel: str | None,
 ) -> None:
-    """Publish events, and say how many Redis subscriptions heard each."""
+    """Publish an event, or several, and say where each is stored and how many hubs heard it.
+
+    A hub is one Redis subscription; other clients of Redis that subscribe to the channel are counted, too.
+    """
     from broadcaster.publish.publisher import Publisher
     from broadcaster.publish.schedule import on_schedule
 
@@ -53,7 +68,7 @@ def publish(
                 batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
-                    click.echo(_what_became_of(result))
+                    say(_what_became_of(result))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
@@ -62,7 +77,13 @@ def publish(
     sys.exit(process.run(main))
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "broadcaster subscribe",
+        "broadcaster subscribe --severity critical --severity warning --source server-a",
+        "broadcaster subscribe --resume-file position.json --log events.log",
+    )
+)
 @click.option("--channel", "channels", multiple=True, help="Channel to receive; repeatable; default: the hub's.")
 @click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
 @click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
@@ -86,7 +107,12 @@ def subscribe(
     as_json: bool,
     log_file: Path | None,
 ) -> None:
-    """Print one line per event with its latency, until stopped; gaps and blindness in their place."""
+    """Print one line per event, until stopped.
+
+    It has date, channel, severity, type, source, number, latency (or age, if it is old) and data.
+
+    GAP: events that cannot be delivered. STALE: the hub is silent, so what happens now is not seen here.
+    """
     from broadcaster.cli.output import watch
     from broadcaster.cli.resume_file import ResumeFile
     from broadcaster.core.event import check_channel
@@ -119,12 +145,12 @@ def subscribe(
     sys.exit(process.run(main))
 
 
-@cli.group()
+@cli.group(epilog=examples("broadcaster config show", "broadcaster config init"))
 def config() -> None:
-    """Show the settings that hold, or write a fresh broadcaster.toml."""
+    """Show the settings that hold, or write a fresh file of settings."""
 
 
-@config.command("show")
+@config.command("show", epilog=examples("broadcaster config show", "broadcaster --preset burst config show"))
 @click.pass_context
 def config_show(context: click.Context) -> None:
     """Print the effective settings, and where each came from."""
@@ -132,7 +158,7 @@ def config_show(context: click.Context) -> None:
     click.echo(dump(loaded.settings, loaded.origins), nl=False)
 
 
-@config.command("init")
+@config.command("init", epilog=examples("broadcaster config init", "broadcaster config init other.toml"))
 @click.argument("file", default=CONFIG_FILE, type=click.Path(path_type=Path))
 def config_init(file: Path) -> None:
     """Write all settings with their defaults to FILE; an existing file is left alone."""
@@ -146,12 +172,15 @@ def config_init(file: Path) -> None:
     click.echo(f"wrote {file}")
 
 
-@cli.group()
+_TOKEN_EXAMPLE = "broadcaster token create --name wall --subscribe 'events.*' --lasts 86400"
+
+
+@cli.group(epilog=examples(_TOKEN_EXAMPLE))
 def token() -> None:
-    """Make the tokens that `auth.mode = "token"` asks for."""
+    """Make the tokens that clients need where `auth.mode` is "token"."""
 
 
-@token.command("create")
+@token.command("create", epilog=examples(_TOKEN_EXAMPLE))
 @click.option("--name", required=True, help="Who it is for.")
 @click.option(
     "--subscribe", "subscribed", multiple=True, metavar="PATTERN", help="Channels to receive; repeatable."

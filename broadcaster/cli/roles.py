@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -12,21 +13,22 @@ from typing import Any, NoReturn
 
 import click
 
-from broadcaster.cli.common import cli, fail, load_settings
+from broadcaster.cli.common import cli, examples, fail, load_settings, say
 from broadcaster.core import process
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster")
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster redis", "broadcaster --set redis.url=redis://127.0.0.1:7000/0 redis"))
+@click.option("-v", "--verbose", is_flag=True, help="Show all that Redis says, not only why it failed.")
 @click.pass_context
-def redis(context: click.Context) -> None:
+def redis(context: click.Context, verbose: bool) -> None:
     """Start a Redis at redis.url, or use the one that runs there."""
     from broadcaster.redis.server import start_or_attach
 
     settings = load_settings(context).settings
-    found = start_or_attach(settings.redis.url)
+    found = start_or_attach(settings.redis.url, verbose=verbose)
 
     async def main(stop: asyncio.Event) -> int:
         log.info("%s", found)
@@ -35,13 +37,16 @@ def redis(context: click.Context) -> None:
     sys.exit(process.run(main))
 
 
-@cli.command()
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
-@click.option("--redis-url", help="Where Redis is.")
+@cli.command(epilog=examples("broadcaster hub", "broadcaster hub --port 9000 --redis-url redis://10.0.0.5:6379/0"))
+@click.option("--host", help="Address to listen on; default: hub.host.")
+@click.option("--port", type=int, help="Port to listen on; default: hub.port.")
+@click.option("--redis-url", help="Where Redis is; default: redis.url.")
 @click.pass_context
 def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None) -> None:
-    """Push every event to every WebSocket subscriber; SIGHUP re-reads keys, origins, limits and certificates."""
+    """Run the server: push every event to every WebSocket subscriber.
+
+    SIGHUP re-reads keys, origins, limits and certificates.
+    """
     from broadcaster.hub.reload import Reload
     from broadcaster.hub.serve import serve
 
@@ -57,11 +62,14 @@ def hub(context: click.Context, host: str | None, port: int | None, redis_url: s
     sys.exit(process.run(main))
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster publisher", "broadcaster --set publisher.rate_hz=5 publisher"))
 @click.option("--loadtest", is_flag=True, help="Publish the events of this load test, then wait to be stopped.")
 @click.pass_context
 def publisher(context: click.Context, loadtest: bool) -> None:
-    """Publish sample events, one after another, until stopped."""
+    """Publish sample events, one after another, until stopped: for something to see.
+
+    It begins when a hub is ready and has a subscriber. Your own events: `broadcaster publish`.
+    """
     settings = load_settings(context).settings
     if loadtest:
         from broadcaster.loadtest.publishing import publish_run
@@ -69,13 +77,13 @@ def publisher(context: click.Context, loadtest: bool) -> None:
         _run_then_linger(publish_run(settings))
     from broadcaster.publish.samples import publish_samples
 
-    _run_then_linger(publish_samples(settings))
+    _run_then_linger(publish_samples(settings, lambda: say(what_to_type())))
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster fleet", "broadcaster fleet --clients 1000 --url ws://127.0.0.1:8765/ws"))
 @click.option("--loadtest", is_flag=True, help="Receive this load test, then wait to be stopped.")
-@click.option("--clients", type=int, help="Subscribers in all.")
-@click.option("--url", help="ws:// or wss:// address of a hub.")
+@click.option("--clients", type=int, help="Subscribers in all; default: fleet.clients.")
+@click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")
 @click.pass_context
 def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str | None) -> None:
     """Connect many subscribers to a hub and count what they receive."""
@@ -92,12 +100,16 @@ def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str 
     sys.exit(process.run(main))
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster report results/20260101-120000-1-2 --explain"))
 @click.option("--loadtest", is_flag=True, help="Wait for this load test, and file it in the archive.")
+@click.option("--explain", is_flag=True, help="Also say what the lines mean.")
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.pass_context
-def report(context: click.Context, loadtest: bool, folder: Path | None) -> None:
-    """Print the report of a run: of FOLDER, such as results/20260101-120000-1-2."""
+def report(context: click.Context, loadtest: bool, explain: bool, folder: Path | None) -> None:
+    """Print the report of a load test again, from its FOLDER in results/.
+
+    Exit code 0: all limits of [report] hold; 1: one is broken; 69: the run is not complete.
+    """
     from broadcaster.loadtest import report as reports
 
     if loadtest == (folder is not None):
@@ -115,8 +127,27 @@ def report(context: click.Context, loadtest: bool, folder: Path | None) -> None:
             fail("stopped before the run was complete", code or 143)
     assert folder is not None
     outcome = reports.read_run(folder)
-    click.echo(reports.present(outcome, folder))
+    say(reports.present(outcome, folder, explain=explain))
+    if loadtest:
+        say(f"One row added to {folder.parent / 'archive.csv'}")
     sys.exit(1 if outcome.broken else 0)
+
+
+def what_to_type() -> str:
+    """What to try in another terminal while `honcho start` runs."""
+    lines = ["In another terminal, in this folder:"]
+    if sys.prefix != sys.base_prefix:
+        lines.append(f"  . {os.path.relpath(Path(sys.prefix, 'bin', 'activate'))}")
+    lines += [
+        '  broadcaster publish --type DISK_FULL --source db-7 --data \'{"disk": "sda1"}\'',
+        "  broadcaster subscribe --severity critical",
+        "  broadcaster config show",
+    ]
+    if here := sorted(name for name in os.environ if name.startswith("BROADCASTER_")):
+        lines.append(f"with the same {', '.join(here)} as here. Ctrl-C here ends everything.")
+    else:
+        lines.append("Ctrl-C here ends everything.")
+    return "\n".join(lines)
 
 
 async def _linger(stop: asyncio.Event) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -47,9 +47,24 @@ async def publish_run(settings: Settings) -> None:
     async with Publisher(settings) as publisher:
         rows = await _publish_all(publisher, settings)
     records.write(run.published, PublishedRecord, rows)
+    log.info("%s", in_words(rows, "stored" if settings.history.enabled else "published"))
+
+
+def in_words(rows: Sequence[PublishedRecord], done: str) -> str:
+    """What became of the events, in one line: `all 50 stored and heard`, or how many were not.
+
+    Args:
+        rows: Of the events that were to be published.
+        done: What was done with one that did not fail.
+    """
     failed = sum(bool(row.error) for row in rows)
-    unreceived = sum(row.heard == 0 for row in rows)
-    log.info("published %d events; %d failed, %d heard by nobody", len(rows), failed, unreceived)
+    unheard = sum(row.heard == 0 and not row.error for row in rows)
+    unknown = sum(row.heard is None and not row.error for row in rows)
+    if not failed + unheard + unknown:
+        return f"all {len(rows)} {done} and heard"
+    faults = {"failed": failed, "heard by nobody": unheard, "not known to be heard (sent again)": unknown}
+    told = ", ".join(f"{count} {what}" for what, count in faults.items() if count)
+    return f"{len(rows) - failed} of {len(rows)} {done}: {told}"
 
 
 async def _publish_all(publisher: Publisher, settings: Settings) -> list[PublishedRecord]:

@@ -168,8 +168,8 @@ def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable
     return broken
 
 
-def present(outcome: Outcome, folder: Path) -> str:
-    """The report as text."""
+def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
+    """The report as text; with what its lines mean, if `explain`."""
     columns = {"whole run": (outcome.whole, outcome.disconnects)}
     if len(outcome.per_process) > 1:
         for number, (part, _) in outcome.per_process.items():
@@ -196,7 +196,10 @@ def present(outcome: Outcome, folder: Path) -> str:
         colalign=["left"] + ["right"] * len(columns),
     )
     ledger = in_words(outcome.ledger)
-    text = [f"Run {outcome.name}", table, *ledger, *_notes(outcome), "", _MEANINGS, "", _verdict(outcome, folder)]
+    meanings = ["", _MEANINGS] if explain else []
+    text = [f"Run {outcome.name}", table, *ledger, *_notes(outcome), *meanings, "", _verdict(outcome, folder)]
+    if not explain:
+        text.append(f"What the lines mean: broadcaster report {folder} --explain")
     return "\n".join(text)
 
 
@@ -231,7 +234,7 @@ def _notes(outcome: Outcome) -> list[str]:
 
 
 def _verdict(outcome: Outcome, folder: Path) -> str:
-    where = f"Results: {folder}; one row added to {folder.parent / 'archive.csv'}"
+    where = f"Results: {folder}"
     if outcome.broken:
         return "\n".join([*(f"FAILED: {reason}" for reason in outcome.broken), where])
     return f"PASSED: all limits of [report] hold.\n{where}"

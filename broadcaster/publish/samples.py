@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from broadcaster.publish.publisher import Publisher
 from broadcaster.publish.schedule import on_schedule, padding
@@ -12,8 +13,12 @@ from broadcaster.subscribe import hub_status
 log = logging.getLogger("broadcaster.publisher")
 
 
-async def publish_samples(settings: Settings) -> None:
+async def publish_samples(settings: Settings, on_start: Callable[[], None] = lambda: None) -> None:
     """Wait for hub and one subscriber, then publish at `publisher.rate_hz` until cancelled.
+
+    Args:
+        settings: Of the hub, of Redis, and of what is published.
+        on_start: Called when both are there.
 
     Raises:
         HubUnavailable: They were not ready in time.
@@ -23,8 +28,10 @@ async def publish_samples(settings: Settings) -> None:
     await hub_status.wait_until_ready(
         settings.hub_url, subscribers=1, within_s=table.start_timeout_s, tls_ca=settings.subscriber.tls_ca
     )
-    log.info("publishing %g events a second to %s", table.rate_hz, settings.event.channel)
-    data = padding(settings)
+    rhythm = f"{table.rate_hz:g} event{'s' if table.rate_hz != 1 else ''} a second"
+    log.info("publishing %s on %s", rhythm, settings.event.channel)
+    on_start()
+    data = padding(settings, note="a sample event")
     async with Publisher(settings) as publisher:
         async for due in on_schedule(0, table.rate_hz):
             batch = [publisher.draft(table.event_type, table.source, data=data) for _ in due]

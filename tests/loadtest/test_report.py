@@ -105,7 +105,7 @@ def test_the_table_has_the_users_lines(run: Run) -> None:
 
 
 def test_what_stands_around_the_table(run: Run) -> None:
-    """The run's name, the schedule, the fleet's own lag, the machine, the versions, the hub, and what it means."""
+    """The run's name, the schedule, the fleet's own lag, the machine, the versions, the hub, and where it is."""
     text = printed(run)
     assert text.startswith("Run 20260101-120000-1-2\n")
     assert "Schedule: 10 events a second. Fleet lag: p99 3.0 ms, max 4.0 ms." in text
@@ -113,9 +113,20 @@ def test_what_stands_around_the_table(run: Run) -> None:
     assert "broadcaster 0.1.0, Python 3.11.7, Redis 6.2.14, Sanic 25.12.1, uvloop 0.23.0, websockets 17.4" in text
     assert "Hub: 4 events received, 3 refused, 16 deliveries, 0 closed as slow, 0 Redis reconnects." in text
     assert "Ledger: 16 expected = 16 delivered + 0 filtered + 0 lost.\nSchedule:" in text
+    assert text.endswith(
+        f"PASSED: all limits of [report] hold.\nResults: {run.folder}\n"
+        f"What the lines mean: broadcaster report {run.folder} --explain"
+    )
+
+
+def test_what_the_lines_mean_is_said_when_it_is_asked_for(run: Run) -> None:
+    """`--explain` adds a glossary, and the line that points to it goes."""
+    plain, explained = printed(run), present(read_run(run.folder), run.folder, explain=True)
     for word in ("Dropped:", "Latency:", "p99:", "Fleet lag:", "Ledger:"):
-        assert re.search(rf"^{word} \w+", text, re.MULTILINE), f"{word} is not explained"
-    assert f"PASSED: all limits of [report] hold.\nResults: {run.folder}" in text
+        meaning = re.compile(rf"^{word} [\w ]+", re.MULTILINE)
+        assert meaning.search(explained), f"{word} is not explained"
+        assert len(meaning.findall(plain)) == (word == "Ledger:"), f"{word} is explained unasked"
+    assert "--explain" not in explained
 
 
 def test_one_process_needs_no_columns_of_its_own(run: Run) -> None:
