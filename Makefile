@@ -6,6 +6,13 @@ WORKERS ?= 5
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
+# Ctrl-C goes to make, to this shell and to the command alike. The shell waits for the command, and calls what Ctrl-C
+# has ended no error: make then ends by the signal itself, without "*** Error 130". SIGTERM is passed on.
+run = ended=; trap 'ended=1' INT; trap 'ended=1; kill $$pid' TERM; \
+	$(1) & pid=$$!; \
+	until wait $$pid; code=$$?; ! kill -0 $$pid 2> /dev/null; do :; done; \
+	test -n "$$ended" || exit $$code
+
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
 help:
@@ -21,10 +28,10 @@ help:
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 
 loadtest: $(VENV)/installed
-	@$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start
+	@$(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start)
 
 start: $(VENV)/installed
-	@honcho start
+	@$(call run,honcho start)
 
 test: $(VENV)/installed-dev
 	@python -m pytest -q -n $(WORKERS) --dist worksteal
