@@ -131,16 +131,22 @@ class Site:
         return text
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("broadcaster")
-    for name in ("Makefile", "Procfile", "Procfile.loadtest", "broadcaster.toml", "pyproject.toml", "README.md"):
+def made(folder: Path) -> Path:
+    """A folder as `make` leaves it."""
+    copied = ("Makefile", "Procfile", "Procfile.loadtest", "broadcaster.toml", "pyproject.toml", "README.md")
+    for name in copied:
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "config", folder / "config")
     (folder / ".venv").mkdir()
     (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
     for name in ("installed", "installed-dev"):
         (folder / ".venv" / name).touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = made(tmp_path_factory.mktemp("broadcaster"))
     key = "0123456789abcdef" * 4
     keys = json.dumps([{"algorithm": "HS256", "key": key}])
     with (
