@@ -10,15 +10,18 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
 from broadcaster import Event, Position
@@ -288,7 +291,8 @@ def test_without_redis_it_is_unavailable(command: tuple[str, ...], system: Syste
     with system.subscribe():
         ended = finished(*command, cwd=tmp_path, within=20, **variables)
     assert ended.code == 69
-    assert "Redis cannot be reached" in ended.complaint
+    where = variables["BROADCASTER_REDIS__URL"]
+    assert ended.complaint == f"Redis cannot be reached: connection refused ({where})"
 
 
 def test_a_redis_that_refuses_us_is_told() -> None:
@@ -899,6 +903,45 @@ def test_no_hub_drives_the_terminal(tmp_path: Path) -> None:
     printed = printed_by_subscribe(messages, f"bye{CONTROL[:5]}", tmp_path / "events.log")
     assert "because" in printed
     assert not DRIVES_A_TERMINAL.search(printed), repr(printed)
+
+
+def test_no_refusal_drives_the_terminal() -> None:
+    """Nor does the answer of a server that refuses a subscriber."""
+
+    def refuse(connection: ServerConnection, request: Request) -> Response:
+        return connection.respond(HTTPStatus.FORBIDDEN, f"no{CONTROL}\n")
+
+    with serve(lambda connection: None, "127.0.0.1", 0, process_request=refuse) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        ended = finished("subscribe", "--url", f"ws://127.0.0.1:{server.socket.getsockname()[1]}/ws")
+        server.shutdown()
+        thread.join()
+    assert ended.code == 69
+    assert "403 no" in ended.complaint
+    assert not DRIVES_A_TERMINAL.search(ended.stderr + ended.stdout), repr(ended.stderr)
+
+
+def test_no_redis_drives_the_terminal() -> None:
+    """Nor does what somebody says who listens where Redis should."""
+
+    def talk(listening: socket.socket) -> None:
+        listening.settimeout(10)
+        with listening.accept()[0] as connection:
+            connection.settimeout(10)
+            connection.recv(4096)
+            connection.sendall(f"-NOAUTH {CONTROL.replace(chr(13), '')}\r\n".encode() * 4)
+            connection.recv(4096)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=talk, args=(listening,))
+        thread.start()
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
+        ended = finished(*PUBLISH, BROADCASTER_REDIS__URL=url)
+        thread.join()
+    assert ended.code == 69
+    assert "NOAUTH" in ended.complaint
+    assert not DRIVES_A_TERMINAL.search(ended.stderr + ended.stdout), repr(ended.stderr)
 
 
 # What all processes share

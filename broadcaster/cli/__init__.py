@@ -8,7 +8,7 @@ from __future__ import annotations
 from broadcaster.cli import people, roles
 from broadcaster.cli.common import cli, fail
 from broadcaster.core import logs
-from broadcaster.core.errors import BroadcasterError
+from broadcaster.core.errors import BroadcasterError, RedisUnreachable
 
 __all__ = ["cli", "main", "people", "roles"]
 
@@ -18,5 +18,7 @@ def main() -> None:
     logs.configure_logging()
     try:
         cli(prog_name="broadcaster")
+    except RedisUnreachable as error:
+        fail(f"{error} ({error.where})", error.exit_code)
     except BroadcasterError as error:
         fail(str(error), error.exit_code)

@@ -73,6 +73,6 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    for line in message.split("\n"):
+    for line in message.strip("\n").split("\n"):
         say(f"error: {line}", err=True)
     sys.exit(code)

@@ -51,9 +51,9 @@ def publish(
     data: str | None,
     channel: str | None,
 ) -> None:
-    """Publish an event, or several, and say where each is stored and how many hubs heard it.
+    """Publish an event, or several.
 
-    A hub is one Redis subscription; other clients of Redis that subscribe to the channel are counted, too.
+    It says where each is stored, and how many Redis subscriptions heard it: each hub is one.
     """
     from broadcaster.publish.publisher import Publisher
     from broadcaster.publish.schedule import on_schedule
@@ -107,9 +107,9 @@ def subscribe(
     as_json: bool,
     log_file: Path | None,
 ) -> None:
-    """Print one line per event, until stopped.
+    """Print events as they come, until stopped.
 
-    It has date, channel, severity, type, source, number, latency (or age, if it is old) and data.
+    A line has date, channel, severity, type, source, number, latency (or age, if it is old) and data.
 
     GAP: events that cannot be delivered. STALE: the hub is silent, so what happens now is not seen here.
     """
@@ -147,13 +147,13 @@ def subscribe(
 
 @cli.group(epilog=examples("broadcaster config show", "broadcaster config init"))
 def config() -> None:
-    """Show the settings that hold, or write a fresh file of settings."""
+    """Show the settings that hold, or write a new file."""
 
 
 @config.command("show", epilog=examples("broadcaster config show", "broadcaster --preset burst config show"))
 @click.pass_context
 def config_show(context: click.Context) -> None:
-    """Print the effective settings, and where each came from."""
+    """Print the settings, and where each came from."""
     loaded = load_settings(context)
     click.echo(dump(loaded.settings, loaded.origins), nl=False)
 
@@ -161,7 +161,10 @@ def config_show(context: click.Context) -> None:
 @config.command("init", epilog=examples("broadcaster config init", "broadcaster config init other.toml"))
 @click.argument("file", default=CONFIG_FILE, type=click.Path(path_type=Path))
 def config_init(file: Path) -> None:
-    """Write all settings with their defaults to FILE; an existing file is left alone."""
+    """Write all settings with their defaults.
+
+    To FILE, by default broadcaster.toml; an existing file is left alone.
+    """
     if file.exists():
         raise ConfigurationError(f"{file} exists already; it is left as it is")
     try:
@@ -177,7 +180,7 @@ _TOKEN_EXAMPLE = "broadcaster token create --name wall --subscribe 'events.*' --
 
 @cli.group(epilog=examples(_TOKEN_EXAMPLE))
 def token() -> None:
-    """Make the tokens that clients need where `auth.mode` is "token"."""
+    """Make tokens, for hubs that ask for them."""
 
 
 @token.command("create", epilog=examples(_TOKEN_EXAMPLE))
@@ -195,7 +198,10 @@ def token() -> None:
 def token_create(
     context: click.Context, name: str, subscribed: tuple[str, ...], published: tuple[str, ...], lasts: float
 ) -> None:
-    """Sign a token (JWT) with the first key of auth.jwt_keys that can sign, and print it."""
+    """Sign a token (JWT) and print it.
+
+    With the first key of auth.jwt_keys that can sign.
+    """
     from broadcaster.auth.tokens import create_token
 
     settings = load_settings(context).settings

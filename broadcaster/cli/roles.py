@@ -24,7 +24,10 @@ log = logging.getLogger("broadcaster")
 @click.option("-v", "--verbose", is_flag=True, help="Show all that Redis says, not only why it failed.")
 @click.pass_context
 def redis(context: click.Context, verbose: bool) -> None:
-    """Start a Redis at redis.url, or use the one that runs there."""
+    """Start a Redis, or use the one that runs.
+
+    Where `redis.url` says.
+    """
     from broadcaster.redis.server import start_or_attach
 
     settings = load_settings(context).settings
@@ -43,7 +46,7 @@ def redis(context: click.Context, verbose: bool) -> None:
 @click.option("--redis-url", help="Where Redis is; default: redis.url.")
 @click.pass_context
 def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None) -> None:
-    """Run the server: push every event to every WebSocket subscriber.
+    """Push every event to every WebSocket subscriber.
 
     SIGHUP re-reads keys, origins, limits and certificates.
     """
@@ -66,7 +69,7 @@ def hub(context: click.Context, host: str | None, port: int | None, redis_url: s
 @click.option("--loadtest", is_flag=True, help="Publish the events of this load test, then wait to be stopped.")
 @click.pass_context
 def publisher(context: click.Context, loadtest: bool) -> None:
-    """Publish sample events, one after another, until stopped: for something to see.
+    """Publish sample events, until stopped.
 
     It begins when a hub is ready and has a subscriber. Your own events: `broadcaster publish`.
     """
@@ -86,7 +89,7 @@ def publisher(context: click.Context, loadtest: bool) -> None:
 @click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")
 @click.pass_context
 def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str | None) -> None:
-    """Connect many subscribers to a hub and count what they receive."""
+    """Connect many subscribers, and count events."""
     from broadcaster.loadtest import measuring
 
     settings = load_settings(context, fleet__clients=clients, fleet__url=url).settings
@@ -106,9 +109,10 @@ def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str 
 @click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.pass_context
 def report(context: click.Context, loadtest: bool, explain: bool, folder: Path | None) -> None:
-    """Print the report of a load test again, from its FOLDER in results/.
+    """Print the report of a load test again.
 
-    Exit code 0: all limits of [report] hold; 1: one is broken; 69: the run is not complete.
+    FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken; 69: the run
+    is not complete.
     """
     from broadcaster.loadtest import report as reports
 

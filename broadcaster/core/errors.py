@@ -5,6 +5,7 @@ BroadcasterError                 70  a bug, or an unforeseen error
 ├── InvalidEvent                  2  an event that violates the schema
 └── Unavailable                  69  something this process depends on is not available
     ├── RedisUnavailable             Redis does not answer (temporary)
+    │   ├── RedisUnreachable         there is no connection (temporary)
     │   └── RedisErrorReply          it answers one command with an error (temporary)
     ├── RedisRefused                 Redis answers, and refuses this client (permanent)
     ├── RedisNotInstalled            there is no redis-server to start
@@ -62,6 +63,18 @@ class Unavailable(BroadcasterError):
 
 class RedisUnavailable(Unavailable):
     """Redis does not answer, or stopped answering: a retry may help."""
+
+
+class RedisUnreachable(RedisUnavailable):
+    """There is no connection to Redis.
+
+    `where` is its URL without a password, `reason` says why. The message has no address: health checks show it.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"Redis cannot be reached: {reason}")
+        self.where = where
+        self.reason = reason
 
 
 class RedisErrorReply(RedisUnavailable):

@@ -21,9 +21,9 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
-from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable, RedisUnreachable
 from broadcaster.core.runtime import CLOCK, Clock
-from broadcaster.core.text import reason
+from broadcaster.core.text import reason, redact
 
 Command = tuple[Any, ...]
 """The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
@@ -121,7 +121,7 @@ class RedisConnection(asyncio.Protocol):
         except TimeoutError:
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
         except OSError as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {reason(error)}") from None
+            raise RedisUnreachable(redact(url), reason(error)) from None
         return connection
 
     @classmethod

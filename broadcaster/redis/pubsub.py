@@ -8,7 +8,7 @@ from asyncio import FIRST_COMPLETED
 from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
-from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.errors import RedisRefused, RedisUnavailable, RedisUnreachable
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.core.text import redact
@@ -88,14 +88,14 @@ class PubSubLink:
                 attempts = 0
                 waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
             except RedisUnavailable as error:
-                why = str(error)
+                why = error.reason if isinstance(error, RedisUnreachable) else str(error)
                 attempts += 1
             await asyncio.sleep(next(waits_s))
             if attempts <= 1:  # logged after the wait: when all processes are stopped, a lost Redis is expected
                 if self._ever_confirmed:
                     log.warning("redis: %s (%s); trying again", why, redact(self._url))
                 else:
-                    log.info("waiting for Redis at %s (%s)", redact(self._url), why.removeprefix("Redis "))
+                    log.info("waiting for Redis at %s (%s)", redact(self._url), why)
 
     async def _run_one_connection(self, handlers: SubscriptionHandlers) -> str:
         """Open a connection and run it to its end; why it ended if it had been confirmed, else an error."""
