@@ -13,6 +13,12 @@ run = ended=; trap 'ended=1' INT; trap 'ended=1; kill $$pid' TERM; \
 	until wait $$pid; code=$$?; ! kill -0 $$pid 2> /dev/null; do :; done; \
 	test -n "$$ended" || exit $$code
 
+# pip is silent for half a minute or more: a dot a second says that it works.
+pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
+	trap 'kill $$dots; echo' EXIT; trap 'exit 130' INT; \
+	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
+DEV := .[redis,dev]
+
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
 help:
@@ -65,11 +71,9 @@ clean:
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) ..."
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[redis]'
+	@$(call pip,installing into $(VENV),.[redis])
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
-	@echo "installing what the tests need ..."
-	@python -m pip install --quiet --disable-pip-version-check --editable '.[redis,dev]'
+	@$(call pip,installing what the tests need,$(DEV))
 	@touch $@

@@ -21,6 +21,12 @@ from tests.test_honcho import HURRY, exists
 CTRL_C = b"\x03"
 
 
+def outside_of_make(**variables: str) -> dict[str, str]:
+    """The environment without what the make that runs the tests has put there."""
+    names = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    return {name: value for name, value in clean_environment(**variables).items() if name not in names}
+
+
 class Terminal:
     """A terminal in which `make ...` is typed, in a folder as a user has it, on free ports."""
 
@@ -29,16 +35,13 @@ class Terminal:
             "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
             "BROADCASTER_HUB__PORT": str(free_port()),
         }
-        environment = clean_environment(**(addresses | variables))
-        for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # of the make that runs the tests
-            environment.pop(name, None)
         self._screen, terminal = pty.openpty()
         # The leader of a new session that opens a terminal has it: make is its foreground process group.
         script = 'exec 0<>"$0" 1>&0 2>&0; exec make "$@"'
         self._make = subprocess.Popen(
             ["/bin/sh", "-c", script, os.ttyname(terminal), *arguments],
             cwd=made(folder),
-            env=environment,
+            env=outside_of_make(**(addresses | variables)),
             start_new_session=True,
         )
         eventually(lambda: foreground(self._screen) == self._make.pid, "make has no terminal")
@@ -131,3 +134,27 @@ def test_a_start_that_fails_fails_in_make(tmp_path: Path) -> None:
         assert terminal.wait(30) == 2
     assert "Error 78" in terminal.output
     assert not terminal.leftovers
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_an_installation_is_not_silent(code: int, tmp_path: Path) -> None:
+    """pip, which takes a while, is accompanied by dots; if it fails, so does make, which tries again next time."""
+    folder = made(tmp_path)
+    (folder / ".venv/bin").unlink()
+    (folder / ".venv/bin").mkdir()
+    (folder / ".venv/installed").unlink()
+    python = folder / ".venv/bin/python"
+    python.write_text(f"#!/bin/sh\nsleep 2.5\nexit {code}\n")
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["make", ".venv/installed"],
+        cwd=folder,
+        env=outside_of_make(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20 * UNIT_S,
+    )
+    assert re.fullmatch(r"installing into \.venv \.\.+\n", ended.stdout)
+    assert ended.returncode == (2 if code else 0)
+    assert (folder / ".venv/installed").exists() == (code == 0)
