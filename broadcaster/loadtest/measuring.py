@@ -87,9 +87,8 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await stop.wait()
-            waiting = len(fleet.inbox.arrivals)
-            log.info("%d deliveries, %d connected, %d reads to parse",
-                     fleet.received, fleet.connected, waiting)  # fmt: skip
+            waiting = f", {count} reads to count" if (count := len(fleet.inbox.arrivals)) else ""
+            log.info("%d deliveries, %d connected%s", fleet.received, fleet.connected, waiting)
         await fleet.parse_all()
     result = fleet.result(1)
     await fleet.close()

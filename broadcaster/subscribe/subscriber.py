@@ -186,7 +186,7 @@ class Subscriber:
             except client.ConnectionClosed as error:
                 if self._left:
                     break
-                log.warning("connection closed: %s; connecting again", error)
+                log.warning("connection closed: %s; connecting again", client.close_reason(error))
                 self._connector.on_lost()
                 if client.cannot_resume(error):
                     for gap in self._resume_state.forget():

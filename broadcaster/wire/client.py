@@ -19,6 +19,7 @@ __all__ = [
     "InvalidHandshake",
     "can_beat",
     "cannot_resume",
+    "close_reason",
     "final_refusal",
     "open_connection",
     "retry_after_s",
@@ -89,6 +90,15 @@ def retry_after_s(error: InvalidHandshake) -> float:
 def cannot_resume(error: ConnectionClosed) -> bool:
     """Whether the hub closed because it cannot deliver what follows the client's position (4009)."""
     return error.rcvd is not None and error.rcvd.code == CloseCode.GAP
+
+
+def close_reason(error: ConnectionClosed) -> str:
+    """Code and reason with which a connection was closed, such as `1012 the hub is restarting`."""
+    if error.rcvd is not None:
+        return f"{error.rcvd.code} {error.rcvd.reason}".strip()
+    if error.sent is not None and error.sent.reason:  # this side found that the other one was gone
+        return f"{error.sent.code} {error.sent.reason}"
+    return "it was lost"
 
 
 def can_beat(connection: ClientConnection) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from websockets.frames import Close
 
 from broadcaster.settings import SubscriberTable
 from broadcaster.subscribe.connector import Connector
@@ -243,3 +244,20 @@ def test_closing_ends_a_handshake(scheme: str) -> None:
             await until(lambda: silent[0].gone, "the connection was left", within=1)
 
     run_async(story())
+
+
+HUB, SUBSCRIBER = Close(1012, "the hub is restarting"), Close(1011, "keepalive ping timeout")
+CLOSES: dict[str, tuple[Close | None, Close | None, bool | None, str]] = {
+    "by the hub": (HUB, HUB, True, "1012 the hub is restarting"),
+    "by the hub, without a word": (Close(1000, ""), Close(1000, ""), True, "1000"),
+    "by nobody": (None, None, None, "it was lost"),
+    "by this side": (None, SUBSCRIBER, None, "1011 keepalive ping timeout"),
+}
+
+
+@pytest.mark.parametrize(("received", "sent", "order", "words"), CLOSES.values(), ids=CLOSES)
+def test_why_a_connection_was_closed_is_said_once(
+    received: Close | None, sent: Close | None, order: bool | None, words: str
+) -> None:
+    """The other side's code and reason; what was answered to it says nothing new."""
+    assert client.close_reason(client.ConnectionClosed(received, sent, order)) == words
