@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,6 +66,14 @@ def load_settings(context: click.Context, **options: Any) -> Loaded:
             table, key = name.split("__")
             overrides.setdefault(table, {})[key] = value
     return load(config=context.obj["config"], preset=context.obj["preset"], overrides=overrides)
+
+
+def program() -> str:
+    """How this command is typed here: with a path, if it is in a virtual environment that is not active (make)."""
+    path = Path(sys.prefix, "bin", "broadcaster")
+    if "VIRTUAL_ENV" not in os.environ and path.is_file() and path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return "broadcaster"
 
 
 def say(text: str, *, err: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from broadcaster.cli.common import cli, examples, fail, load_settings, say
+from broadcaster.cli.common import cli, examples, fail, load_settings, program, say
 from broadcaster.core import process
 from broadcaster.settings import Settings
 
@@ -134,6 +134,8 @@ def report(context: click.Context, loadtest: bool, explain: bool, folder: Path |
     say(reports.present(outcome, folder, explain=explain))
     if loadtest:
         say(f"One row added to {folder.parent / 'archive.csv'}")
+    if not explain:
+        say(f"What the lines mean: {program()} report {folder} --explain")
     sys.exit(1 if outcome.broken else 0)
 
 

@@ -198,8 +198,6 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
     ledger = in_words(outcome.ledger)
     meanings = ["", _MEANINGS] if explain else []
     text = [f"Run {outcome.name}", table, *ledger, *_notes(outcome), *meanings, "", _verdict(outcome, folder)]
-    if not explain:
-        text.append(f"What the lines mean: broadcaster report {folder} --explain")
     return "\n".join(text)
 
 
