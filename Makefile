@@ -22,8 +22,8 @@ DEV := .[redis,dev]
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
 help:
-	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one"
-	@echo "make start      the system to watch: redis, hub, publisher, subscriber"
+	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one. If it fails, 'Error N' is its exit code"
+	@echo "make start      the system to watch: redis, hub, publisher, subscriber; Ctrl-C ends it"
 	@echo "make test       all tests, in parallel; WORKERS=2 for fewer processes"
 	@echo "make test-fast  those that need no processes and no patience"
 	@echo "make lint       ruff and mypy"
@@ -32,6 +32,7 @@ help:
 	@echo "make chaos      real processes, links and a real Redis, with faults; MINUTES=30 for longer, SEED=7 for this one"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
+	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
 
 loadtest: $(VENV)/installed
 	@$(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start)

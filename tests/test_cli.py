@@ -26,6 +26,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from broadcaster import Event, Position
 from broadcaster.cli import cli
+from broadcaster.cli.common import program
 from broadcaster.cli.output import describe, watch
 from broadcaster.cli.resume_file import ResumeFile
 from broadcaster.core import process
@@ -146,6 +147,25 @@ def test_the_help_lists_every_subcommand() -> None:
     assert {name for name in HELP if name and " " not in name} == set(cli.commands)
     listed = finished("--help").stdout
     assert all(re.search(rf"^  {name} +\w", listed, re.MULTILINE) for name in cli.commands)
+
+
+def test_a_command_is_told_as_it_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make`, which activates nothing, a command has a path; elsewhere its name."""
+    command = tmp_path / ".venv/bin/broadcaster"
+    command.parent.mkdir(parents=True)
+    command.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert program() == ".venv/bin/broadcaster"
+    monkeypatch.chdir(command.parent.parent)
+    assert program() == "bin/broadcaster"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert program() == "broadcaster"
+    monkeypatch.delenv("VIRTUAL_ENV")
+    monkeypatch.chdir(command.parent)
+    assert program() == "broadcaster"
 
 
 def test_the_installed_command_is_the_same() -> None:
