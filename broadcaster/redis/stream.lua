@@ -1,7 +1,8 @@
 -- Stores events and publishes them, in one step; without events it returns the head of the channel, and begins an
 -- epoch if that is due.
 --
--- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until and ids_offset: see below
+-- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until, ids_offset and taken_back: see
+--          below
 -- KEYS[2]  log: stream of its events
 -- KEYS[3]  and 4: two hashes that take turns: of each event its id, and the position that it was given
 -- ARGV[1]  channel
@@ -38,7 +39,8 @@ for i = after + 1, #ARGV do
   end
 end
 
-local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset')
+local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset',
+  'taken_back')
 local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
 
 if run_id == '' or run_id ~= known[3] then
@@ -199,6 +201,13 @@ local function event(number, payload)
   return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ',' .. payload:sub(2)
 end
 
+-- Where an event stands in the log. The place of one that was taken back is not given again by Valkey and newer Redis,
+-- so the next event with its number stands behind it.
+local function place_of(number)
+  local taken = known[8] and known[8]:match('^' .. number .. '%-(%d+)$')
+  return number .. '-' .. (taken and digits(taken + 1) or '0')
+end
+
 local reply = {}
 local number, refused
 for i = 1, count do
@@ -212,7 +221,8 @@ for i = 1, count do
       break
     end
     local stored = event(number, ARGV[after + i])
-    local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[5], number .. '-0', 'e', stored)
+    local place = place_of(number)
+    local added = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[5], place, 'e', stored)
     if failed(added) and not added.err:find('equal or smaller') then
       refused = added
       break
@@ -224,12 +234,15 @@ for i = 1, count do
       end
       stored = event(number, ARGV[after + i])
       redis.call('HSET', meta, 'offset', number)
-      redis.call('XADD', log, number .. '-0', 'e', stored)
+      place = number .. '-0'
+      redis.call('XADD', log, place, 'e', stored)
     end
     receivers = redis.pcall('PUBLISH', channel, stored)
     if failed(receivers) then
-      redis.pcall('XDEL', log, number .. '-0')
-      redis.pcall('XSETID', log, digits(offset) .. '-0')
+      local gone = redis.pcall('XDEL', log, place)
+      if failed(redis.pcall('XSETID', log, digits(offset) .. '-0')) and gone == 1 then
+        redis.pcall('HSET', meta, 'taken_back', place)
+      end
       refused = receivers
       break
     end

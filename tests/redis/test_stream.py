@@ -36,6 +36,7 @@ from tests.support import (
     free_port,
     next_message,
     redis_client,
+    stored_events,
 )
 
 CHANNEL = "events.critical"
@@ -592,6 +593,7 @@ def test_a_bad_batch_into_nothing_leaves_no_event(client: RedisClient) -> None:
 
 RIGHTS: dict[str, tuple[str, ...]] = {
     "publish": ("~*", "&*", "+@all", "-publish"),
+    "publish or set a log back": ("~*", "&*", "+@all", "-publish", "-xsetid"),
     "publish on this channel": ("~*", "resetchannels", "&events.other", "+@all"),
     "store": ("~*", "&*", "+@all", "-xadd"),
     "remember ids": (f"~{META}", f"~{LOG}", "&*", "+@all"),
@@ -619,6 +621,22 @@ def test_who_lacks_a_right_changes_nothing(
             assert heard() == []
         assert positions(client, "a b") == [Position(before[0].epoch, 2), Position(before[0].epoch, 3)]
         assert len(heard()) == 2
+
+
+def test_a_place_that_was_taken_back_is_not_given_twice(steady_redis: RedisServer, client: RedisClient) -> None:
+    """Where the log keeps a deleted place, its number is given once more, behind it; set back from outside, never."""
+    epoch = positions(client, "before")[0].epoch
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", *RIGHTS["publish or set a log back"])
+    with redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        for _ in range(3):
+            assert isinstance(say(weak, stream.store(CHANNEL, batch("a"), TABLE)), Exception)
+    assert positions(client, "a b") == [Position(epoch, 2), Position(epoch, 3)]
+    assert [offset for offset, _ in stored_events(client, CHANNEL)] == [1, 2, 3]
+    client.command("HSET", META, "offset", 1)
+    [again] = positions(client, "c")
+    assert (again.epoch > epoch, again.offset) == (True, 2)
+    assert [offset for offset, _ in stored_events(client, CHANNEL)] == [2]
 
 
 def test_a_redis_without_memory_stores_nothing_and_a_retry_may_help(
