@@ -2,6 +2,8 @@
 
 Every key is pinned to one algorithm, and a token's header only selects among keys, never an algorithm: a token
 signed with a public key as if it were a secret, or not signed at all, matches no key.
+
+The library for signed tokens takes 70 ms to import, and is part of an extra: only where there are keys for them.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from typing import Any, Final
-
-import jwt
+from typing import TYPE_CHECKING, Any, Final
 
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.settings import AuthTable, JwtKey
+
+if TYPE_CHECKING:
+    import jwt
 
 CAUSES: Final = (
     "missing",
@@ -138,7 +141,7 @@ class Access:
             raise Denied("missing")
         if not token.isascii():
             raise Denied("malformed")
-        if token.count(".") == 2:
+        if self._jwt_keys and token.count(".") == 2:
             mark = blake2b(token.encode(), digest_size=12, key=self._secret).digest()
             return self._verified_before(mark) or self._remember(mark, self._from_jwt(token))
         digest, found = _digest(token), None
@@ -161,6 +164,8 @@ class Access:
         return grant
 
     def _from_jwt(self, token: str) -> Grant:
+        import jwt
+
         try:
             candidates = self._candidates(token.partition(".")[0])
         except (jwt.PyJWTError, *_NO_TOKEN):
@@ -201,6 +206,8 @@ class Access:
 
     def _find_candidates(self, head: str) -> list[tuple[JwtKey, jwt.PyJWK]]:
         """The keys that a token may be signed with, by algorithm and key id in its first segment."""
+        import jwt
+
         header = jwt.get_unverified_header(f"{head}.e30.")  # with an empty claim set: only the head matters
         kid = header.get("kid")
         fitting = [(key, verifying) for key, verifying in self._jwt_keys if key.algorithm == header.get("alg")]
@@ -212,6 +219,8 @@ class Access:
 
 def _verifying(key: JwtKey) -> jwt.PyJWK:
     """The key bound to its algorithm, as the library verifies with it; of a private key the public half."""
+    import jwt
+
     algorithm = jwt.get_algorithm_by_name(key.algorithm)
     try:
         prepared = algorithm.prepare_key(key.key.get_secret_value())
@@ -239,6 +248,8 @@ def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_
 
 
 def _cause_of(error: Exception) -> str:
+    import jwt
+
     causes = {
         jwt.ExpiredSignatureError: "expired",
         jwt.ImmatureSignatureError: "not_yet_valid",

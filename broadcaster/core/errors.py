@@ -9,6 +9,7 @@ BroadcasterError                 70  a bug, or an unforeseen error
     │   └── RedisErrorReply          it answers one command with an error (temporary)
     ├── RedisRefused                 Redis answers, and refuses this client (permanent)
     ├── RedisNotInstalled            there is no redis-server to start
+    ├── ExtraNotInstalled            a part of this package that was not installed
     ├── HubUnavailable               the hub is not ready within the deadline
     ├── HubRefused                   the hub answers, and refuses this client (permanent)
     ├── PortTaken                    the address of the hub is in use
@@ -100,6 +101,13 @@ class RedisRefused(Unavailable):
 
 class RedisNotInstalled(Unavailable):
     """No redis-server answers, and none can be found to start."""
+
+
+class ExtraNotInstalled(Unavailable):
+    """A part of this package whose extra (`pip install 'critical-event-broadcaster[hub]'`) is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module} is not installed: pip install 'critical-event-broadcaster[{extra}]'")
 
 
 class HubUnavailable(Unavailable):
