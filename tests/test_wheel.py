@@ -13,6 +13,12 @@ import pytest
 
 from tests.support import ROOT, clean_environment
 
+STARTER_FILES = (
+    *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
+    *("config/burst.toml", "config/fanout.toml", "config/smoke.toml", "config/redis.acl"),
+)
+"""What `broadcaster init` writes: files at the top of the repository, and nowhere else in it."""
+
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
 
 
@@ -20,7 +26,7 @@ NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", 
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built offline from a copy of the sources (a build leaves files beside them)."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE)
+    shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE, symlinks=True)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist")]
     built = subprocess.run(
         [*command, str(folder / "source")],
@@ -41,11 +47,15 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
-    """Every module of broadcaster/, its type marker, the script, the metadata; nothing else of the checkout."""
+    """Modules, scripts, type marker, what `init` writes, metadata; nothing else of the checkout, and no link."""
     names = names_in(wheel)
     package = {name for name in names if name.startswith("broadcaster/")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}
-    assert package == sources | {"broadcaster/py.typed", "broadcaster/redis/stream.lua"}
+    scripts = {f"broadcaster/redis/{path.name}" for path in (ROOT / "broadcaster" / "redis").glob("*.lua")}
+    starter = {f"broadcaster/starter/{name}": (ROOT / name).read_bytes() for name in STARTER_FILES}
+    assert package == {*sources, *scripts, "broadcaster/py.typed", *starter}
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name: archive.read(name) for name in starter} == starter
     others = {name.partition("/")[0] for name in names - package}
     assert len(others) == 1
     assert others.pop().endswith(".dist-info")
@@ -62,7 +72,7 @@ def test_the_wheel_has_a_name_of_its_own(wheel: Path) -> None:
         assert [name for name in archive.namelist() if name.endswith("/LICENSE")]
     assert wheel.name.startswith(headers["Name"].replace("-", "_") + "-" + headers["Version"])
     assert headers["Requires-Python"] == ">=3.11"
-    assert {"redis", "dev"} <= set(headers.get_all("Provides-Extra", []))
+    assert {"hub", "loadtest", "server", "all", "dev"} <= set(headers.get_all("Provides-Extra", []))
 
 
 def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ Nothing heavy is imported before a subcommand needs it: `honcho start` waits for
 
 from __future__ import annotations
 
-from broadcaster.cli import people, roles
+from broadcaster.cli import people, procfiles, roles
 from broadcaster.cli.common import cli, fail
+from broadcaster.cli.extras import extra_of
 from broadcaster.core import logs
 from broadcaster.core.errors import BroadcasterError, RedisUnreachable
 
-__all__ = ["cli", "main", "people", "roles"]
+__all__ = ["cli", "main", "people", "procfiles", "roles"]
 
 
 def main() -> None:
@@ -22,3 +23,7 @@ def main() -> None:
         fail(f"{error} ({error.where})", error.exit_code)
     except BroadcasterError as error:
         fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if missing := extra_of(error):
+            fail(str(missing), missing.exit_code)
+        raise

@@ -1,4 +1,4 @@
-"""Atomic file writes: a file appears under its name only when it is complete."""
+"""Atomic file writes, and the files that this package brings along."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Final, TextIO
+
+STARTER: Final = Path(__file__).parent.parent / "starter"
+"""Procfiles, broadcaster.toml and config/; in a checkout, links to those at its top."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
-    """Open a file for writing that replaces `path` when the block ends without an error.
+    """Open a file for writing that replaces `path`, complete, when the block ends without an error.
 
     Args:
         path: Its name.

@@ -10,6 +10,7 @@ Five layers, the later one wins:
 
 from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load
 from broadcaster.settings.tables import (
+    ENVIRONMENT,
     ApiKey,
     AuthTable,
     ChannelsTable,
@@ -29,6 +30,7 @@ from broadcaster.settings.tables import (
 
 __all__ = [
     "CONFIG_FILE",
+    "ENVIRONMENT",
     "ApiKey",
     "AuthTable",
     "ChannelsTable",

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.files import STARTER
 from broadcaster.core.text import redact
 from broadcaster.settings.tables import ENVIRONMENT, Settings
 
@@ -44,7 +45,8 @@ def load(
     Args:
         config: The TOML file; None takes `$BROADCASTER_CONFIG`, or `broadcaster.toml` in the current
             folder if there is one, or defaults only.
-        preset: Name of a file in the folder `config/` beside it; None takes `$BROADCASTER_PRESET`, or none.
+        preset: Name of a file in the folder `config/` beside it, or in that of this package; None takes
+            `$BROADCASTER_PRESET`, or none.
         overrides: The command line's layer: table → key → value.
 
     Raises:
@@ -132,11 +134,12 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
     if preset := preset or os.environ.get("BROADCASTER_PRESET"):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", preset):
             raise ConfigurationError(f"a preset is a name such as 'burst', got {preset!r}")
-        file = base.parent / "config" / f"{preset}.toml"
-        if not file.is_file():
-            known = ", ".join(sorted(other.stem for other in file.parent.glob("*.toml"))) or "none"
-            raise ConfigurationError(f"preset {preset!r}: there is no {file} (presets there: {known})")
-        files.append(file)
+        folders = (base.parent / "config", STARTER / "config")
+        presets = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.toml")}
+        if preset not in presets:
+            known = ", ".join(sorted(presets))
+            raise ConfigurationError(f"preset {preset!r}: there is no {folders[0] / preset}.toml (known: {known})")
+        files.append(presets[preset])
     if base.is_file():
         files.append(base)
     elif named:

@@ -1,0 +1,110 @@
+"""The subcommands that run the Procfiles of this package from any folder, and the one that writes them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from broadcaster.cli.common import Number, cli, load_settings
+from broadcaster.cli.extras import require
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.files import STARTER, whole_file
+from broadcaster.settings import ENVIRONMENT, assignment
+
+_ROLE: Final = "exec broadcaster "
+"""How every line of the Procfiles begins."""
+
+
+@cli.command()
+@click.pass_context
+def demo(context: click.Context) -> None:
+    """Run the system to watch, until Ctrl-C: redis, hub, publisher and a subscriber.
+
+    The same as `honcho start` with the Procfile that `broadcaster init` writes; it needs no file.
+    """
+    require("hub loadtest")
+    load_settings(context)
+    _run("Procfile", _variables(context))
+
+
+@cli.command()
+@click.option("--preset", metavar="NAME", help="burst, fanout, smoke, or a file of your own: config/NAME.toml.")
+@click.option("--clients", type=click.IntRange(1), help="Subscribers in all.")
+@click.option("--events", type=click.IntRange(1), help="Events published.")
+@click.option("--rate", type=Number(0), metavar="HZ", help="Events a second; 0: all at once.")
+@click.option("--processes", type=click.IntRange(1), help="Processes that the subscribers are spread over.")
+@click.option("--results", metavar="FOLDER", help="Where the results go; default: results.")
+@click.pass_context
+def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> None:
+    """Run one load test with processes of its own, and end with its exit code.
+
+    The same as `honcho -f Procfile.loadtest start` with what `broadcaster init` writes; it needs no file.
+    """
+    require("hub loadtest")
+    context.obj["preset"] = preset or context.obj["preset"]
+    keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
+            "events": "loadtest.events", "results": "loadtest.results"}  # fmt: skip
+    given = [f"{keys[name]}={value}" for name, value in options.items() if value is not None]
+    context.obj["assignments"] = (*context.obj["assignments"], *given)
+    settings = load_settings(context).settings
+    _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
+
+
+@cli.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite files that are there.")
+def init(folder: Path, force: bool) -> None:
+    """Write Procfiles, broadcaster.toml and config/ (presets, Redis users) into FOLDER, by default this one."""
+    names = sorted(path.relative_to(STARTER) for path in _files(STARTER))
+    there = [str(name) for name in names if os.path.lexists(folder / name)]
+    if there and not force:
+        raise ConfigurationError(
+            f"{folder} has {', '.join(there)} already; nothing was written (--force overwrites)"
+        )
+    try:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(folder / name) as draft:
+                draft.write((STARTER / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {error.filename2 or error.filename}: {error.strerror}") from None
+    click.echo(f"wrote {', '.join(map(str, names))} in {folder}")
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder; in a checkout some are reached by links."""
+    return [file for path in folder.iterdir() for file in (_files(path) if path.is_dir() else [path])]
+
+
+def _variables(context: click.Context) -> dict[str, str]:
+    """The global options as variables: so they reach every process."""
+    variables = {}
+    for text in context.obj["assignments"]:
+        [(table, keys)] = assignment(text).items()
+        variables.update({f"{ENVIRONMENT}{table}__{key}".upper(): text.partition("=")[2] for key in keys})
+    for name in ("config", "preset"):
+        if context.obj[name] is not None:
+            variables[f"{ENVIRONMENT}{name}".upper()] = str(context.obj[name])
+    return variables
+
+
+def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoReturn:
+    """Run a Procfile of this package until its first process ends; its exit code is that one's.
+
+    The lines are run by this very interpreter: `broadcaster` need not be on PATH.
+    """
+    from honcho.environ import expand_processes, parse_procfile
+    from honcho.manager import Manager
+
+    manager = Manager()
+    lines = parse_procfile((STARTER / procfile).read_text(encoding="utf-8")).processes
+    for process in expand_processes(lines, concurrency=concurrency):
+        command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -m broadcaster ", 1)
+        manager.add_process(process.name, command, env={**os.environ, **variables, **process.env})
+    manager.loop()
+    sys.exit(manager.returncode)

@@ -1,0 +1,123 @@
+"""`broadcaster demo`, `loadtest` and `init`: what the Procfiles do, in a folder that has none."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, eventually, finished
+from tests.test_honcho import Honcho, rows_of, table_of
+
+FILES = {
+    *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
+    *("config/burst.toml", "config/fanout.toml", "config/smoke.toml", "config/redis.acl"),
+}
+
+
+class Whole(Honcho):
+    """`broadcaster ...` for a whole system on free ports, where PATH has no command of this product."""
+
+    program = ("/usr/bin/env", "PATH=/usr/bin:/bin", str(Path(sys.executable).parent / "broadcaster"))
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_demo_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    """Four processes, events soon, options for all of them; Ctrl-C ends everything, and no file is left."""
+    with Whole(tmp_path, "--set", "publisher.source=server-z", "demo") as system:
+        eventually(lambda: "SERVER_DOWN server-z #2" in system.output, f"no event:\n{system.output}", within=15)
+        assert {name for name, _ in system.started()} == {"redis.1", "hub.1", "publisher.1", "subscriber.1"}
+        system.signal(signal.SIGINT)
+        assert system.wait(within=6) == 130
+        assert not system.leftovers()
+    assert "Traceback" not in system.output
+    assert not files_in(tmp_path)
+
+
+def test_a_load_test_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    """With a preset of this package and its own options above it; its results stand where it is run."""
+    options = ("--clients", "4", "--events", "6", "--rate", "0", "--processes", "2")
+    with Whole(tmp_path, "loadtest", "--preset", "smoke", *options) as run:
+        assert run.wait(within=20) == 0, run.output
+        assert not run.leftovers()
+    table = table_of(run.printed("report.1"))
+    assert (table["Clients"], table["Events"]) == (["4", "2", "2"], ["6", "6", "6"])
+    [row] = rows_of(tmp_path / "results" / "archive.csv")
+    assert (row["clients"], row["rate_hz"]) == ("4", "0.0")
+
+
+def test_a_load_test_ends_with_the_exit_code_of_its_run(tmp_path: Path) -> None:
+    """A limit that is broken is 1, and the results stand in the folder that was given."""
+    arguments = ("--set", "report.max_p99_ms=0.0001", "loadtest", "--preset", "smoke", "--results", "elsewhere")
+    with Whole(tmp_path, *arguments) as run:
+        assert run.wait(within=20) == 1, run.output
+    assert len(list((tmp_path / "elsewhere").glob("*/summary.csv"))) == 1
+
+
+WRONG = {
+    "a preset that is not there": ("loadtest", "--preset", "nonsense"),
+    "a value of a wrong kind": ("--set", "hub.port=abc", "demo"),
+    "a key that is not there": ("--set", "hub.prt=1", "loadtest"),
+    "a file that is not there": ("--config", "nowhere.toml", "demo"),
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_said_before_anything_starts(arguments: tuple[str, ...]) -> None:
+    """One line and exit code 78, not one of each process."""
+    ended = finished(*arguments)
+    assert (ended.code, ended.stdout) == (78, "")
+    assert re.search(r"nonsense.*known: burst, fanout, smoke|abc|hub\.prt|nowhere\.toml", ended.complaint)
+
+
+# broadcaster init
+
+
+def test_init_writes_what_the_product_needs(tmp_path: Path) -> None:
+    """The files at the top of the repository, byte for byte, also into a folder that is to be made."""
+    assert finished("init", "a/b", cwd=tmp_path).code == 0
+    assert files_in(tmp_path / "a" / "b") == FILES
+    for name in FILES:
+        assert (tmp_path / "a" / "b" / name).read_bytes() == (ROOT / name).read_bytes()
+    assert finished("init", cwd=tmp_path).code == 0
+    assert files_in(tmp_path) == FILES | {f"a/b/{name}" for name in FILES}
+
+
+@pytest.mark.parametrize("there", [("broadcaster.toml",), ("config/burst.toml", "Procfile")], ids=["one", "two"])
+def test_init_overwrites_nothing(there: tuple[str, ...], tmp_path: Path) -> None:
+    """One file that is there, and nothing is written; with --force everything is."""
+    (tmp_path / "config").mkdir()
+    for name in there:
+        (tmp_path / name).write_text("mine")
+    ended = finished("init", cwd=tmp_path)
+    assert ended.code == 78
+    assert all(name in ended.complaint for name in (*there, "--force"))
+    assert files_in(tmp_path) == set(there)
+    assert {(tmp_path / name).read_text() for name in there} == {"mine"}
+    assert finished("init", "--force", cwd=tmp_path).code == 0
+    assert files_in(tmp_path) == FILES
+    assert all((tmp_path / name).read_bytes() == (ROOT / name).read_bytes() for name in FILES)
+
+
+def test_init_says_what_it_cannot_write(tmp_path: Path) -> None:
+    """Where a file stands in the place of a folder: one line that names it, exit code 78."""
+    (tmp_path / "config").write_text("")
+    ended = finished("init", cwd=tmp_path)
+    assert (ended.code, "config" in ended.complaint) == (78, True)
+    ended = finished("init", "config", cwd=tmp_path)
+    assert (ended.code, "config" in ended.complaint) == (78, True)
+
+
+def test_what_init_wrote_is_what_is_read(tmp_path: Path) -> None:
+    """In such a folder its own presets come first; those of the package are there for the others."""
+    assert finished("init", cwd=tmp_path).code == 0
+    (tmp_path / "config" / "burst.toml").write_text("[loadtest]\nevents = 7\n")
+    (tmp_path / "config" / "smoke.toml").unlink()
+    assert "events = 7 " in finished("--preset", "burst", "config", "show", cwd=tmp_path).stdout
+    assert "events = 10 " in finished("--preset", "smoke", "config", "show", cwd=tmp_path).stdout
