@@ -105,6 +105,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 HELP: dict[str, tuple[str, ...]] = {
     "": ("--config", "--preset", "--set", "--version", "--help"),
+    "demo": ("--help",),
+    "loadtest": ("--preset", "--clients", "--events", "--rate", "--processes", "--results"),
+    "init": ("FOLDER", "--force"),
     "redis": ("--verbose",),
     "hub": ("--host", "--port", "--redis-url"),
     "publisher": ("--loadtest",),

@@ -190,6 +190,8 @@ class Access:
 
     def _detail_of(self, error: Exception) -> str:
         """Which claim is wrong; nothing that the token says about itself."""
+        import jwt
+
         if isinstance(error, jwt.MissingRequiredClaimError):
             return f"the claim {error.claim} is missing"
         table = self._table

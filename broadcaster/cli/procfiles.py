@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from broadcaster.cli.common import Number, cli, load_settings
+from broadcaster.cli.common import Number, cli, examples, load_settings
 from broadcaster.cli.extras import require
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER, whole_file
@@ -20,7 +20,7 @@ _ROLE: Final = "exec broadcaster "
 """How every line of the Procfiles begins."""
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster demo", "broadcaster --set publisher.rate_hz=5 demo"))
 @click.pass_context
 def demo(context: click.Context) -> None:
     """Run the system to watch, until Ctrl-C: redis, hub, publisher and a subscriber.
@@ -32,7 +32,7 @@ def demo(context: click.Context) -> None:
     _run("Procfile", _variables(context))
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster loadtest", "broadcaster loadtest --preset burst --clients 200"))
 @click.option("--preset", metavar="NAME", help="burst, fanout, smoke, or a file of your own: config/NAME.toml.")
 @click.option("--clients", type=click.IntRange(1), help="Subscribers in all.")
 @click.option("--events", type=click.IntRange(1), help="Events published.")
@@ -55,7 +55,7 @@ def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> N
     _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
 
 
-@cli.command()
+@cli.command(epilog=examples("broadcaster init", "broadcaster init watch"))
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 def init(folder: Path, force: bool) -> None:

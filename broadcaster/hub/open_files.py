@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import resource
 import sys
 from typing import Final
 
 from broadcaster.settings import Settings
 
-log = logging.getLogger("broadcaster.hub")
-
 _OTHER_FILES: Final = 100
 """Open files that are no connections of clients."""
 
 
 def within_open_files(settings: Settings) -> Settings:
-    """The settings with no more connections than there can be open files; what that changes is logged."""
+    """The settings with no more connections than there can be open files."""
     files = _open_files()
     handshakes = min(settings.hub.max_handshakes, max(1, files // 4))
     connections = min(settings.hub.max_connections, max(1, files - handshakes))
-    if connections < settings.hub.max_connections:
-        log.warning(
-            "at most %d connections instead of hub.max_connections = %d: only %d files may be open (ulimit -n)",
-            *(connections, settings.hub.max_connections, files + _OTHER_FILES),
-        )
     limits = {"max_handshakes": handshakes, "max_connections": connections}
     return settings.model_copy(update={"hub": settings.hub.model_copy(update=limits)})
 

@@ -55,7 +55,6 @@ async def serve(
         RedisRefused: Redis refuses the hub, and a retry would not help.
     """
     _one_hub_per_port()
-    settings = within_open_files(settings)
     if broker is None:
         broker = RedisBroker.of(settings, runtime)
     # A hub with a dead part must not look alive: whatever ends first ends the hub. The other parts work on until
@@ -67,7 +66,8 @@ async def serve(
             def spawn(work: Work, name: str) -> asyncio.Task[None]:
                 return group.create_task(_until_cancelled(work, name, failed), name=name)
 
-            await _run(Hub(settings, broker, spawn, runtime), stop, failed, reload)
+            hub = Hub(within_open_files(settings), broker, spawn, runtime)
+            await _run(hub, stop, failed, reload, most=settings.hub.max_connections)
             raise Stopped
     except BaseExceptionGroup as errors:
         if not isinstance(error := errors.exceptions[0], Stopped):
@@ -89,10 +89,17 @@ async def _until_cancelled(work: Work, name: str, failed: asyncio.Future[None]) 
             failed.exception()  # counts as seen: while the hub stops, nobody looks
 
 
-async def _run(hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None], reload: Reload | None) -> None:
-    """Listen, work until `stop` is set or a part has failed, and go: connections first, then the rest."""
+async def _run(
+    hub: Hub, stop: asyncio.Event, failed: asyncio.Future[None], reload: Reload | None, most: int
+) -> None:
+    """Listen, work until `stop` is set or a part has failed, and go: connections first, then the rest.
+
+    `most`: the connections that were asked for.
+    """
     tls = _tls(hub.settings)
     server = await _listen(hub, tls)
+    if hub.settings.hub.max_connections < most:
+        log.info("at most %d connections: more files may not be open", hub.settings.hub.max_connections)
     _quiet_garbage_collector()
     hub.start()
     if reload is not None:
