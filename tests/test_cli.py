@@ -815,7 +815,6 @@ def test_what_is_saved_is_on_the_disk_before(tmp_path: Path, monkeypatch: pytest
 
 
 DAMAGED: dict[str, bytes] = {
-    "empty": b"",
     "half": b'{"events.critical": "a1',
     "a list": b"[]",
     "null": b"null",
@@ -838,6 +837,23 @@ def test_a_damaged_resume_file_is_one_clear_line(
     assert (ended.code, ended.stdout) == (78, "")
     assert f"{kept} is no file of positions" in ended.complaint
     assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_an_empty_resume_file_is_a_beginning(content: bytes, tmp_path: Path) -> None:
+    """As `touch` makes it, or whoever mounts it into a container."""
+    kept = tmp_path / "place.json"
+    kept.write_bytes(content)
+    assert ResumeFile(kept).load() == {}
+
+
+def test_a_log_that_is_a_pipe_is_refused_before_anything_waits_for_it(
+    system: System, run: CommandLine, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    ended = run("subscribe", "--log", str(tmp_path / "pipe"), **system.variables)
+    assert (ended.code, ended.stdout) == (78, "")
+    assert "is a pipe" in ended.complaint
 
 
 CONTRADICTIONS = {

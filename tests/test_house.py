@@ -81,7 +81,7 @@ ROOMS = {
         "core publish redis settings subscribe wire",
     ),
     "cli": Room(
-        "common extras output people procfiles resume_file roles",
+        "common extras output people procfiles resume_file roles streams",
         "auth core hub loadtest publish redis settings subscribe",
     ),
 }

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from broadcaster.cli.streams import NobodyReads
 from broadcaster.core.text import escaped
 from broadcaster.core.version import VERSION
 from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
@@ -29,7 +30,18 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", "Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
 
 
+class Commands(click.Group):
+    """Commands that may be read by `head`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise NobodyReads from None
+
+
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
         "broadcaster hub",

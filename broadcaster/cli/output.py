@@ -13,7 +13,7 @@ import click
 
 from broadcaster.cli.resume_file import SAVE_EVERY_S, ResumeFile
 from broadcaster.core import process
-from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError, OutputError
 from broadcaster.core.event import Event
 from broadcaster.core.position import Gap
 from broadcaster.core.runtime import CLOCK
@@ -41,7 +41,8 @@ async def watch(
     """Print events until `stop`; then a line of totals (to stderr if events are printed as JSON).
 
     Raises:
-        ConfigurationError: A file cannot be written.
+        ConfigurationError: The log file cannot be opened.
+        OutputError: A file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_open(log_file)) if log_file else None
@@ -56,7 +57,11 @@ async def watch(
 
 def _open(log_file: Path) -> IO[str]:
     try:
-        return log_file.open("a", buffering=1)
+        if log_file.is_fifo():  # opening it would wait for a reader, and so would each write
+            raise ConfigurationError(
+                f"{log_file} is a pipe, and --log takes a file: send the output there instead"
+            )
+        return log_file.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"cannot write {log_file}: {error.strerror}") from None
 
@@ -74,10 +79,17 @@ async def _print_all(
                 missing = now_missing
             click.echo(line, err=as_json and not isinstance(item, Event))
             if file is not None and (isinstance(item, Event) or not as_json):
-                file.write(line + "\n")
+                _append(file, line)
         if resume_file is not None:
             resume_file.printed = subscriber.positions  # not later: what is not printed must be delivered again
             resume_file.save(log_file=file)
+
+
+def _append(file: IO[str], line: str) -> None:
+    try:
+        file.write(line + "\n")
+    except OSError as error:
+        raise OutputError(file.name, error) from None
 
 
 async def _received(subscriber: Subscriber, every_s: float | None) -> AsyncIterator[Received | None]:

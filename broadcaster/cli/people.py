@@ -163,8 +163,11 @@ def config_show(context: click.Context) -> None:
 def config_init(file: Path) -> None:
     """Write all settings with their defaults.
 
-    To FILE, by default broadcaster.toml; an existing file is left alone.
+    To FILE, by default broadcaster.toml (`-` prints them); an existing file is left alone.
     """
+    if str(file) == "-":
+        click.echo(dump(Settings.model_construct()), nl=False)
+        return
     if file.exists():
         raise ConfigurationError(f"{file} exists already; it is left as it is")
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import IO, Final
 
-from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError, OutputError
 from broadcaster.core.files import flush_to_disk, whole_file
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import CLOCK
@@ -35,9 +36,14 @@ class ResumeFile:
             ConfigurationError: The file cannot be read, or is no resume file.
         """
         try:
-            fields = json.loads(self._path.read_text())
+            text = self._path.read_text(encoding="utf-8")
+            fields = json.loads(text) if text.strip() else {}  # empty: made beforehand, so begin now
             self._saved = {str(channel): Position.parse(position) for channel, position in fields.items()}
         except FileNotFoundError:
+            if not os.access(self._path.parent, os.W_OK):  # said now, and not when the first events have come
+                raise ConfigurationError(
+                    f"cannot write {self._path}: its folder is not there, or read-only"
+                ) from None
             return {}
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
@@ -52,7 +58,7 @@ class ResumeFile:
             log_file: Where the events were written, too: they are on the disk before their positions are.
 
         Raises:
-            ConfigurationError: The file cannot be written.
+            OutputError: The file cannot be written.
         """
         positions = self.printed
         if positions == self._saved or not (now or CLOCK.monotonic_s() - self._saved_at > SAVE_EVERY_S):
@@ -63,5 +69,5 @@ class ResumeFile:
             with whole_file(self._path, durable=True) as file:
                 json.dump({channel: str(position) for channel, position in positions.items()}, file)
         except OSError as error:
-            raise ConfigurationError(f"cannot write {self._path}: {error.strerror}") from None
+            raise OutputError(self._path, error) from None
         self._saved, self._saved_at = positions, CLOCK.monotonic_s()

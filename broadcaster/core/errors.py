@@ -3,6 +3,7 @@
 BroadcasterError                 70  a bug, or an unforeseen error
 ├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
 ├── InvalidEvent                  2  an event that violates the schema
+├── OutputError                  74  a file, or standard output, that cannot be written any more
 └── Unavailable                  69  something this process depends on is not available
     ├── RedisUnavailable             Redis does not answer (temporary)
     │   ├── RedisUnreachable         there is no connection (temporary)
@@ -54,6 +55,15 @@ class InvalidEvent(BroadcasterError, ValueError):
         super().__init__(f"invalid event: {detail}")
         self.cause = cause
         self.detail = detail
+
+
+class OutputError(BroadcasterError):
+    """A file cannot be written any more: its disk is full, or has failed."""
+
+    exit_code = 74
+
+    def __init__(self, where: object, error: OSError) -> None:
+        super().__init__(f"cannot write {where}: {error.strerror or type(error).__name__}")
 
 
 class Unavailable(BroadcasterError):

@@ -17,6 +17,9 @@ STARTER: Final = Path(__file__).parent.parent / "starter"
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
     """Open a file for writing that replaces `path`, complete, when the block ends without an error.
 
+    A link stays one, and the mode of a file is kept. A file that cannot be replaced, since it is mounted, is
+    overwritten.
+
     Args:
         path: Its name.
         durable: Whether the old or the new file, whole, is there also after a crash of the machine. That waits for
@@ -25,18 +28,34 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
     Raises:
         OSError: It cannot be written; `path` is left as it was, or replaced and perhaps not on the disk.
     """
+    path = path.resolve()
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with draft.open("w", newline="") as file:
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            if path.exists():
+                draft.chmod(path.stat().st_mode & 0o7777)
             yield file
             if durable:
                 flush_to_disk(file)  # before the new name is: else a crash may leave that name, and nothing in it
-        draft.replace(path)
+        _replace(path, draft)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     if durable:
         _flush_folder(path.parent)
+
+
+def _replace(path: Path, draft: Path) -> None:
+    try:
+        draft.replace(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:  # a file that is mounted, as into a container
+            raise
+        with path.open("r+b") as file:
+            file.write(draft.read_bytes())
+            file.truncate()
+            os.fsync(file.fileno())
+        draft.unlink()
 
 
 def flush_to_disk(file: IO[str]) -> None:

@@ -48,6 +48,7 @@ def configure_logging(stream: TextIO | None = None) -> None:
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):
             output.reconfigure(line_buffering=True, errors="backslashreplace")
+    logging.raiseExceptions = False  # where nobody reads the log, or its disk is full, the work goes on
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(_EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -8,7 +8,7 @@ Five layers, the later one wins:
 *Config* always means files, *settings* the typed object.
 """
 
-from broadcaster.settings.layers import CONFIG_FILE, Loaded, assignment, dump, load
+from broadcaster.settings.layers import CONFIG_FILE, TRACEBACK, Loaded, assignment, dump, load
 from broadcaster.settings.tables import (
     ENVIRONMENT,
     ApiKey,
@@ -31,6 +31,7 @@ from broadcaster.settings.tables import (
 __all__ = [
     "CONFIG_FILE",
     "ENVIRONMENT",
+    "TRACEBACK",
     "ApiKey",
     "AuthTable",
     "ChannelsTable",

@@ -22,8 +22,11 @@ from broadcaster.core.text import redact
 from broadcaster.settings.tables import ENVIRONMENT, Settings
 
 CONFIG_FILE: Final = "broadcaster.toml"
-_SELECTORS: Final = ("BROADCASTER_CONFIG", "BROADCASTER_PRESET")
-"""Variables that choose files; all others with the prefix must name a key."""
+TRACEBACK: Final = "BROADCASTER_TRACEBACK"
+"""If this variable is set, an unforeseen error shows its traceback."""
+
+_SELECTORS: Final = ("BROADCASTER_CONFIG", "BROADCASTER_PRESET", TRACEBACK)
+"""Variables that choose files, or what is shown; all others with the prefix must name a key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,3 +124,35 @@ def test_what_has_no_disk_needs_no_flush() -> None:
     """A pipe, a device."""
     with open("/dev/null", "a") as file:
         flush_to_disk(file)
+
+
+# What a file is, it stays
+
+
+def test_a_link_stays_a_link_and_a_mode_is_kept(tmp_path: Path) -> None:
+    """A file that others may not read is none that they may read after it was saved."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    with whole_file(link) as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert sorted(tmp_path.iterdir()) == [link, target]
+
+
+def test_a_file_that_cannot_be_replaced_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is mounted into a container: a rename is refused, since it is busy."""
+    path = tmp_path / "mounted"
+    path.write_text("a longer text than the new one")
+
+    def busy(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(os, "replace", busy)
+    with whole_file(path, durable=True) as file:
+        file.write("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
