@@ -141,16 +141,18 @@ def report(context: click.Context, loadtest: bool, explain: bool, folder: Path |
 
 def what_to_type() -> str:
     """What to try in another terminal while `honcho start` runs."""
+    here = Path.cwd()
     lines = ["In another terminal, in this folder:"]
     if sys.prefix != sys.base_prefix:
-        lines.append(f"  . {os.path.relpath(Path(sys.prefix, 'bin', 'activate'))}")
+        activate = Path(sys.prefix, "bin", "activate")
+        lines.append(f"  . {activate.relative_to(here) if activate.is_relative_to(here) else activate}")
     lines += [
         '  broadcaster publish --type DISK_FULL --source db-7 --data \'{"disk": "sda1"}\'',
         "  broadcaster subscribe --severity critical",
         "  broadcaster config show",
     ]
-    if here := sorted(name for name in os.environ if name.startswith("BROADCASTER_")):
-        lines.append(f"with the same {', '.join(here)} as here. Ctrl-C here ends everything.")
+    if names := sorted(name for name in os.environ if name.startswith("BROADCASTER_")):
+        lines.append(f"with the same {', '.join(names)} as here. Ctrl-C here ends everything.")
     else:
         lines.append("Ctrl-C here ends everything.")
     return "\n".join(lines)

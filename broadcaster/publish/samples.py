@@ -29,7 +29,7 @@ async def publish_samples(settings: Settings, on_start: Callable[[], None] = lam
         settings.hub_url, subscribers=1, within_s=table.start_timeout_s, tls_ca=settings.subscriber.tls_ca
     )
     rhythm = f"{table.rate_hz:g} event{'s' if table.rate_hz != 1 else ''} a second"
-    log.info("publishing %s on %s", rhythm, settings.event.channel)
+    log.info("publishing %s to %s", rhythm, settings.event.channel)
     on_start()
     data = padding(settings, note="a sample event")
     async with Publisher(settings) as publisher:
