@@ -125,8 +125,8 @@ class Site:
         for shown, here in {
             "127.0.0.1:8765": f"127.0.0.1:{hub_port}",
             "127.0.0.1:6390": f"127.0.0.1:{self.redis.port}",
-            "redis://10.0.0.5:6379/0": self.redis.url,
             "PORT=9000": f"PORT={free_port()}",
+            "PORT=9001": f"PORT={free_port()}",
         }.items():
             text = text.replace(shown, here)
         return text
