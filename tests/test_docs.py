@@ -166,9 +166,9 @@ def variables_of(site: Site, block: Block) -> dict[str, str]:
     port, redis_url = site.hub.port, site.redis.url
     if block.marked("run with"):
         port = site.guarded.port
-    elif re.search(r"\b(make|honcho|broadcaster) (start|loadtest|hub)\b|broadcaster hub", block.text):
+    elif starts := re.search(r"\b(make|broadcaster) (start|demo|loadtest|hub)\b", block.text):
         port = free_port()
-        if "make" in block.text or "honcho" in block.text:
+        if starts[2] != "hub":
             redis_url = f"redis://127.0.0.1:{free_port()}/0"
     return {
         "PATH": os.pathsep.join(path),

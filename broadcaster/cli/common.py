@@ -44,7 +44,7 @@ class Commands(click.Group):
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
-        "broadcaster hub",
+        "broadcaster demo",
         "broadcaster subscribe",
         "broadcaster publish --type SERVER_DOWN --source server-a",
         "broadcaster --set hub.port=9000 hub",
@@ -62,7 +62,7 @@ class Commands(click.Group):
 def cli(context: click.Context, config: Path | None, preset: str | None, assignments: tuple[str, ...]) -> None:
     """Broadcast critical events: from a Redis channel to every WebSocket subscriber, at once.
 
-    `honcho start` runs the system, `honcho -f Procfile.loadtest start` the load test.
+    `broadcaster demo` runs all parts of it, for a look; `broadcaster loadtest` measures it.
     """
     context.obj = {"config": config, "preset": preset, "assignments": assignments}
 
