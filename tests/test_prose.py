@@ -18,7 +18,8 @@ from broadcaster.core import errors
 from broadcaster.wire import CloseCode
 from tests.support import ROOT
 
-REQUIRED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/design.md", "docs/contract.md", "Makefile")
+REQUIRED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/clients.md", "docs/contract.md",
+            "docs/design.md", "Makefile")  # fmt: skip
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "tests/bench/README.md"])
 documents = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -49,6 +50,12 @@ def code_lines(document: Path) -> list[str]:
 def test_the_documents_are_there() -> None:
     """Those that are promised exist and are not empty."""
     assert not [name for name in REQUIRED if not (ROOT / name).is_file() or not (ROOT / name).read_text().strip()]
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    """It says of each page of docs/ for whom it is."""
+    linked = set(re.findall(r"\((docs/[\w.-]+)(?:#[\w-]+)?\)", (ROOT / "README.md").read_text()))
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")} == linked
 
 
 # Links and files
