@@ -121,11 +121,38 @@ def test_a_make_that_is_terminated_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_fails_in_make(tmp_path: Path) -> None:
-    """A broken limit is no success of make, which names the exit code of the run."""
+    """A broken limit is the run's own exit code, and make has nothing to add to what the report says."""
     with Terminal(tmp_path, "loadtest", BROADCASTER_REPORT__MAX_P99_MS="0.0001", **HURRY) as terminal:
-        assert terminal.wait(30) == 2  # what make calls a failed recipe, whatever its code was
+        assert terminal.wait(30) == 1
     assert "FAILED: p99 is" in terminal.output
-    assert re.search(r"make: \*\*\* \[.*loadtest\] Error 1\r?$", terminal.output, re.MULTILINE)
+    assert "***" not in terminal.output
+
+
+def test_a_run_that_cannot_be_fails_in_make(tmp_path: Path) -> None:
+    """A run that was none ends with what make has for it, which names the run's own code."""
+    with Terminal(tmp_path, "loadtest", BROADCASTER_HUB__PORT="nowhere") as terminal:
+        assert terminal.wait(30) == 2
+    assert re.search(r"make: \*\*\* \[.*loadtest\] Error 78\r?$", terminal.output, re.MULTILINE)
+    assert not terminal.leftovers
+
+
+def test_make_loadtest_can_be_looked_at(tmp_path: Path) -> None:
+    """`make -n` runs nothing, and what is not installed is installed first."""
+    folder = made(tmp_path)
+    (folder / ".venv/installed").unlink()
+    shown = subprocess.run(
+        ["make", "-n", "loadtest", "PRESET=smoke"],
+        cwd=folder,
+        env=outside_of_make(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20 * UNIT_S,
+    )
+    assert shown.returncode == 0
+    assert re.search("pip install(.|\n)*BROADCASTER_PRESET=smoke honcho -f Procfile.loadtest start", shown.stdout)
+    assert not (folder / ".venv/installed").exists()
+    assert not (folder / "results").exists()
 
 
 def test_a_start_that_fails_fails_in_make(tmp_path: Path) -> None:
