@@ -43,7 +43,6 @@ NOT_RUN = [
     "README.md: a fresh clone is what .ci/run makes, with the address of the repository",
     "README.md: what `make loadtest` prints",
     "README.md: installs from the network",
-    "README.md: needs the package from the network; tests/test_wheel.py and tests/test_procfiles.py run them",
     "docs/design.md: a drawing",
     "docs/design.md: a fragment; tests/bench/naive.py is the whole program",
     "docs/design.md: a drawing",
