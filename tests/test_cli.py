@@ -620,6 +620,7 @@ def test_subscribe_shows_a_gap_in_its_place(system: System) -> None:
         subscriber.signal(signal.SIGTERM)
         assert subscriber.wait() == 0
     assert subscriber.lines[-1] == "received 1 events, 0 missing, 1 gaps announced"
+    assert subscriber.output.count("position_unknown") == 1
 
 
 def test_subscribe_json_keeps_gaps_out_of_the_pipe(system: System, tmp_path: Path) -> None:
@@ -646,6 +647,7 @@ def test_subscribe_says_when_it_is_blind(system: System) -> None:
         assert re.fullmatch(stale, subscriber.said("STALE"))
         hub.signal(signal.SIGCONT)
         assert subscriber.said("FRESH") == "FRESH: the hub beats again"
+    assert "blind" not in subscriber.output  # the same in other words
 
 
 def test_subscribe_takes_channels_and_filters(system: System) -> None:

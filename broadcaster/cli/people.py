@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,7 @@ def subscribe(
             )
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+        logging.getLogger("broadcaster.subscriber.received").disabled = True  # it is printed in its place
         await watch(subscriber, stop, as_json=as_json, log_file=log_file, resume_file=kept)
         return 0
 

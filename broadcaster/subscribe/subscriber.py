@@ -23,7 +23,8 @@ from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import client, read_control
 
 log = logging.getLogger("broadcaster.subscriber")
-
+log_received = logging.getLogger("broadcaster.subscriber.received")
+"""What `receive` returns, too: for programs that read events only."""
 
 _MISSED_BEATS: Final = 3
 _SHORTEST_BEAT_S: Final = 0.1
@@ -210,7 +211,7 @@ class Subscriber:
         if not self.stale:
             self.stale = True
             self._pending.append((Stale(now - self._beat_at), "", None))
-            log.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
+            log_received.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
         self._connector.probe()
 
     def _on_beat(self) -> None:
@@ -286,7 +287,7 @@ class Subscriber:
         if gap is not None:
             self.gaps += 1
             self._pending.append((gap, gap.channel, gap.position))
-            log.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
+            log_received.warning("gap on %s: %s; events are missing", gap.channel, gap.cause)
 
     def _count(self, event: Event) -> None:
         """Count an event, and holes in the sequence of its source; a smaller number is a source that restarted."""
