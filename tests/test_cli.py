@@ -883,6 +883,33 @@ def test_a_resume_file_that_cannot_be_written_is_told(system: System) -> None:
     assert "error: cannot write nowhere/place.json" in ended.stderr
 
 
+NOWHERE: dict[str, tuple[str, ...]] = {
+    "hub.tls_cert": ("--set", "hub.tls_cert=/nowhere/a", "--set", "hub.tls_key=/nowhere/b", "hub"),
+    "/nowhere/ca": ("--set", "subscriber.tls_ca=/nowhere/ca", "subscribe", "--url", "wss://127.0.0.1:1/ws"),
+    "/proc/nowhere": ("--set", "loadtest.results=/proc/nowhere", "fleet", "--loadtest"),
+    "/proc/nowhere/log": ("subscribe", "--log", "/proc/nowhere/log"),
+}
+
+
+@pytest.mark.parametrize(("named", "arguments"), NOWHERE.items(), ids=NOWHERE)
+def test_a_file_that_is_not_there_is_said_in_words(named: str, arguments: tuple[str, ...]) -> None:
+    """One line with its name or that of its setting, and the system's words without their number."""
+    ended = finished(*arguments, BROADCASTER_HUB__PORT=str(free_port()))
+    assert ended.code == 78
+    assert named in ended.complaint
+    assert "o such file or directory" in ended.complaint
+    assert "Errno" not in ended.complaint
+
+
+def test_a_port_that_is_taken_is_said_once(system: System) -> None:
+    """Address and reason, each once."""
+    ended = system.run("hub")
+    assert (ended.code, ended.complaint) == (
+        69,
+        f"hub: cannot listen on 127.0.0.1:{system.hub.port}: address already in use",
+    )
+
+
 CONTROL = "\x1b[31m\x07\r\x7f\x9b"
 """What could drive a terminal: escape, bell, carriage return, delete, and the one-byte form of escape-[."""
 

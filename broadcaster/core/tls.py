@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.text import reason
 
 
 def client_context(url: str, authorities: str) -> ssl.SSLContext | None:
@@ -22,4 +23,4 @@ def client_context(url: str, authorities: str) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=authorities or None)
     except OSError as error:  # SSLError is one
-        raise ConfigurationError(f"{authorities}: {error}") from None
+        raise ConfigurationError(f"{authorities}: {reason(error)}") from None

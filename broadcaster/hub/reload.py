@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.text import reason
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
 from broadcaster.settings import Settings
@@ -79,7 +80,7 @@ def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
         # A password that is no password: else the library asks for one on the terminal, and waits.
         context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
     except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {error}") from None
+        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {reason(error)}") from None
 
 
 def _changed(before: Settings, after: Settings) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from broadcaster import wire
 from broadcaster.core.errors import ConfigurationError, PortTaken
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.text import reason
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.channels.channels import Work
@@ -147,7 +148,7 @@ async def _listen(hub: Hub, tls: ssl.SSLContext | None) -> Any:
         await server.start_serving()
         await server.after_start()
     except OSError as error:
-        raise PortTaken(settings.host, settings.port, error.strerror or str(error)) from None
+        raise PortTaken(settings.host, settings.port, reason(error)) from None
     scheme = "wss" if settings.tls_cert else "ws"
     log.info("listening on %s://%s:%d/ws", scheme, settings.host, settings.port)
     return server

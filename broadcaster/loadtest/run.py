@@ -16,6 +16,7 @@ from pathlib import Path
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.runtime import CLOCK
+from broadcaster.core.text import reason
 from broadcaster.settings import LoadtestTable
 
 
@@ -42,7 +43,7 @@ class Run:
             with locked(results / ".lock"):
                 return cls(_find_or_make(results, _starter()))
         except OSError as error:
-            raise ConfigurationError(f"loadtest.results: {error}") from None
+            raise ConfigurationError(f"loadtest.results: {error.filename or results}: {reason(error)}") from None
 
     def refuse_if_there(self, result: Path) -> None:
         """Refuse to begin a part that writes `result` if that exists already: it is of another run.
