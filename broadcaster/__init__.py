@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from broadcaster.core.position import Gap, Position
     from broadcaster.core.status_events import Fresh, Stale
     from broadcaster.publish.publisher import Published, Publisher
+    from broadcaster.publish.publisher_sync import PublisherSync
     from broadcaster.settings import Settings, load
     from broadcaster.subscribe.subscriber import Subscriber
 
@@ -28,6 +29,7 @@ __all__ = [
     "Position",
     "Published",
     "Publisher",
+    "PublisherSync",
     "Settings",
     "Stale",
     "Subscriber",
@@ -44,6 +46,7 @@ _HOMES: Final = {
     "Position": "core.position",
     "Published": "publish.publisher",
     "Publisher": "publish.publisher",
+    "PublisherSync": "publish.publisher_sync",
     "Settings": "settings",
     "Stale": "core.status_events",
     "Subscriber": "subscribe.subscriber",

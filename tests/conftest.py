@@ -35,6 +35,7 @@ SLOW = (
     "loadtest/test_whole_run.py",
     "publish/test_pipeline.py",
     "publish/test_publisher.py",
+    "publish/test_publisher_sync.py::test_whole_programs",
     "redis/test_server.py",
     "redis/test_tls.py",
     "soak/",
