@@ -36,7 +36,11 @@ def without(
     )
 
 
-JWT_KEYS = json.dumps([{"algorithm": "HS256", "key": "x" * 32}])
+VARIABLES = {
+    "BROADCASTER_AUTH__MODE": "token",
+    "BROADCASTER_AUTH__JWT_KEYS": json.dumps([{"algorithm": "HS256", "key": "x" * 32}]),
+    "BROADCASTER_HUB__MAX_CONNECTIONS": "10",  # more than may be open would be said, too
+}
 MISSING = {
     "the hub": ("sanic", "hub", ("hub",)),
     "the hub's parser": ("httptools", "hub", ("hub",)),
@@ -53,7 +57,7 @@ MISSING = {
 @pytest.mark.parametrize(("module", "extra", "arguments"), MISSING.values(), ids=MISSING.keys())
 def test_a_missing_extra_is_one_line(module: str, extra: str, arguments: tuple[str, ...]) -> None:
     """It names what to install; exit code 69."""
-    ended = without([module], *arguments, BROADCASTER_AUTH__MODE="token", BROADCASTER_AUTH__JWT_KEYS=JWT_KEYS)
+    ended = without([module], *arguments, **VARIABLES)
     said = f"error: {module} is not installed: pip install 'critical-event-broadcaster[{extra}]'\n"
     assert (ended.returncode, ended.stdout, ended.stderr) == (69, "", said)
 

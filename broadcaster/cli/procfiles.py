@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from broadcaster.cli.common import Number, cli, examples, load_settings
+from broadcaster.cli.common import Number, cli, examples, load_settings, say
 from broadcaster.cli.extras import require
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER, whole_file
@@ -23,9 +23,10 @@ _ROLE: Final = "exec broadcaster "
 @cli.command(epilog=examples("broadcaster demo", "broadcaster --set publisher.rate_hz=5 demo"))
 @click.pass_context
 def demo(context: click.Context) -> None:
-    """Run the system to watch, until Ctrl-C: redis, hub, publisher and a subscriber.
+    """Run all of it to watch, until Ctrl-C.
 
-    The same as `honcho start` with the Procfile that `broadcaster init` writes; it needs no file.
+    Redis, hub, publisher of sample events and a subscriber: the same as `honcho start` with the Procfile that
+    `broadcaster init` writes, without a file.
     """
     require("hub loadtest")
     load_settings(context)
@@ -41,9 +42,10 @@ def demo(context: click.Context) -> None:
 @click.option("--results", metavar="FOLDER", help="Where the results go; default: results.")
 @click.pass_context
 def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> None:
-    """Run one load test with processes of its own, and end with its exit code.
+    """Run one load test; its report ends it.
 
-    The same as `honcho -f Procfile.loadtest start` with what `broadcaster init` writes; it needs no file.
+    The same as `honcho -f Procfile.loadtest start` with what `broadcaster init` writes, without a file.
+    Its exit code is that of `broadcaster report`.
     """
     require("hub loadtest")
     context.obj["preset"] = preset or context.obj["preset"]
@@ -55,11 +57,15 @@ def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> N
     _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
 
 
-@cli.command(epilog=examples("broadcaster init", "broadcaster init watch"))
+@cli.command(epilog=examples("broadcaster init", "broadcaster init wall --force"))
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 def init(folder: Path, force: bool) -> None:
-    """Write Procfiles, broadcaster.toml and config/ (presets, Redis users) into FOLDER, by default this one."""
+    """Write Procfiles and settings into a folder.
+
+    Procfile, Procfile.loadtest, broadcaster.toml and config/ (presets, Redis users) into FOLDER, by default this
+    one. Files that are there are left as they are, and nothing is written.
+    """
     names = sorted(path.relative_to(STARTER) for path in _files(STARTER))
     there = [str(name) for name in names if os.path.lexists(folder / name)]
     if there and not force:
@@ -73,7 +79,7 @@ def init(folder: Path, force: bool) -> None:
                 draft.write((STARTER / name).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"cannot write {error.filename2 or error.filename}: {error.strerror}") from None
-    click.echo(f"wrote {', '.join(map(str, names))} in {folder}")
+    say(f"wrote {', '.join(map(str, names))} in {folder}")
 
 
 def _files(folder: Path) -> list[Path]:
