@@ -6,12 +6,15 @@ import email
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT, clean_environment
+from tests.test_honcho import Honcho, table_of
 
 STARTER_FILES = (
     *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
@@ -24,10 +27,10 @@ NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built offline from a copy of the sources (a build leaves files beside them)."""
+    """The wheel, built offline from the sdist of a copy of the sources (a build leaves files beside them)."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", ignore=NOT_SOURCE, symlinks=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist")]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
     built = subprocess.run(
         [*command, str(folder / "source")],
         env=clean_environment(),
@@ -93,3 +96,42 @@ def test_the_wheel_works_without_the_repository(wheel: Path, tmp_path: Path) -> 
     path, *shown = ended.stdout.splitlines()
     assert path == str(tmp_path / "site" / "broadcaster" / "__init__.py")
     assert shown[0] == "[event]"
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of a virtual environment with the wheel; what it depends on is lent by this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*command, str(wheel)], env=clean_environment(), check=True, timeout=55)
+    [site] = folder.glob("lib/python*/site-packages")
+    (site / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    return python.parent
+
+
+def test_the_wheel_is_enough(environment: Path, tmp_path: Path) -> None:
+    """Installed, and in an empty folder: `init` writes its files, and a load test runs without any of them."""
+
+    class Installed(Honcho):
+        program = ("/usr/bin/env", "PATH=/usr/bin:/bin", str(environment / "broadcaster"))
+
+    (tmp_path / "empty").mkdir()
+    with Installed(tmp_path / "empty", "loadtest", "--preset", "smoke", "--events", "3") as run:
+        assert run.wait(within=25) == 0, run.output
+    assert table_of(run.printed("report.1"))["Received deliveries"] == ["15"]
+    with Installed(tmp_path, "init", "wall") as init:
+        assert init.wait() == 0, init.output
+    for name in STARTER_FILES:
+        assert (tmp_path / "wall" / name).read_bytes() == (ROOT / name).read_bytes()
