@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from broadcaster.core.version import VERSION
@@ -13,7 +13,10 @@ from broadcaster.core.version import VERSION
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine of a run: `cpu` is the model, `cores` those usable here, `load_1m` the load average."""
+    """The machine of a run: `cpu` is the model, `cores` those usable here, `load_1m` the load average.
+
+    `sanic` is empty where only the hub, elsewhere, has it.
+    """
 
     broadcaster: str
     system: str
@@ -38,13 +41,20 @@ def describe(redis_server: str) -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         load_1m=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
-        sanic=version("sanic"),
+        sanic=_sanic(),
         uvloop=version("uvloop"),
         websockets=version("websockets"),
         redis_py=version("redis"),
         hiredis=version("hiredis"),
         redis_server=redis_server,
     )
+
+
+def _sanic() -> str:
+    try:
+        return version("sanic")
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpu_model() -> str:

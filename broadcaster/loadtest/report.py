@@ -203,6 +203,7 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
 
 def _notes(outcome: Outcome) -> list[str]:
     host, hub = outcome.machine, outcome.hub
+    sanic = f"Sanic {host['sanic']}, " if host["sanic"] else ""
     rhythm = f"{outcome.rate_hz:g} events a second" if outcome.rate_hz else "all events at once"
     lags = [result["lag_p99_ms"] for result in outcome.fleet.values()]
     highest = max(result["lag_max_ms"] for result in outcome.fleet.values())
@@ -210,7 +211,7 @@ def _notes(outcome: Outcome) -> list[str]:
         f"Schedule: {rhythm}. Fleet lag: p99 {max(lags):.1f} ms, max {highest:.1f} ms.",
         f"Machine: {host['cpu']}, {host['cores']} cores, {host['system']}, load {host['load_1m']}.",
         f"Versions: broadcaster {host['broadcaster']}, Python {host['python']}, Redis {host['redis_server']}, "
-        f"Sanic {host['sanic']}, uvloop {host['uvloop']}, websockets {host['websockets']}.",
+        f"{sanic}uvloop {host['uvloop']}, websockets {host['websockets']}.",
     ]
     if "error" in hub:
         notes.append(f"Hub: {hub['error']}.")

@@ -157,7 +157,7 @@ class CommandLink:
 
 
 async def server_version(redis: RedisTable) -> str:
-    """The version Redis reports, such as `7.0.15`.
+    """The version Redis reports, such as `7.0.15`, or `7.2.4 (Valkey 9.1.2)`: of which Redis it does the same.
 
     Raises:
         RedisUnavailable, RedisRefused: See `CommandLink.execute`.
@@ -167,7 +167,9 @@ async def server_version(redis: RedisTable) -> str:
         [info] = await commands.execute(("INFO", "server"))
     finally:
         commands.close()
-    return server_info(info).get("redis_version", "unknown")
+    fields = server_info(info)
+    version = fields.get("redis_version", "unknown")
+    return f"{version} (Valkey {fields['valkey_version']})" if "valkey_version" in fields else version
 
 
 def server_info(info: bytes) -> dict[str, str]:

