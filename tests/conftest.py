@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +55,17 @@ SLOW = (
 """Beginnings of the names of tests with processes of their own, long waits, or very many cases."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the server that TEST_REDIS_SERVER names, if any, first on PATH: for tests and processes alike."""
+    if binary := os.environ.get("TEST_REDIS_SERVER"):
+        folder = Path(tempfile.mkdtemp(prefix="redis-of-the-tests-"))
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+        # No link: one into a virtual environment would not be taken.
+        (folder / "redis-server").write_text(f'#!/bin/sh\nexec {shlex.quote(str(Path(binary).absolute()))} "$@"\n')
+        (folder / "redis-server").chmod(0o755)
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is in `SLOW`."""
     for item in items:
@@ -65,17 +80,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture(scope="module", autouse=True)
-def chosen_redis(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every Redis has a port of the tests', and is the binary that TEST_REDIS_SERVER names, if it names one.
-
-    Not where the finding of both is tested.
-    """
-    binary = os.environ.get("TEST_REDIS_SERVER")
+def own_ports(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every Redis has a port of the tests'; not where the finding of ports is tested."""
     with pytest.MonkeyPatch.context() as patch:
         if not request.module.__name__.endswith("redis.test_server"):
             patch.setattr(redis_server, "free_port", free_port)
-            if binary:
-                patch.setattr(redis_server, "find_binary", lambda: binary)
         yield
 
 

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,9 +47,13 @@ def inside(package: str, pattern: str) -> str | None:
 
 
 def installed() -> str | None:
-    """The system's redis-server."""
-    folders = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(sys.prefix, "bin")]
-    return shutil.which("redis-server", path=os.pathsep.join(folders))
+    """The system's redis-server of that version; another may come before it on PATH."""
+    found = [shutil.which("redis-server", path=folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    return next((binary for binary in found if binary and "v=7." in version_of(binary)), None)
+
+
+def version_of(binary: str) -> str:
+    return subprocess.run([binary, "--version"], capture_output=True, check=True, text=True).stdout
 
 
 SERVERS: dict[str, tuple[Callable[[], str | None], str, str]] = {
@@ -65,10 +68,7 @@ def binary_of(name: str) -> str:
     """The path of a server; without one of this version the test is skipped, or fails if all must be there."""
     find, version, origin = SERVERS[name]
     binary = find()
-    if (
-        binary
-        and version in subprocess.run([binary, "--version"], capture_output=True, check=True, text=True).stdout
-    ):
+    if binary and version in version_of(binary):
         return binary
     reason = f"{name} is not installed; {origin} may bring it"
     if os.environ.get(REQUIRED) == "1":
