@@ -41,7 +41,8 @@ def test_the_demo_runs_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_a_load_test_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    """With a preset of this package and its own options above it; its results stand where it is run."""
+    """With a preset of the package and options above it; it leaves its results there, and imports nothing."""
+    (tmp_path / "redis.py").write_text("raise AssertionError('imported')")
     options = ("--clients", "4", "--events", "6", "--rate", "0", "--processes", "2")
     with Whole(tmp_path, "loadtest", "--preset", "smoke", *options) as run:
         assert run.wait(within=20) == 0, run.output

@@ -80,6 +80,7 @@ def init(folder: Path, force: bool) -> None:
     except OSError as error:
         raise ConfigurationError(f"cannot write {error.filename2 or error.filename}: {error.strerror}") from None
     say(f"wrote {', '.join(map(str, names))} in {folder}")
+    say("Run them there: honcho start, or honcho -f Procfile.loadtest start")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -102,7 +103,8 @@ def _variables(context: click.Context) -> dict[str, str]:
 def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoReturn:
     """Run a Procfile of this package until its first process ends; its exit code is that one's.
 
-    The lines are run by this very interpreter: `broadcaster` need not be on PATH.
+    The lines are run by this very interpreter: `broadcaster` need not be on PATH. Modules that happen to be in the
+    folder where it runs are not imported (-P).
     """
     from honcho.environ import expand_processes, parse_procfile
     from honcho.manager import Manager
@@ -110,7 +112,7 @@ def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoRetu
     manager = Manager()
     lines = parse_procfile((STARTER / procfile).read_text(encoding="utf-8")).processes
     for process in expand_processes(lines, concurrency=concurrency):
-        command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -m broadcaster ", 1)
+        command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -P -m broadcaster ", 1)
         manager.add_process(process.name, command, env={**os.environ, **variables, **process.env})
     manager.loop()
     sys.exit(manager.returncode)
