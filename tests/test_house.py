@@ -52,13 +52,13 @@ class Room(NamedTuple):
 ROOMS = {
     "": Room("__main__ errors position", "cli core publish settings subscribe"),
     "core": Room(
-        "backoff bounded errors event files logs position process ratelimit runtime status_events subscription "
-        "text tls version",
+        "backoff bounded errors event files logs position process ratelimit redaction runtime status_events "
+        "subscription text version",
         "",
     ),
-    "settings": Room("layers origin tables", "core"),
+    "settings": Room("layers origin secret_files tables urls", "core"),
     "auth": Room("access tokens", "core settings"),
-    "wire": Room("bearer client control dispose frames handshake inbound outbound", "core"),
+    "wire": Room("bearer client control dispose frames handshake inbound outbound tls", "core"),
     "redis": Room("commands connection pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.core.text import redact
+from broadcaster.core.redaction import redact
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, assignment, dump, load
 from tests.support import ROOT, CommandLine, broadcaster, clean_environment, eventually, finished, free_port

@@ -25,6 +25,8 @@ __all__ = ["cli", "main", "people", "procfiles", "roles"]
 def main() -> None:
     """Entry point: every error is one line per problem and an exit code, never a traceback."""
     streams.prepare()
+    if not isinstance(sys.stderr, logs.Scrubbed):  # usage errors and tracebacks quote what was typed
+        sys.stderr = logs.Scrubbed(sys.stderr)
     logs.configure_logging()
     try:
         try:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from broadcaster.cli.streams import NobodyReads
+from broadcaster.core.redaction import scrub
 from broadcaster.core.text import escaped
 from broadcaster.core.version import VERSION
 from broadcaster.settings import CONFIG_FILE, Loaded, assignment, load
@@ -94,6 +95,6 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    for line in message.strip("\n").split("\n"):
+    for line in scrub(message).strip("\n").split("\n"):
         say(f"error: {line}", err=True)
     sys.exit(code)

@@ -31,7 +31,7 @@ def redis(context: click.Context, verbose: bool) -> None:
     from broadcaster.redis.server import start_or_attach
 
     settings = load_settings(context).settings
-    found = start_or_attach(settings.redis.url, verbose=verbose)
+    found = start_or_attach(settings.redis.command_url, verbose=verbose)
 
     async def main(stop: asyncio.Event) -> int:
         log.info("%s", found)

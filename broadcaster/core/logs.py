@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from broadcaster.core.bounded import BoundedDict
+from broadcaster.core.redaction import scrub
 from broadcaster.core.runtime import CLOCK, Clock
 from broadcaster.core.text import escaped
 
@@ -36,11 +37,25 @@ class ThrottledLog:
         self._logger.log(level, message + more, *arguments)
 
 
-class _EscapingFormatter(logging.Formatter):
-    """Escapes control characters: a message may quote a peer, and must not control a terminal."""
+class _SafeFormatter(logging.Formatter):
+    """Shows no secret, also of tracebacks; and no control character, as a message may quote a peer."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(super().format(record))
+        return escaped(scrub(super().format(record)))
+
+
+class Scrubbed:
+    """A text stream that writes no secret: for whatever a library or the interpreter writes to stderr."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(scrub(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def configure_logging(stream: TextIO | None = None) -> None:
@@ -50,7 +65,7 @@ def configure_logging(stream: TextIO | None = None) -> None:
             output.reconfigure(line_buffering=True, errors="backslashreplace")
     logging.raiseExceptions = False  # where nobody reads the log, or its disk is full, the work goes on
     handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(_EscapingFormatter("%(message)s"))
+    handler.setFormatter(_SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("sanic", "websockets", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

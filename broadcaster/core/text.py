@@ -1,4 +1,4 @@
-"""Text that leaves the process: without control characters on a terminal, without passwords in a log."""
+"""Text for people: nothing of it drives a terminal, and an error of a connection is said in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 _CONTROL: Final = re.compile(
     r"[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters, newline excepted
@@ -32,17 +31,6 @@ def printable(text: str) -> str:
 def printable_or_repr(text: str) -> str:
     """`text`, or its `repr` if it holds a character that cannot be printed."""
     return text if text.isprintable() else repr(text)
-
-
-def redact(url: str) -> str:
-    """The URL without its password, for logs and archives."""
-    parts = urlsplit(url)
-    if parts.password is None and "password=" not in parts.query.lower():
-        return url
-    user, at, address = parts.netloc.rpartition("@")
-    netloc = f"{user.partition(':')[0]}:***{at}{address}" if ":" in user else parts.netloc
-    query = re.sub(r"(?i)((?:^|&)password=)[^&]*", r"\1***", parts.query)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def reason(error: Exception) -> str:

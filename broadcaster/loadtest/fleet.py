@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from broadcaster.core import tls
 from broadcaster.core.backoff import backoff_s
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
@@ -23,8 +22,8 @@ from broadcaster.core.event import Event, decode
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
-from broadcaster.settings import SubscriberTable
-from broadcaster.wire import read_control
+from broadcaster.settings import SubscriberTable, websocket_url
+from broadcaster.wire import read_control, tls
 
 log = logging.getLogger("broadcaster.fleet")
 
@@ -102,12 +101,12 @@ class Fleet:
             only_count: Keep no deliveries and no losses.
 
         Raises:
-            ConfigurationError: The address has a `since` that is no position, or `subscriber.tls_ca` cannot be
-                read.
+            ConfigurationError: The address cannot be connected to, or has a `since` that is no position, or
+                `subscriber.tls_ca` cannot be read.
         """
-        self.url = url
         self._only_count = only_count
         try:
+            self.url = url = websocket_url(url)
             self._all = [Client(number, url, only_count=only_count) for number in range(first, first + clients)]
         except ValueError as error:
             raise ConfigurationError(f"fleet.url: {error}") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, HubUnavailable
 from broadcaster.core.files import whole_file
+from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records
 from broadcaster.loadtest.fleet import Fleet
@@ -81,7 +82,7 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
         await process.unless_stopped(stop, fleet.connect())
         if not fleet.connected and not stop.is_set():
             reasons = ", ".join(fleet.result(1).failures) or "all connections were lost"
-            raise HubUnavailable(f"no subscriber could connect to {settings.fleet_url}: {reasons}")
+            raise HubUnavailable(f"no subscriber could connect to {redact(settings.fleet_url)}: {reasons}")
         log.info("%d of %d subscribers connected", fleet.connected, settings.fleet.clients)
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):

@@ -66,7 +66,7 @@ class CommandLink:
             if (link := self.link) is None:
                 timeout_s = self._redis.connect_timeout_s
                 link = await RedisConnection.open(
-                    self._redis.url,
+                    self._redis.command_url,
                     timeout_s=timeout_s,
                     silence_s=self._redis.silence_timeout_s,
                     clock=self._clock,

@@ -21,9 +21,15 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
-from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable, RedisUnreachable
+from broadcaster.core.errors import (
+    RedisErrorReply,
+    RedisRefused,
+    RedisUnavailable,
+    RedisUnreachable,
+)
+from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import CLOCK, Clock
-from broadcaster.core.text import reason, redact
+from broadcaster.core.text import reason
 
 Command = tuple[Any, ...]
 """The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
@@ -131,7 +137,7 @@ class RedisConnection(asyncio.Protocol):
             return (await loop.create_unix_connection(protocol, options["path"]))[1]
         tls = None
         if options.get("connection_class") is SSLConnection:
-            tls = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+            tls = _tls_context(options)
         host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
         return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
 
@@ -257,11 +263,28 @@ class RedisConnection(asyncio.Protocol):
         if future.done():
             return
         if isinstance(reply, hiredis.ReplyError):
-            said = str(reply)
+            # A server that does not know AUTH would quote the password.
+            said = scrub(str(reply).partition(" with args beginning with")[0].rstrip(","))
             refused = said.startswith(_FINAL_ERRORS) or any(words in said for words in _FINAL_ERRORS_IN_A_SCRIPT)
             fail(future, RedisRefused(f"Redis says: {said}") if refused else RedisErrorReply(said))
         else:
             future.set_result(reply)
+
+
+def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+    """For the options of a rediss:// URL, which mean what they mean to redis-py.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
+    if "ssl_certfile" in options:
+        password = options.get("ssl_password", "")  # else the library asks for one on the terminal, and waits
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), password)
+    verify = options.get("ssl_cert_reqs", "required")
+    context.check_hostname = options.get("ssl_check_hostname", True) and verify != "none"
+    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL}.get(verify, ssl.CERT_REQUIRED)
+    return context
 
 
 def fail(reply: asyncio.Future[Reply], error: Exception) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable, RedisUnreachable
+from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
-from broadcaster.core.text import redact
 from broadcaster.redis.connection import RedisConnection
 from broadcaster.settings import RedisTable
 
@@ -34,7 +34,7 @@ class PubSubLink:
     def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
         """Prepare; nothing happens before `run`."""
         self._redis = redis
-        self._url = redis.subscribe_url or redis.url
+        self._url = redis.pubsub_url
         self._clock = runtime.clock
         self._chance = runtime.chance
         self._link: RedisConnection | None = None

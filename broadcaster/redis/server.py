@@ -19,8 +19,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
+from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.text import escaped, redact
+from broadcaster.core.text import escaped
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:

@@ -27,6 +27,7 @@ from broadcaster.settings.tables import (
     SubscriberTable,
     is_loopback,
 )
+from broadcaster.settings.urls import websocket_url
 
 __all__ = [
     "CONFIG_FILE",
@@ -51,4 +52,5 @@ __all__ = [
     "dump",
     "is_loopback",
     "load",
+    "websocket_url",
 ]

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER
-from broadcaster.core.text import redact
-from broadcaster.settings.tables import ENVIRONMENT, Settings
+from broadcaster.core.redaction import HIDDEN, redact
+from broadcaster.settings.secret_files import FILE, variable_of, with_secrets_of_files
+from broadcaster.settings.tables import ENVIRONMENT, SECRETS, Settings
 
 CONFIG_FILE: Final = "broadcaster.toml"
 TRACEBACK: Final = "BROADCASTER_TRACEBACK"
@@ -27,6 +28,8 @@ TRACEBACK: Final = "BROADCASTER_TRACEBACK"
 
 _SELECTORS: Final = ("BROADCASTER_CONFIG", "BROADCASTER_PRESET", TRACEBACK)
 """Variables that choose files, or what is shown; all others with the prefix must name a key."""
+
+_HARMLESS_URL: Final = re.compile(r"'[a-z]+://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/ws)?/?'").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,10 @@ def load(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            from_files = [_read(settings_cls, file) for file in files]
-            layers.append(("command line", init_settings()))
-            layers.append(("environment", env_settings()))
-            layers.extend((file.name, source()) for file, source in zip(files, from_files, strict=True))
-            return (init_settings, env_settings, *from_files)
+            from_files = [(file.name, _read(settings_cls, file)) for file in files]
+            for name, source in (("command line", init_settings), ("environment", env_settings), *from_files):
+                layers.append((name, with_secrets_of_files(name, source())))
+            return tuple(InitSettingsSource(settings_cls, dict(tables)) for _, tables in layers)
 
     try:
         settings = Layered(**(overrides or {}))  # type: ignore[arg-type]
@@ -86,13 +88,7 @@ def load(
 
 def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
     """The settings as TOML, with passwords, keys and tokens redacted, each line with its origin if given."""
-    tables = settings.model_dump()
-    tables["auth"]["api_keys"] = [{**key, "key": "***"} for key in tables["auth"]["api_keys"]]
-    tables["auth"]["jwt_keys"] = [{**key, "key": "***"} for key in tables["auth"]["jwt_keys"]]
-    tables["subscriber"]["token"] = "***" if settings.subscriber.token.get_secret_value() else ""
-    for key in ("url", "subscribe_url"):
-        tables["redis"][key] = redact(tables["redis"][key])
-    text = tomli_w.dumps(tables)
+    text = tomli_w.dumps(_without_secrets(settings.model_dump()))
     if origins is None:
         return text
     lines, table = [], ""
@@ -103,6 +99,17 @@ def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
         origin = origins.get(f"{table}.{key}")
         lines.append(f"{line:<44} # {origin}" if origin else line)
     return "\n".join(lines) + "\n"
+
+
+def _without_secrets(value: Any) -> Any:
+    """A copy of tables, lists and values in which every secret is redacted."""
+    if isinstance(value, SecretStr):
+        return HIDDEN if value.get_secret_value() else ""
+    if isinstance(value, str):
+        return redact(value) if "://" in value else value
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    return [_without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def assignment(text: str) -> dict[str, dict[str, Any]]:
@@ -163,11 +170,12 @@ def _refuse_unknown_variables() -> None:
     defaults = dict(_flatten(Settings.model_construct().model_dump()))
     lists = {key for key, value in defaults.items() if isinstance(value, tuple)}
     keys = {key.replace(".", "__").upper() for key in defaults}
+    files = {f"{key}{FILE}".replace(".", "__").upper() for key in SECRETS}
     for variable in sorted(os.environ):
         name = variable.upper()
         if not name.startswith(ENVIRONMENT) or name in _SELECTORS:
             continue
-        if name.removeprefix(ENVIRONMENT) not in keys:
+        if name.removeprefix(ENVIRONMENT) not in keys | files:
             raise ConfigurationError(f"unknown environment variable {variable} (see broadcaster config show)")
         key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
         if key in lists:
@@ -184,9 +192,7 @@ def _origin(key: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
     table, name = key.split(".")
     for layer, tables in layers:
         if isinstance(tables.get(table), Mapping) and name in tables[table]:
-            if layer == "environment":
-                return f"{ENVIRONMENT}{table}__{name}".upper()
-            return layer
+            return variable_of(table, name) if layer == "environment" else layer
     return "default"
 
 
@@ -204,7 +210,7 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
             lines.append(f"{'.'.join(where)}: no such {kind} (from {origin})")
         else:
             given = repr(problem.get("input"))[:80]
-            if _may_be_secret(where):
+            if _may_be_secret(where) and not _HARMLESS_URL(given):
                 given = "a value that may be secret"
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             lines.append(f"{'.'.join(where)}: {message} (got {given}, from {origin})")
@@ -213,8 +219,7 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
 
 def _may_be_secret(where: list[str]) -> bool:
     """Whether the value of this key, or a table with such values in it, must not be shown."""
-    secrets = ("redis.url", "redis.subscribe_url", "auth.api_keys", "auth.jwt_keys", "subscriber.token")
-    return any(secret.split(".")[: len(where)] == where for secret in secrets)
+    return any(secret.split(".")[: len(where)] == where for secret in SECRETS)
 
 
 def _table_origin(table: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:

@@ -5,41 +5,45 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from broadcaster.core.event import channel_name
+from broadcaster.core.redaction import legal_token
 from broadcaster.settings.origin import canonical_pattern
+from broadcaster.settings.urls import redis_url, websocket_url, with_password
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
 
 
-def _redis_url(url: str) -> str:
-    return _checked_url(url, "redis", "rediss", "unix")
-
-
 def _optional_redis_url(url: str) -> str:
-    return _redis_url(url) if url else url
+    return redis_url(url) if url.strip() else ""
 
 
-def _websocket_url(url: str) -> str:
-    return _checked_url(url, "ws", "wss") if url else url
+def _optional_websocket_url(url: str) -> str:
+    return websocket_url(url) if url.strip() else ""
 
 
-def _checked_url(url: str, *schemes: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in schemes:
-        raise ValueError("must begin with " + " or ".join(f"{scheme}://" for scheme in schemes))
-    if parts.scheme != "unix" and not parts.hostname:
-        raise ValueError("has no host")
-    try:
-        parts.port  # noqa: B018 - reading it checks it
-    except ValueError:
-        raise ValueError("has no valid port") from None
-    return url
+def _stripped(secret: object) -> object:
+    """A secret that was read from a file ends with a newline."""
+    if isinstance(secret, SecretStr):
+        secret = secret.get_secret_value()
+    return secret.strip() if isinstance(secret, str) else secret
+
+
+def _token(token: SecretStr) -> SecretStr:
+    return SecretStr(legal_token(token.get_secret_value()))
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -48,7 +52,10 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
 Origin = Annotated[str, AfterValidator(canonical_pattern)]
-WebSocketUrl = Annotated[str, AfterValidator(_websocket_url)]
+
+# What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
+WebSocketUrl = Annotated[str, AfterValidator(_optional_websocket_url), Field(repr=False)]
+Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(repr=False)]
 
 
 def is_loopback(host: str) -> bool:
@@ -60,7 +67,8 @@ def is_loopback(host: str) -> bool:
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # An input that is refused may be a secret.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class EventTable(Table):
@@ -69,12 +77,23 @@ class EventTable(Table):
 
 
 class RedisTable(Table):
-    url: Annotated[str, AfterValidator(_redis_url), Field(repr=False)] = "redis://127.0.0.1:6390/0"
+    url: Annotated[str, AfterValidator(redis_url), Field(repr=False)] = "redis://127.0.0.1:6390/0"
     subscribe_url: Annotated[str, AfterValidator(_optional_redis_url), Field(repr=False)] = ""
+    password: Secret = SecretStr("")
     connect_timeout_s: Seconds = 2.0
     ping_interval_s: Seconds = 0.5
     silence_timeout_s: Seconds = 2.0
     reconnect_max_s: Seconds = 1.0
+
+    @property
+    def command_url(self) -> str:
+        """The URL to connect to for commands, with the password."""
+        return with_password(self.url, self.password.get_secret_value())
+
+    @property
+    def pubsub_url(self) -> str:
+        """The URL to connect to for the subscription, with the password."""
+        return with_password(self.subscribe_url or self.url, self.password.get_secret_value())
 
 
 class HistoryTable(Table):
@@ -103,7 +122,7 @@ class ApiKey(Table):
     """One static API key: its holder, and its rights."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
-    key: Annotated[SecretStr, Field(min_length=16, max_length=512)]
+    key: Annotated[Secret, Field(min_length=16, max_length=512)]
     subscribe: tuple[Glob, ...] = ()
     publish: tuple[Glob, ...] = ()
 
@@ -119,15 +138,15 @@ class JwtKey(Table):
     """One key that tokens are signed with: a secret (HS256), or an Ed25519 key as PEM (EdDSA)."""
 
     algorithm: Literal["HS256", "EdDSA"]
-    key: Annotated[SecretStr, Field(min_length=32)]
+    key: Annotated[Secret, Field(min_length=32)]
     kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
 
 
 class AuthTable(Table):
     mode: Literal["none", "token"] = "none"
     open_to_network: bool = False
-    api_keys: tuple[ApiKey, ...] = ()
-    jwt_keys: tuple[JwtKey, ...] = ()
+    api_keys: Annotated[tuple[ApiKey, ...], Field(repr=False)] = ()
+    jwt_keys: Annotated[tuple[JwtKey, ...], Field(repr=False)] = ()
     issuer: str = ""
     audience: str = "broadcaster"
     leeway_s: Annotated[float, Field(ge=0, le=300)] = 5.0
@@ -174,7 +193,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[SecretStr, Field(repr=False)] = SecretStr("")
+    token: Annotated[Secret, AfterValidator(_token)] = SecretStr("")
     tls_ca: str = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
@@ -210,7 +229,11 @@ class Settings(BaseSettings):
     """All settings of all parts; frozen."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=ENVIRONMENT, env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT,
+        env_nested_delimiter="__",
+        hide_input_in_errors=True,
     )
 
     event: EventTable = EventTable()
@@ -264,3 +287,13 @@ class Settings(BaseSettings):
     @property
     def fleet_url(self) -> str:
         return self.fleet.url or self.local_websocket_url
+
+
+SECRETS: Final = frozenset(
+    f"{table}.{key}"
+    for table, found in Settings.model_fields.items()
+    if isinstance(found.annotation, type) and issubclass(found.annotation, Table)
+    for key, field in found.annotation.model_fields.items()
+    if not field.repr
+)
+"""The keys, such as `redis.url`, whose values are secret or may have a secret in them."""

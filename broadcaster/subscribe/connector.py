@@ -10,6 +10,7 @@ from typing import Final
 
 from broadcaster.core.backoff import backoff_s
 from broadcaster.core.errors import HubRefused
+from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.text import reason
 from broadcaster.settings import SubscriberTable
@@ -105,6 +106,7 @@ class Connector:
 
         Raises:
             HubRefused: The hub refuses, and a retry would not help. Another call begins anew.
+            ConfigurationError: No header can carry the token.
         """
         if self.connection is None:
             dialing = self._dialing = self._dialing or asyncio.create_task(self._dial(again=False))
@@ -138,16 +140,16 @@ class Connector:
             except (OSError, TimeoutError, client.InvalidHandshake) as error:
                 if isinstance(error, client.InvalidHandshake):
                     if answer := client.final_refusal(error):
-                        raise HubRefused(f"{url}: {answer}") from None
+                        raise HubRefused(f"{redact(url)}: {answer}") from None
                     self.hint(client.retry_after_s(error))
                 if not again:
-                    log.warning("waiting for the hub at %s: %s; trying again", url, reason(error))
+                    log.warning("waiting for the hub at %s: %s; trying again", redact(url), scrub(reason(error)))
                 again = True
             else:
                 if client.can_beat(connection):
-                    self._connected_to = url  # which is said with the first welcome
+                    self._connected_to = redact(url)  # which is said with the first welcome
                 else:
-                    log.info("connected to %s", url)
+                    log.info("connected to %s", redact(url))
                 self.reconnects += self._ever_connected
                 self._ever_connected = True
                 self.connection = connection

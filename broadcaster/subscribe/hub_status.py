@@ -8,19 +8,21 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from broadcaster.core import tls
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.text import reason
+from broadcaster.wire import tls
 
 _POLL_S: Final = 0.05
 
 
 def base_url(websocket_url: str) -> str:
-    """`http://host:port` of the hub behind a ws:// URL."""
+    """`http://host:port` of the hub behind a ws:// URL, with its user and password if it has them."""
     parts = urlsplit(websocket_url)
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 
@@ -52,7 +54,7 @@ async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float, t
         except HubUnavailable as error:
             missing = str(error)
         if CLOCK.loop_s() > deadline:
-            raise HubUnavailable(f"waited {within_s:g} s for the hub at {url}: {missing}")
+            raise HubUnavailable(f"waited {within_s:g} s for the hub at {redact(url)}: {missing}")
         await asyncio.sleep(_POLL_S)
 
 
@@ -67,8 +69,13 @@ def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
 def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:
     # No proxy: that of the environment would be used even for localhost.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
+    parts = urlsplit(url)
+    user, _, address = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=address).geturl())
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
     try:
-        with opener.open(url, timeout=timeout_s) as response:
+        with opener.open(request, timeout=timeout_s) as response:
             body = json.load(response)
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         cause = getattr(error, "reason", error)

@@ -10,17 +10,17 @@ from types import TracebackType
 from typing import Any, Final
 
 from broadcaster.core import event as events
-from broadcaster.core import tls
 from broadcaster.core.bounded import BoundedDict
-from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
 from broadcaster.core.position import Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.status_events import Fresh, Received, Stale
-from broadcaster.settings import Settings, load
+from broadcaster.settings import Settings, load, websocket_url
 from broadcaster.subscribe.connector import Connector
 from broadcaster.subscribe.resume_state import ResumeState
-from broadcaster.wire import client, read_control
+from broadcaster.wire import client, read_control, tls
+from broadcaster.wire.bearer import authorization
 
 log = logging.getLogger("broadcaster.subscriber")
 log_received = logging.getLogger("broadcaster.subscriber.received")
@@ -79,17 +79,24 @@ class Subscriber:
             runtime: Time, chance and limits.
 
         Raises:
-            ConfigurationError: `subscriber.tls_ca` cannot be read.
+            ConfigurationError: `url` cannot be connected to, no header can carry `token`, or `subscriber.tls_ca`
+                cannot be read. Nothing secret is in the message.
             ValueError: `since` is no position, or one for several channels.
         """
         settings = settings or load().settings
         self._max_bytes = settings.event.max_bytes
-        url = url or settings.subscriber_url
+        try:
+            url = websocket_url(url or settings.subscriber_url)
+        except ValueError as error:
+            raise ConfigurationError(f"url: {error}") from None
+        token = settings.subscriber.token.get_secret_value() if token is None else token
+        if isinstance(token, str):
+            authorization(token)  # a wrong one is refused now
         self._resume_state = ResumeState(url, channels, since, types, sources, severities)
         self._connector = Connector(
             settings.subscriber,
             self._resume_state.url,
-            settings.subscriber.token.get_secret_value() if token is None else token,
+            token,
             tls.client_context(url, settings.subscriber.tls_ca),
             runtime,
         )

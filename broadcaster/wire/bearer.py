@@ -8,12 +8,23 @@ from typing import Final
 
 from websockets.datastructures import Headers
 
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.redaction import legal_token
+
 BEARER: Final = "bearer."
 """Prefix of a subprotocol name that carries a token (base64url); it is never selected, echoed or logged."""
 
 
 def authorization(token: str) -> dict[str, str]:
-    """The header that sends a token; none if there is no token."""
+    """The header that sends a token; none if there is no token.
+
+    Raises:
+        ConfigurationError: No header can carry it.
+    """
+    try:
+        token = legal_token(token)
+    except ValueError as error:
+        raise ConfigurationError(f"the token {error} (it is not shown)") from None
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -7,9 +7,11 @@ import ssl
 from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
+from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.redaction import redact, scrub
 from broadcaster.wire.bearer import authorization
 from broadcaster.wire.frames import V1, CloseCode, is_final_refusal
 
@@ -41,6 +43,7 @@ async def open_connection(
         tls: TLS context for wss://.
 
     Raises:
+        ConfigurationError: No header can carry the token, or nothing can connect to such a URL.
         OSError, TimeoutError: There is no connection, or it has ended.
         InvalidHandshake: The hub refuses, or there is another server.
     """
@@ -57,6 +60,8 @@ async def open_connection(
             additional_headers=authorization(token),
             ssl=tls,
         )
+    except InvalidURI:  # its message has the whole URL
+        raise ConfigurationError(f"{redact(url)} is no URL of a WebSocket") from None
     except (ConnectionClosed, AssertionError) as error:
         # So the library fails if the hub hangs up, or refuses, before the request is sent (with uvloop).
         raise ConnectionAbortedError("the hub has hung up") from error
@@ -69,7 +74,8 @@ def final_refusal(error: InvalidHandshake) -> str | None:
     response = error.response
     if not is_final_refusal(response.status_code):
         return None
-    return f"{response.status_code} {_reason(bytes(response.body or b''))[:200]}"
+    said = scrub(_reason(bytes(response.body or b"")))  # a server may quote the request
+    return f"{response.status_code} {said[:200]}"
 
 
 def _reason(body: bytes) -> str:

@@ -1,0 +1,121 @@
+"""The URLs of the settings: what cannot be parsed with certainty, or would be ignored, is refused by name.
+
+No message shows anything of the URL but the names of options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, quote, unquote
+
+from broadcaster.core.redaction import hide_url, split_url
+
+_NUMBER: Final = re.compile(r"[0-9]{1,6}").fullmatch
+_YES_OR_NO: Final = re.compile(r"true|false|yes|no|1|0", re.IGNORECASE).fullmatch
+_VERIFY: Final = re.compile(r"none|optional|required").fullmatch
+
+Check = Callable[[str], object]
+
+_OPTIONS: Final[Mapping[str, tuple[Check, str]]] = {
+    "db": (_NUMBER, "the number of a database"),
+    "username": (bool, "a name"),
+    "password": (bool, "a password"),
+    "ssl_cert_reqs": (_VERIFY, "none, optional or required"),
+    "ssl_check_hostname": (_YES_OR_NO, "true or false"),
+    "ssl_ca_certs": (bool, "a PEM file"),
+    "ssl_ca_path": (bool, "a folder of certificates"),
+    "ssl_certfile": (bool, "a PEM file"),
+    "ssl_keyfile": (bool, "a PEM file"),
+    "ssl_password": (bool, "the password of ssl_keyfile"),
+}
+"""The options of a Redis URL: what they take."""
+
+_INSTEAD: Final = {
+    "socket_timeout": "redis.silence_timeout_s",
+    "socket_connect_timeout": "redis.connect_timeout_s",
+    "timeout": "redis.connect_timeout_s",
+    "health_check_interval": "redis.ping_interval_s",
+}
+"""Settings that stand for options of other clients."""
+
+
+def redis_url(url: str) -> str:
+    """Check redis://, rediss:// or unix://; return it without surrounding white space.
+
+    Raises:
+        ValueError: It cannot be parsed with certainty, or has an option that would be ignored.
+    """
+    url = url.strip()
+    parts = _split(url, "redis", "rediss", "unix")
+    if parts.fragment or url.endswith("#"):
+        raise ValueError("has a #, which begins a fragment: write %23")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in options]
+    for name, value in options:
+        _check_option(name, value)
+        if names.count(name) > 1:
+            raise ValueError(f"has the option {name} more than once")
+        if name.startswith("ssl_") and parts.scheme != "rediss":
+            raise ValueError(f"has the option {name}, which is for rediss:// only")
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("has no path of a socket, such as unix:///run/redis.sock")
+        return url
+    database = re.fullmatch(r"/?([0-9]{0,6})/?", parts.path)
+    if not database:
+        raise ValueError("has something behind the host that is no number of a database, such as /0")
+    if database[1] and int(dict(options).get("db", database[1])) != int(database[1]):
+        raise ValueError("has two databases, in the path and as the option db")
+    return url
+
+
+def _check_option(name: str, value: str) -> None:
+    if name not in _OPTIONS:
+        shown = name if re.fullmatch(r"[a-z_]{1,32}", name) else "an option"
+        instead = f" (the setting is {_INSTEAD[name]})" if name in _INSTEAD else ""
+        raise ValueError(f"has {shown}, which is not taken here{instead}; options are {', '.join(_OPTIONS)}")
+    check, takes = _OPTIONS[name]
+    if not check(value):
+        raise ValueError(f"has a wrong {name}: it takes {takes}")
+
+
+def websocket_url(url: str) -> str:
+    """Check ws:// or wss://; return it without surrounding white space.
+
+    Raises:
+        ValueError: It cannot be parsed with certainty, or a client could not connect to it.
+    """
+    url = url.strip()
+    parts = _split(url, "ws", "wss")
+    if parts.fragment or url.endswith("#"):
+        raise ValueError("has a #, which begins a fragment: write %23, or leave it out")
+    if parts.username is not None and parts.password is None:
+        raise ValueError("has a user without a password: user:password@")
+    return url
+
+
+def _split(url: str, *schemes: str) -> SplitResult:
+    hide_url(url)
+    if url.partition("://")[0].lower() not in schemes or "://" not in url:
+        raise ValueError("must begin with " + " or ".join(f"{scheme}://" for scheme in schemes))
+    parts = split_url(url)
+    if parts.scheme != "unix":
+        if not parts.hostname:
+            raise ValueError("has no host")
+        try:
+            unquote(parts.hostname).encode("idna")
+        except UnicodeError:
+            raise ValueError("has no valid host") from None
+    return parts
+
+
+def with_password(url: str, password: str) -> str:
+    """A Redis URL with this password, if it has none of its own."""
+    scheme, mark, rest = url.partition("://")
+    parts = split_url(url)
+    if not password or not url or parts.password or "password" in dict(parse_qsl(parts.query)):
+        return url
+    user, _, address = rest.rpartition("@") if "@" in parts.netloc else ("", "", rest)
+    return f"{scheme}{mark}{user.partition(':')[0]}:{quote(password, safe='')}@{address}"
