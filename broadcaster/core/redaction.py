@@ -41,7 +41,7 @@ _WORD: Final = re.compile(r"[a-z]{1,11}|[A-Z]{1,11}|[0-9]{1,7}").fullmatch
 """Words and short numbers stand in many texts that have nothing to do with a password."""
 
 _known: Final = BoundedDict[str, frozenset[str]](1024)
-_pattern: re.Pattern[str] | None = None
+_longest_first: list[str] | None = None
 
 
 def legal_token(token: str) -> str:
@@ -112,27 +112,27 @@ def _shown_parameter(pair: str) -> str:
 
 def scrub(text: str) -> str:
     """A text without the credentials in it: of URLs, of headers, and whatever was given to `hide`."""
-    global _pattern
+    global _longest_first
     if "://" in text:
         text = _URL.sub(lambda found: found[0] if _REDACTED(found[2]) else f"{found[1]}{HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
-    if not _known:
-        return text
-    if _pattern is None:
-        forms = sorted({form for forms in _known.values() for form in forms}, key=len, reverse=True)
-        _pattern = re.compile("|".join(map(re.escape, forms)))
-    return _pattern.sub(HIDDEN, text)
+    if _longest_first is None:
+        _longest_first = sorted({form for forms in _known.values() for form in forms}, key=len, reverse=True)
+    for form in _longest_first:  # one by one: much faster than a pattern of as many branches
+        if form in text:
+            text = text.replace(form, HIDDEN)
+    return text
 
 
 def hide(secret: str) -> None:
     """From now on `scrub` finds this secret, in whatever form; a short word would be found where it is none."""
-    global _pattern
+    global _longest_first
     if secret not in _known:
         forms = (form.strip() for form in _forms(secret))
         if long := frozenset(form for form in forms if len(form) >= _SHORTEST and not _WORD(form)):
             _known[secret] = long
-            _pattern = None
+            _longest_first = None
 
 
 def hide_url(url: str) -> None:

@@ -92,7 +92,7 @@ def websocket_url(url: str) -> str:
     if parts.fragment or url.endswith("#"):
         raise ValueError("has a #, which begins a fragment: write %23, or leave it out")
     if parts.username is not None and parts.password is None:
-        raise ValueError("has a user without a password: user:password@")
+        raise ValueError("has a user without a password")
     return url
 
 
