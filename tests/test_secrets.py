@@ -17,7 +17,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 import tomli_w
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
@@ -31,6 +31,7 @@ from broadcaster.settings import RedisTable, Settings, SubscriberTable, dump, lo
 from broadcaster.settings.tables import SECRETS
 from broadcaster.subscribe import hub_status
 from broadcaster.wire.bearer import authorization
+from tests.fuzz import fuzzed
 from tests.support import CommandLine, broadcaster, finished, free_port, run_async
 
 MARKS = ("Zq7hunTer", "4xkSecr3t")
@@ -133,7 +134,7 @@ def given_in(layer: str, folder: Path, place: str, value: Any) -> tuple[tuple[st
     return ("--config", "mine.toml"), {}
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@fuzzed(250)
 @given(
     SECRETS_OF_ANY_SHAPE,
     st.sampled_from(PLACES),
@@ -165,6 +166,7 @@ def test_no_secret_is_in_any_output(
     assert ended.code in (0, 2, 69, 78)
 
 
+@fuzzed(150)
 @given(SECRETS_OF_ANY_SHAPE, st.sampled_from(["redis", "unix", "ws"]))
 @example("p" + MARKS[0] + "@ss#" + MARKS[1], "redis")
 @example("p" + MARKS[0] + "@ss/" + MARKS[1], "redis")
@@ -183,6 +185,7 @@ def test_a_redacted_url_shows_nothing(secret: str, scheme: str) -> None:
         assert_unseen(redact(url))
 
 
+@fuzzed(100)
 @given(SECRETS_OF_ANY_SHAPE, st.text(max_size=20), st.text(max_size=20))
 def test_what_is_hidden_is_found_in_every_form(secret: str, before: str, after: str) -> None:
     """As it is, percent-encoded, as JSON and as Python write it."""
@@ -446,7 +449,7 @@ def test_the_password_of_its_own_goes_into_the_address(url: str) -> None:
 # Errors, logs, archives
 
 
-@settings(deadline=None)
+@fuzzed(60)
 @given(SECRETS_OF_ANY_SHAPE)
 def test_an_error_of_the_settings_shows_nothing_to_programs(secret: str) -> None:
     """Whoever builds the tables in Python gets pydantic's errors, without their inputs."""
@@ -464,7 +467,7 @@ def test_an_error_of_the_settings_shows_nothing_to_programs(secret: str) -> None
         assert_unseen(str(refused.value), repr(refused.value), *traceback.format_exception(refused.value))
 
 
-@settings(deadline=None)
+@fuzzed(60)
 @given(SECRETS_OF_ANY_SHAPE)
 def test_a_log_line_and_its_traceback_show_nothing(secret: str) -> None:
     """Of any library: what was loaded as a secret is struck out."""

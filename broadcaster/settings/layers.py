@@ -29,6 +29,9 @@ TRACEBACK: Final = "BROADCASTER_TRACEBACK"
 _SELECTORS: Final = ("BROADCASTER_CONFIG", "BROADCASTER_PRESET", TRACEBACK)
 """Variables that choose files, or what is shown; all others with the prefix must name a key."""
 
+_NAME: Final = re.compile(r"[a-z][a-z_]{0,39}").fullmatch
+"""What looks like a key; a secret in the place of one is not shown."""
+
 _HARMLESS_URL: Final = re.compile(r"'[a-z]+://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/ws)?/?'").fullmatch
 
 
@@ -189,7 +192,7 @@ def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _origin(key: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
-    table, name = key.split(".")
+    table, _, name = key.partition(".")  # a key in quotes may have another point
     for layer, tables in layers:
         if isinstance(tables.get(table), Mapping) and name in tables[table]:
             return variable_of(table, name) if layer == "environment" else layer
@@ -207,7 +210,8 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
         elif problem["type"] == "extra_forbidden":
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             kind = "key" if len(where) == 2 else "table"
-            lines.append(f"{'.'.join(where)}: no such {kind} (from {origin})")
+            named = ".".join(name if _NAME(name) else HIDDEN for name in where)
+            lines.append(f"{named}: no such {kind} (from {origin})")
         else:
             given = repr(problem.get("input"))[:80]
             if _may_be_secret(where) and not _HARMLESS_URL(given):
