@@ -15,6 +15,7 @@ import pytest
 from broadcaster import Publisher, Settings, Subscriber
 from broadcaster.cli import cli
 from broadcaster.core import errors
+from broadcaster.settings.tables import SECRETS
 from broadcaster.wire import CloseCode
 from tests.support import ROOT
 
@@ -109,7 +110,8 @@ COMMAND = re.compile(r"(?:^|\$ |[;|&] *|exec |-m |/)(?:\w+=\S+ +)*(?<!from )(?<!
 def commands(line: str) -> Iterator[list[str]]:
     """The words behind each `broadcaster` that begins a command in a line."""
     for match in COMMAND.finditer(line.strip()):
-        yield [word for word in shlex.split(match[1]) if word not in ("...", "…")]
+        words = [word for word in shlex.split(match[1]) if word not in ("...", "…")]
+        yield words[: words.index(">")] if ">" in words else words
 
 
 def complaint_about(words: list[str]) -> str | None:
@@ -188,7 +190,8 @@ def test_settings_that_are_named_exist(document: Path) -> None:
             assert heading[1] in TABLES | EXTRAS, f"there is no table or extra {span}"
     for line in code_lines(document):
         for table, name in re.findall(r"BROADCASTER_([A-Z]+)__([A-Z_0-9]+)", line):
-            assert f"{table}.{name}".lower() in SETTINGS, f"there is no setting BROADCASTER_{table}__{name}"
+            known = SETTINGS | {f"{key}_file" for key in SECRETS}
+            assert f"{table}.{name}".lower() in known, f"there is no setting BROADCASTER_{table}__{name}"
         for assigned in re.findall(r"--set ([\w.]+)=", line):
             assert assigned in SETTINGS, f"there is no setting {assigned}"
 

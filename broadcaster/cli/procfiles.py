@@ -109,10 +109,13 @@ def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoRetu
     from honcho.environ import expand_processes, parse_procfile
     from honcho.manager import Manager
 
+    # A secret is given once: an option takes the place of the variable, and of the one that names a file with it.
+    over = {f"{name}_FILE" for name in variables} | {name.removesuffix("_FILE") for name in variables}
+    given = {name: value for name, value in os.environ.items() if name.upper() not in over}
     manager = Manager()
     lines = parse_procfile((STARTER / procfile).read_text(encoding="utf-8")).processes
     for process in expand_processes(lines, concurrency=concurrency):
         command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -P -m broadcaster ", 1)
-        manager.add_process(process.name, command, env={**os.environ, **variables, **process.env})
+        manager.add_process(process.name, command, env={**given, **variables, **process.env})
     manager.loop()
     sys.exit(manager.returncode)
