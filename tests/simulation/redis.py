@@ -106,7 +106,8 @@ class RedisProcess:
     def execute(self, words: Sequence[bytes], *, in_script: bool = False, oom: bool | None = None) -> Any:
         """The reply to a command on keys, or one of a few others."""
         name = words[0].upper()
-        self.counts[name.decode("latin-1")] += 1
+        if not in_script:
+            self.counts[name.decode("latin-1")] += 1
         if name in self.denied:
             return _denied(name, in_script=in_script)
         if name in (b"EVAL", b"EVALSHA") and not in_script:
