@@ -1168,3 +1168,19 @@ async def test_an_epoch_begins_at_another_redis_however_long_the_connection_live
         switch.target = other_redis.port
         [after] = assert_stored(await publish(link, 3))
         assert after.epoch > before.epoch, (before, after)
+
+
+@in_loop
+async def test_a_publisher_that_has_seen_more_than_a_memory_that_was_set_back_begins_an_epoch(
+    redis: RedisServer,
+) -> None:
+    """The same process, the same connection: only who has been answered a later position can know."""
+    async with publishing(redis.url) as link:
+        assert_stored(await publish(link, 1))
+        with redis_client(redis) as client:
+            before = {key: client.command("DUMP", key) for key in client.command("KEYS", "*")}
+            [lost] = assert_stored(await publish(link, 2))
+            for key, value in before.items():
+                client.command("RESTORE", key, 0, value, "REPLACE")
+        [after] = assert_stored(await publish(link, 3))
+        assert after.epoch > lost.epoch

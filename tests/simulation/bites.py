@@ -30,6 +30,8 @@ FOUND: Final[dict[str, int]] = {}
 SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     # Only an earlier hub begins a gap in front of the position that it was asked for.
     "reverts/10-a-gap-begins-before-the-position": ("tests/subscribe/test_resume_state.py", ""),
+    # The hub's floor is there a moment later.
+    "reverts/13-publishers-have-no-floor": ("tests/publish/test_pipeline.py", "set_back"),
 }
 """Per patch the file of the tests that fail with it, and words to choose among them."""
 
