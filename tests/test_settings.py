@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import tomllib
@@ -497,3 +498,82 @@ def test_the_hub_is_found_where_it_listens(host: str, url: str) -> None:
     ).settings
     assert settings.subscriber_url == settings.fleet_url == "wss://h/ws"
     assert settings.hub_url == url
+
+
+# Variables of others, and near misses
+
+OTHERS = {
+    "BROADCASTER_PORT": "tcp://10.96.1.1:8765",
+    "BROADCASTER_SERVICE_HOST": "10.96.1.1",
+    "BROADCASTER_SERVICE_PORT": "8765",
+    "BROADCASTER_SERVICE_PORT_WS": "8765",
+    "BROADCASTER_PORT_8765_TCP": "tcp://10.96.1.1:8765",
+    "BROADCASTER_PORT_8765_TCP_ADDR": "10.96.1.1",
+    "BROADCASTER_PORT_8765_TCP_PORT": "8765",
+    "BROADCASTER_PORT_8765_TCP_PROTO": "tcp",
+    "BROADCASTER_HUB_PORT": "tcp://10.96.1.2:9000",
+    "BROADCASTER_HUB_SERVICE_HOST": "10.96.1.2",
+    "BROADCASTER_NAME": "/app/broadcaster",
+    "BROADCASTER_VERSION": "1.2",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OTHERS.items(), ids=OTHERS.keys())
+def test_what_an_orchestrator_sets_for_a_service_of_this_name_is_not_ours(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert load(strict=True).settings.hub.port == 8765
+
+
+NEAR_MISSES = {
+    "BROADCASTER_HUBB__PORT": "BROADCASTER_HUB__PORT",
+    "BROADCASTER_HUB_PORT": "BROADCASTER_HUB__PORT",
+    "broadcaster_hub_port": "BROADCASTER_HUB__PORT",
+    "BROADCASTER_REDIS_URL": "BROADCASTER_REDIS__URL",
+    "BROADCASTER_CONFG": "BROADCASTER_CONFIG",
+    "BROADCASTER_HUB__MAX_CONECTIONS": "BROADCASTER_HUB__MAX_CONNECTIONS",
+}
+
+
+@pytest.mark.parametrize(("name", "meant"), NEAR_MISSES.items(), ids=NEAR_MISSES.keys())
+def test_a_near_miss_is_refused_by_the_command_line_and_logged_by_the_library(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(name, "9000")
+    with pytest.raises(
+        ConfigurationError, match=f"^unknown environment variable {name}; did you mean {meant}\\?$"
+    ):
+        load(strict=True)
+    load()
+    assert f"unknown environment variable {name}; did you mean {meant}?" in caplog.text
+
+
+def test_a_mistyped_key_and_preset_are_told_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "broadcaster.toml").write_text("[hub]\nmax_conections = 5\n[redsi]\nurl = ''\n")
+    with pytest.raises(ConfigurationError) as told:
+        load(config=tmp_path / "broadcaster.toml")
+    assert "hub.max_conections: no such key (from broadcaster.toml); did you mean hub.max_connections?" in str(
+        told.value
+    )
+    with pytest.raises(ConfigurationError, match=r"did you mean burst\?"):
+        load(preset="bursts")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (codecs.BOM_UTF8 + b"[hub]\nport = 9000\n", ""),
+        ("[hub]\nport = 9000\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        (b"[hub]\nhost = '\xff'\n", "is no UTF-8, at byte 14"),
+    ],
+    ids=["a mark of UTF-8", "UTF-16", "Latin-1"],
+)
+def test_files_of_other_editors(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "broadcaster.toml"
+    file.write_bytes(content)
+    if said:
+        with pytest.raises(ConfigurationError, match=said):
+            load(config=file)
+    else:
+        assert load(config=file).settings.hub.port == 9000

@@ -78,7 +78,7 @@ def load_settings(context: click.Context, **options: Any) -> Loaded:
         if value is not None:
             table, key = name.split("__")
             overrides.setdefault(table, {})[key] = value
-    return load(config=context.obj["config"], preset=context.obj["preset"], overrides=overrides)
+    return load(config=context.obj["config"], preset=context.obj["preset"], overrides=overrides, strict=True)
 
 
 def program() -> str:

@@ -99,8 +99,8 @@ async def _run(
     """
     tls = _tls(hub.settings)
     server = await _listen(hub, tls)
-    if hub.settings.hub.max_connections < most:
-        log.info("at most %d connections: more files may not be open", hub.settings.hub.max_connections)
+    if (room := hub.settings.hub.max_connections) < 0.9 * most:
+        log.warning("hub.max_connections is %d, but only %d can be open (ulimit -n)", most, room)
     _quiet_garbage_collector()
     hub.start()
     if reload is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import difflib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +18,19 @@ from typing import Any, Final
 import tomli_w
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
-from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER
 from broadcaster.core.redaction import HIDDEN, redact
 from broadcaster.settings.secret_files import FILE, variable_of, with_secrets_of_files
 from broadcaster.settings.tables import ENVIRONMENT, SECRETS, Settings
+
+log = logging.getLogger("broadcaster")
+
+_OF_A_SERVICE: Final = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)"
+).fullmatch
+_URL_OF_A_SERVICE: Final = re.compile(r"(tcp|udp|sctp)://").match
 
 CONFIG_FILE: Final = "broadcaster.toml"
 TRACEBACK: Final = "BROADCASTER_TRACEBACK"
@@ -48,6 +58,7 @@ def load(
     config: Path | None = None,
     preset: str | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    strict: bool = False,
 ) -> Loaded:
     """Read all layers.
 
@@ -57,11 +68,13 @@ def load(
         preset: Name of a file in the folder `config/` beside it, or in that of this package; None takes
             `$BROADCASTER_PRESET`, or none.
         overrides: The command line's layer: table → key → value.
+        strict: Whether an unknown variable is an error. Else it is logged: a program that has this package as a
+            library does not end for it.
 
     Raises:
         ConfigurationError: A named file is missing or no TOML, a key or variable is unknown, a value is bad.
     """
-    _refuse_unknown_variables()
+    _check_variables(strict)
     files = _config_files(config, preset)
     layers: list[tuple[str, Mapping[str, Any]]] = []
 
@@ -77,7 +90,10 @@ def load(
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             from_files = [(file.name, _read(settings_cls, file)) for file in files]
             for name, source in (("command line", init_settings), ("environment", env_settings), *from_files):
-                layers.append((name, with_secrets_of_files(name, source())))
+                tables = source()
+                if name == "environment":  # what is in it, and unknown, has been told
+                    tables = _known_keys(tables)
+                layers.append((name, with_secrets_of_files(name, tables)))
             return tuple(InitSettingsSource(settings_cls, dict(tables)) for _, tables in layers)
 
     try:
@@ -132,10 +148,17 @@ def assignment(text: str) -> dict[str, dict[str, Any]]:
     return {match[1]: {match[2]: value}}
 
 
-def _read(settings_cls: type[BaseSettings], file: Path) -> TomlSource:
+def _read(settings_cls: type[BaseSettings], file: Path) -> InitSettingsSource:
     try:
-        return TomlSource(settings_cls, file)
-    except (OSError, ValueError) as error:  # ValueError: no TOML, or no UTF-8
+        data = file.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigurationError(f"{file} is UTF-16: save it as UTF-8")
+        return InitSettingsSource(settings_cls, tomllib.loads(data.decode("utf-8-sig")))
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file} is no UTF-8, at byte {error.start}") from None
+    except ValueError as error:
         raise ConfigurationError(f"{file}: {error}") from None
 
 
@@ -151,7 +174,8 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
         presets = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.toml")}
         if preset not in presets:
             known = ", ".join(sorted(presets))
-            raise ConfigurationError(f"preset {preset!r}: there is no {folders[0] / preset}.toml (known: {known})")
+            there = f"there is no {folders[0] / preset}.toml (known: {known})"
+            raise ConfigurationError(f"preset {preset!r}: {there}{_did_you_mean(preset, presets)}")
         files.append(presets[preset])
     if base.is_file():
         files.append(base)
@@ -169,20 +193,52 @@ def _refuse_no_list(key: str, variable: str, text: str) -> None:
     raise ConfigurationError(f"{key}: should be a list as in JSON (got {given}, from {variable})")
 
 
-def _refuse_unknown_variables() -> None:
+def _check_variables(strict: bool) -> None:
+    """Refuse variables with our prefix that name no key. Without `__` they are not ours, but for near misses."""
     defaults = dict(_flatten(Settings.model_construct().model_dump()))
     lists = {key for key, value in defaults.items() if isinstance(value, tuple)}
     keys = {key.replace(".", "__").upper() for key in defaults}
+    tables = {key.partition(".")[0].upper() for key in defaults}
     files = {f"{key}{FILE}".replace(".", "__").upper() for key in SECRETS}
+    known = {*_SELECTORS, *(f"{ENVIRONMENT}{key}" for key in keys | files)}
     for variable in sorted(os.environ):
         name = variable.upper()
-        if not name.startswith(ENVIRONMENT) or name in _SELECTORS:
+        if not name.startswith(ENVIRONMENT) or name in _SELECTORS or _is_of_a_service(name, os.environ[variable]):
             continue
-        if name.removeprefix(ENVIRONMENT) not in keys | files:
-            raise ConfigurationError(f"unknown environment variable {variable} (see broadcaster config show)")
+        if name not in known:
+            suggestion = _did_you_mean(name, known)
+            if suggestion or "__" in name or name.removeprefix(ENVIRONMENT) in tables:
+                unknown = f"unknown environment variable {variable}"
+                unknown += suggestion or " (see broadcaster config show)"
+                if strict:
+                    raise ConfigurationError(unknown)
+                log.warning("%s", unknown)
+            continue
         key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
         if key in lists:
             _refuse_no_list(key, variable, os.environ[variable])
+
+
+def _known_keys(tables: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those keys of some tables that there are."""
+    known = {*dict(_flatten(Settings.model_construct().model_dump())), *(f"{key}{FILE}" for key in SECRETS)}
+    tables = {table: keys for table, keys in tables.items() if isinstance(keys, Mapping)}
+    return {
+        table: {key: value for key, value in keys.items() if f"{table}.{key}" in known}
+        for table, keys in tables.items()
+    }
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    """Whether Kubernetes or Docker has set it: in every container, for a service that is called `broadcaster…`."""
+    is_url = name.endswith("_PORT") and _URL_OF_A_SERVICE(value)
+    return "__" not in name and bool(is_url or _OF_A_SERVICE(name))
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known name that is most like this one, as the end of a complaint; empty if none is."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -211,7 +267,9 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             kind = "key" if len(where) == 2 else "table"
             named = ".".join(name if _NAME(name) else HIDDEN for name in where)
-            lines.append(f"{named}: no such {kind} (from {origin})")
+            keys = dict(_flatten(Settings.model_construct().model_dump()))
+            known = keys if len(where) == 2 else {key.partition(".")[0] for key in keys}
+            lines.append(f"{named}: no such {kind} (from {origin}){_did_you_mean(named, known)}")
         else:
             given = repr(problem.get("input"))[:80]
             if _may_be_secret(where) and not _HARMLESS_URL(given):
