@@ -10,8 +10,11 @@ import contextlib
 import json
 import logging
 import traceback
+from base64 import b64encode
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
@@ -23,7 +26,7 @@ from pydantic import SecretStr, ValidationError
 
 from broadcaster import Subscriber
 from broadcaster.core import redaction
-from broadcaster.core.errors import ConfigurationError, HubUnavailable
+from broadcaster.core.errors import ConfigurationError, HubRefused, HubUnavailable
 from broadcaster.core.logs import configure_logging
 from broadcaster.core.redaction import hide, redact, scrub
 from broadcaster.loadtest.fleet import Fleet
@@ -529,6 +532,61 @@ def test_the_status_of_a_hub_is_asked_for_with_the_password_and_said_without() -
         assert "http://wall:***@127.0.0.1:1" in str(failed.value)
 
     run_async(main())
+
+
+class Quoting(BaseHTTPRequestHandler):
+    """A server that answers with the credentials it was sent."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        credentials = self.headers.get("Authorization", "none")
+        if self.path == "/stats":
+            basic = f"Basic {b64encode(b'wall:p@ss').decode()}"
+            body = json.dumps({"ready": credentials == basic, "connected": 0}).encode()
+            self.send_response(200)
+        else:
+            body = f"who is {credentials}?".encode()
+            self.send_response(403, f"not for {credentials}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def quoting_port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quoting) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_server_that_quotes_the_token_is_not_quoted(quoting_port: int) -> None:
+    """Neither by a subscriber, nor by a fleet."""
+    url = f"ws://127.0.0.1:{quoting_port}/ws"
+
+    async def main() -> None:
+        subscriber = Subscriber(url, settings=Settings.model_construct(), token="".join(MARKS))
+        async with subscriber:
+            with pytest.raises(HubRefused, match=r"403 who is Bearer \*\*\*") as refused:
+                await subscriber.receive()
+        table = SubscriberTable(token=SecretStr("".join(MARKS)))
+        fleet = Fleet(url, clients=1, ramp_per_s=100.0, subscriber=table)
+        await fleet.connect()
+        [failure] = fleet.result(1).failures
+        assert "403 not for Bearer ***" in failure
+        assert_unseen(str(refused.value), failure)
+
+    run_async(main())
+
+
+def test_a_proxy_that_asks_for_a_password_gets_that_of_the_address(quoting_port: int) -> None:
+    """Also for `/stats`, which the load test reads; decoded."""
+    url = hub_status.base_url(f"ws://wall:p%40ss@127.0.0.1:{quoting_port}/ws")
+    assert run_async(hub_status.statistics(url))["ready"]
 
 
 @pytest.mark.parametrize("role", ["hub", "subscribe"])

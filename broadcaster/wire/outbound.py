@@ -9,6 +9,7 @@ from websockets.protocol import OPEN, State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from broadcaster.core.redaction import scrub
 from broadcaster.wire.bearer import authorization
 from broadcaster.wire.dispose import QUIET, dispose
 from broadcaster.wire.frames import PLAIN, V1, CloseCode, is_final_refusal
@@ -50,14 +51,14 @@ class Outbound:
                 self.connected = protocol.handshake_exc is None  # it may be closed already, by the same read
                 self.status = event.status_code
                 if not self.connected:
-                    self.failure = f"refused: {event.status_code} {event.reason_phrase}"
+                    self.failure = scrub(f"refused: {event.status_code} {event.reason_phrase}")
             elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 self._fragments.append(bytes(event.data))
                 if event.fin:
                     messages.append(b"".join(self._fragments))
                     self._fragments.clear()
         if protocol.handshake_exc and not self.failure:
-            self.failure = str(protocol.handshake_exc)
+            self.failure = scrub(str(protocol.handshake_exc))  # it may quote the request
         return messages
 
     def pong(self) -> bytes:

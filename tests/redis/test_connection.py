@@ -263,6 +263,21 @@ async def test_a_stranger_at_the_port_is_unavailable_within_the_deadline(talk: T
 
 
 @in_loop
+async def test_a_server_that_quotes_the_password_is_not_quoted() -> None:
+    """One that does not know AUTH (`rename-command AUTH ""`) answers with what it was sent."""
+
+    async def quoting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"Zq7")
+        writer.write(b"-ERR unknown command 'AUTH', with args beginning with: 'Zq7' \r\n")
+        await reader.read()
+
+    async with stand_in(quoting) as url:
+        with pytest.raises(RedisUnavailable) as refused:
+            await RedisConnection.open(url.replace("redis://", "redis://:Zq7@"), timeout_s=5 * UNIT_S)
+    assert str(refused.value) == "Redis says: ERR unknown command 'AUTH'"
+
+
+@in_loop
 async def test_a_frozen_redis_does_not_log_in_within_the_deadline(redis: RedisServer) -> None:
     """A Redis that accepts and does not answer is unavailable when the deadline has passed."""
     with frozen(redis), pytest.raises(RedisUnavailable):

@@ -21,7 +21,7 @@ from broadcaster.redis.commands import CommandLink
 from broadcaster.redis.connection import Command, RedisConnection
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.redis.server import RedisServer
-from broadcaster.settings import HistoryTable, PublisherTable, Settings
+from broadcaster.settings import HistoryTable, PublisherTable, RedisTable, Settings
 from broadcaster.subscribe.subscriber import Subscriber
 from tests.certificates import Certificates, make
 from tests.support import (
@@ -467,6 +467,36 @@ async def test_a_redis_that_nobody_vouches_for_is_not_believed(
     async with commands(plain(guarded, ADMIN)) as admin:
         [entries] = await admin.execute(("CLIENT", "LIST"))
         assert b"user=hub" not in entries
+
+
+@in_loop
+async def test_options_of_tls_mean_what_they_mean_to_redis_py(
+    proxy: Proxy, certificates: Certificates, tmp_path: Path
+) -> None:
+    """Without verification nothing is verified; without a check of the name an authority is enough."""
+    stranger = make(tmp_path, "stranger")
+
+    async def opens(query: str, host: str = "127.0.0.1") -> bool:
+        url = f"rediss://{HUB}@{host}:{proxy.port}/0?{query}"
+        assert RedisTable(url=url).url == url
+        try:
+            link = await RedisConnection.open(url, timeout_s=5 * UNIT_S)
+        except RedisUnavailable:
+            return False
+        link.abort()
+        return True
+
+    assert await opens("ssl_cert_reqs=none")
+    assert await opens(f"ssl_cert_reqs=none&ssl_ca_certs={stranger.authority}")
+    assert not await opens("ssl_cert_reqs=required")
+    assert not await opens("ssl_cert_reqs=optional")
+    assert not await opens("ssl_check_hostname=false")
+    authority = f"ssl_ca_certs={certificates.authority}"
+    assert await opens(f"ssl_cert_reqs=optional&{authority}")
+    assert not await opens(authority, host="127.1")
+    assert await opens(f"ssl_check_hostname=false&{authority}", host="127.1")
+    assert not await opens(f"ssl_ca_path={tmp_path}")
+    assert not await opens(f"{authority}&ssl_certfile={tmp_path}/nothing.pem")
 
 
 AUTHORITIES: dict[str, str] = {
