@@ -169,6 +169,45 @@ def test_no_secret_is_in_any_output(
     assert ended.code in (0, 2, 69, 78)
 
 
+USAGE_ERRORS = {
+    "no argument is taken": ("subscribe", f"ws://wall:{MARKS[0]}@h/ws"),
+    "nor a second one": ("config", "init", "a", f"ws://h/ws?token={MARKS[0]}"),
+    "half an assignment": ("--set", f"subscriber.token:{MARKS[0]}", "config", "show"),
+    "no such file": ("--config", f"redis://:{MARKS[0]}@h/0", "config", "show"),
+    "no such preset": ("--preset", f"redis://:{MARKS[0]}@h/0", "config", "show"),
+    "no such command": (f"redis://:{MARKS[0]}@h/0",),
+    "no number": ("hub", "--port", f"redis://:{MARKS[0]}@h/0"),
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE_ERRORS.values(), ids=USAGE_ERRORS)
+def test_an_address_in_the_wrong_place_is_redacted(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is quoted because nothing like it is expected there."""
+    ended = CommandLine(tmp_path, monkeypatch, capsys)(*arguments)
+    assert ended.code in (2, 78)
+    assert ended.stderr
+    assert_unseen(ended.stdout, ended.stderr)
+
+
+def test_the_traceback_of_a_bug_shows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither where it is asked for; what was loaded is struck out, in whatever form it is quoted."""
+    secret = f"{MARKS[0]}/{MARKS[1]}"
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(f"a bug with {secret!r} and {quote(secret, safe='')}")
+
+    monkeypatch.setattr("broadcaster.cli.people.dump", fail)
+    run = CommandLine(tmp_path, monkeypatch, capsys)
+    ended = run("config", "show", BROADCASTER_SUBSCRIBER__TOKEN=secret, BROADCASTER_TRACEBACK="1")
+    assert ended.code == 70
+    assert "RuntimeError: a bug with '***' and ***" in ended.stderr
+    assert_unseen(ended.stdout, ended.stderr)
+
+
 @fuzzed(150)
 @given(SECRETS_OF_ANY_SHAPE, st.sampled_from(["redis", "unix", "ws"]))
 @example("p" + MARKS[0] + "@ss#" + MARKS[1], "redis")
@@ -382,6 +421,8 @@ def test_every_secret_can_be_read_from_a_file(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv(f"BROADCASTER_{key.replace('.', '__')}_FILE".upper(), str(tmp_path / key))
     loaded = load()
     assert loaded.settings.model_dump() == plain
+    assert Settings().model_dump() == plain
+    assert Settings(redis=RedisTable()).redis == RedisTable()
     for key in values:
         assert loaded.origins[key] == f"BROADCASTER_{key.replace('.', '__')}_FILE".upper()
 

@@ -29,7 +29,7 @@ _CREDENTIALS: Final = (
 )
 _IS_CREDENTIAL: Final = re.compile(_CREDENTIALS, re.IGNORECASE).fullmatch
 
-_URL: Final = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*://)(\S*)@")
+_URL: Final = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*:/{1,2})(\S*)@")  # a path has one slash left
 _REDACTED: Final = re.compile(r"[^\s:@/]*:\*\*\*|\*\*\*").fullmatch
 _PARAMETER: Final = re.compile(rf"(?i)([?&;](?:{_CREDENTIALS})=)[^&\s\"'<>]+")
 _BEARER: Final = re.compile(r"(?i)\b((?:bearer|basic)[ .]+)[a-z0-9._~+/=-]{16,}")
@@ -113,7 +113,7 @@ def _shown_parameter(pair: str) -> str:
 def scrub(text: str) -> str:
     """A text without the credentials in it: of URLs, of headers, and whatever was given to `hide`."""
     global _longest_first
-    if "://" in text:
+    if ":/" in text:
         text = _URL.sub(lambda found: found[0] if _REDACTED(found[2]) else f"{found[1]}{HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)

@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER
 from broadcaster.core.redaction import HIDDEN, redact
-from broadcaster.settings.secret_files import FILE, variable_of, with_secrets_of_files
+from broadcaster.settings.secret_files import FILE, with_secrets_of_files
 from broadcaster.settings.tables import ENVIRONMENT, SECRETS, Settings
 
 log = logging.getLogger("broadcaster")
@@ -93,7 +93,7 @@ def load(
                 tables = source()
                 if name == "environment":  # what is in it, and unknown, has been told
                     tables = _known_keys(tables)
-                layers.append((name, with_secrets_of_files(name, tables)))
+                layers.append((name, with_secrets_of_files(name, tables, SECRETS)))
             return tuple(InitSettingsSource(settings_cls, dict(tables)) for _, tables in layers)
 
     try:
@@ -251,8 +251,15 @@ def _origin(key: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
     table, _, name = key.partition(".")  # a key in quotes may have another point
     for layer, tables in layers:
         if isinstance(tables.get(table), Mapping) and name in tables[table]:
-            return variable_of(table, name) if layer == "environment" else layer
+            return _variable_of(table, name) if layer == "environment" else layer
     return "default"
+
+
+def _variable_of(table: str, name: str) -> str:
+    """The environment variable that this key came from."""
+    variable = f"{ENVIRONMENT}{table}__{name}".upper()
+    of_file = f"{variable}{FILE.upper()}"
+    return of_file if of_file in {other.upper() for other in os.environ} else variable
 
 
 def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:

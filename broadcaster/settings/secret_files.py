@@ -7,14 +7,12 @@ list: `{ kid = "2026", key_file = "/run/secrets/jwt.pem" }`. So for all keys tha
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.redaction import hide, hide_url
-from broadcaster.settings.tables import ENVIRONMENT, SECRETS
 
 FILE: Final = "_file"
 
@@ -22,8 +20,13 @@ _LARGEST_BYTES: Final = 2**20
 _LISTS: Final = ("auth.api_keys", "auth.jwt_keys")
 
 
-def with_secrets_of_files(layer: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+def with_secrets_of_files(layer: str, tables: Mapping[str, Any], secrets: Iterable[str]) -> dict[str, Any]:
     """The tables of a layer, with the contents of the files that it names; from now on all of them are hidden.
+
+    Args:
+        layer: Its name, for messages.
+        tables: Table → key → value, of whatever shape.
+        secrets: The keys, such as `redis.url`, that may be secret.
 
     Raises:
         ConfigurationError: A file cannot be read, or there is a value beside it; nothing of its text is shown.
@@ -32,7 +35,7 @@ def with_secrets_of_files(layer: str, tables: Mapping[str, Any]) -> dict[str, An
         name: dict(table) if isinstance(table, Mapping) else table
         for name, table in tables.items()
     }  # fmt: skip
-    for key in SECRETS:
+    for key in secrets:
         table, name = key.split(".")
         if isinstance(values := found.get(table), dict):
             _replace(values, name, key, layer)
@@ -43,13 +46,6 @@ def with_secrets_of_files(layer: str, tables: Mapping[str, Any]) -> dict[str, An
         elif isinstance(values, str):
             _hide_all(values)
     return found
-
-
-def variable_of(table: str, name: str) -> str:
-    """The environment variable that this key came from."""
-    variable = f"{ENVIRONMENT}{table}__{name}".upper()
-    of_file = f"{variable}{FILE.upper()}"
-    return of_file if of_file in {other.upper() for other in os.environ} else variable
 
 
 def _with_keys(values: dict[str, Any], name: str, key: str, layer: str) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broadcaster.core.event import channel_name
 from broadcaster.core.redaction import legal_token
 from broadcaster.settings.origin import canonical_pattern
+from broadcaster.settings.secret_files import with_secrets_of_files
 from broadcaster.settings.urls import redis_url, websocket_url, with_password
 
 ENVIRONMENT: Final = "BROADCASTER_"
@@ -247,6 +248,19 @@ class Settings(BaseSettings):
     fleet: FleetTable = FleetTable()
     loadtest: LoadtestTable = LoadtestTable()
     report: ReportTable = ReportTable()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """For programs that build them without `load`: arguments above the environment, which may name files."""
+        environment = with_secrets_of_files("environment", env_settings(), SECRETS)
+        return init_settings, InitSettingsSource(settings_cls, environment)
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
