@@ -275,13 +275,23 @@ async def test_a_counter_that_was_set_back_begins_an_epoch_with_these_rights(gua
 @pytest.mark.parametrize("user", [HUB, PUBLISHER], ids=["hub", "publisher"])
 @in_loop
 async def test_an_event_that_may_not_be_published_is_not_stored_either(guarded: RedisServer, user: str) -> None:
-    """Who may write to a channel's keys, and not publish on it, is refused and leaves nothing behind."""
+    """Who may write to a channel's keys, and not publish on it, is refused and leaves nothing behind.
+
+    But for the place that Valkey does not give again (`taken_back`).
+    """
     async with commands(plain(guarded, user)) as link, commands(plain(guarded, ADMIN)) as admin:
         await admin.execute(stream.store("other", [("1", b'{"a":1}')], TABLE))
-        before = await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+"))
-        with pytest.raises(RedisRefused, match="publish"):
+
+        async def kept() -> tuple[dict[bytes, bytes], Any]:
+            meta, log = await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+"))
+            return {
+                name: value for name, value in zip(meta[::2], meta[1::2], strict=True) if name != b"taken_back"
+            }, log
+
+        before = await kept()
+        with pytest.raises(RedisRefused, match=r"publish|access a channel"):
             await link.execute(stream.store("other", [("2", b'{"a":2}')], TABLE))
-        assert await admin.execute(("HGETALL", "{other}:meta"), ("XRANGE", "{other}:log", "-", "+")) == before
+        assert await kept() == before
         reply, look = await admin.execute(
             stream.store("other", [("2", b'{"a":2}')], TABLE), stream.ensure_epoch("other", TABLE)
         )
@@ -402,7 +412,7 @@ async def test_a_right_that_is_missing_is_told_at_once(steady: RedisServer, righ
     """Trying again would not help: the publish fails long before its deadline, and says what Redis said."""
     user = f"without-{right.replace('|', '-')}:of-the-tests"
     begun_at = time.monotonic()
-    with pytest.raises(RedisRefused, match=r"can't|NOPERM"):
+    with pytest.raises(RedisRefused, match=r"can't|NOPERM|ACL failure"):
         async with Publisher(settings(plain(steady, user), 6 * UNIT_S)) as poor:
             await asyncio.gather(
                 *(poor.publish("T", "s", to=f"events.{right.partition('|')[0]}") for _ in range(3))
