@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -267,4 +268,7 @@ async def ask(
         if transport is not None:
             transport.abort()
     head, _, answer = asking.data.partition(b"\r\n\r\n")
-    return int(head.split()[1]) if head else 0, answer
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    if not head or (length and len(answer) < int(length[1])):
+        return 0, b""  # the hub has ended in the middle of it
+    return int(head.split()[1]), answer
