@@ -18,17 +18,21 @@ SHORTEST_WAIT_S: Final = 0.05
 LONGEST_WAIT_S: Final = 1.0
 
 
-def backoff_s(shortest_s: float, longest_s: float, chance: Chance = CHANCE) -> Iterator[float]:
+def backoff_s(
+    shortest_s: float, longest_s: float, chance: Chance = CHANCE, *, least: float = 0.0
+) -> Iterator[float]:
     """Seconds between attempts: full jitter under a bound that doubles (AWS, Exponential Backoff And Jitter).
 
     Args:
         shortest_s: The first bound.
         longest_s: The largest bound.
         chance: Draws each wait between 0 and the bound.
+        least: The shortest wait, as a share of the bound.
     """
     bound_s = shortest_s
     while True:
-        yield chance.uniform(0, min(bound_s, longest_s))
+        most_s = min(bound_s, longest_s)
+        yield chance.uniform(least * most_s, most_s)
         bound_s = min(bound_s * 2, longest_s)
 
 

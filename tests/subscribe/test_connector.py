@@ -7,16 +7,20 @@ import contextlib
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import Close
+from websockets.typing import Subprotocol
 
-from broadcaster.settings import SubscriberTable
+from broadcaster.settings import Settings, SubscriberTable
 from broadcaster.subscribe.connector import Connector
+from broadcaster.subscribe.subscriber import Subscriber
 from broadcaster.wire import client
-from tests.support import free_port, run_async, until
+from tests.support import free_port, in_loop, run_async, until
 
 TABLE = SubscriberTable(reconnect_max_s=3600.0)
 
@@ -61,7 +65,7 @@ def test_a_wait_that_is_cancelled_goes_on_and_is_not_begun_anew(hint_s: float) -
         attempts = Attempts()
         async with connector(attempts.url) as one:
             one.hint(hint_s)
-            one.on_lost()
+            one.on_lost(None, "")
             await poll(one, 60, 0.01)
             return attempts.count
 
@@ -74,7 +78,7 @@ def test_nobody_has_to_wait_for_it() -> None:
     async def story() -> None:
         attempts = Attempts()
         async with connector(attempts.url, SubscriberTable(reconnect_max_s=0.01)) as one:
-            one.on_lost()
+            one.on_lost(None, "")
             await until(lambda: attempts.count >= 3, "it waits to be asked")
 
     run_async(story())
@@ -87,7 +91,7 @@ def test_the_hint_holds_for_whoever_polls() -> None:
         attempts = Attempts()
         async with connector(attempts.url) as one:
             one.hint(60.0)
-            one.on_lost()
+            one.on_lost(None, "")
             await poll(one, 20, 0.005)
             return attempts.count
 
@@ -121,7 +125,7 @@ def test_a_hint_is_bounded(hint: object, waits_s: float, monkeypatch: pytest.Mon
         attempts = Attempts()
         async with connector(attempts.url) as one:
             one.hint(hint)
-            one.on_lost()
+            one.on_lost(None, "")
             while not attempts.count:
                 await sleep(0)
 
@@ -207,7 +211,7 @@ async def close_soon(url: str, *, lost: bool = False) -> Attempts:
     async with connector(attempts.url, tls=url.startswith("wss:")) as one:
         if lost:
             one.hint(30.0)
-            one.on_lost()
+            one.on_lost(None, "")
         await poll(one, 1, 0.2)
         assert one.connection is None
         async with asyncio.timeout(1.0):
@@ -261,3 +265,35 @@ def test_why_a_connection_was_closed_is_said_once(
 ) -> None:
     """The other side's code and reason; what was answered to it says nothing new."""
     assert client.close_reason(client.ConnectionClosed(received, sent, order)) == words
+
+
+# Servers that take a connection and end it
+
+
+async def count_connections(code: int | None, within_s: float) -> int:
+    """How often a subscriber comes in so many seconds to a server that ends each connection at once."""
+    times: list[float] = []
+
+    async def end(connection: ServerConnection) -> None:
+        times.append(time.monotonic())
+        if code is None:
+            connection.transport.abort()
+        else:
+            await connection.close(code)
+
+    async with serve(end, "127.0.0.1", 0, subprotocols=[Subprotocol("broadcaster.v1")]) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with Subscriber(f"ws://127.0.0.1:{port}/ws", settings=Settings.model_construct()) as subscriber:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await subscriber.receive()
+    return len(times)
+
+
+@pytest.mark.slow
+@in_loop
+async def test_nobody_makes_a_storm_of_connections_that_are_ended_at_once() -> None:
+    """At most 8 in the first 12 s, whatever the way of ending; a thousand clients would keep a hub down."""
+    codes = (None, 1000, 1011, 1012, 1013, 4008)
+    counts = await asyncio.gather(*(count_connections(code, 12.0) for code in codes))
+    assert all(2 <= count <= 8 for count in counts), dict(zip(codes, counts, strict=True))
