@@ -213,6 +213,7 @@ class _Link:
                 self.target.transport.abort()
             else:
                 self.client.release("connecting")
+                self._requests.pump()  # some versions of asyncio have read already, although they may not
 
     def pass_on(self, end: _End, data: bytes) -> None:
         if self.swallows:
@@ -272,7 +273,7 @@ class _Pipe:
 
     def put(self, data: bytes) -> None:
         """Something was sent; nothing: the end."""
-        if not self._held and self._way.clear:
+        if not self._held and self._way.clear and self._sink.met:
             self._give(data)
             return
         self._held.append((asyncio.get_running_loop().time(), data))
@@ -287,7 +288,7 @@ class _Pipe:
             self._timer.cancel()
             self._timer = None
         loop, way = asyncio.get_running_loop(), self._way
-        while self._held and not way.blocked:
+        while self._held and not way.blocked and self._sink.met:
             sent_at, data = self._held[0]
             if (at := max(sent_at + way.delay_s, self._free_at)) > loop.time():
                 self._timer = loop.call_at(at, self.pump)
@@ -328,6 +329,11 @@ class _End(asyncio.Protocol):
         self.open = False
         self.lost = False
         self._holds: set[str] = set()
+
+    @property
+    def met(self) -> bool:
+        """Whether it is there, or was."""
+        return self.open or self.lost
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.open = cast(asyncio.Transport, transport), True
