@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from broadcaster.redis import server as redis_server
 from broadcaster.redis.server import RedisServer
 from tests.support import Hub, HubProcess, HubThread, RedisClient, free_port, redis_client
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would be what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = (
     "auth/test_access.py::test_tokens_without_end",

@@ -478,7 +478,7 @@ def test_a_secret_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("BROADCASTER_SUBSCRIBER__TOKEN")
     monkeypatch.setenv("BROADCASTER_HUB__PORT_FILE", str(tmp_path / "token"))
     with pytest.raises(ConfigurationError, match="BROADCASTER_HUB__PORT_FILE"):
-        load()
+        load(strict=True)
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/0", "redis://app@h:1/0", "unix:///run/redis.sock?db=1"])
