@@ -215,19 +215,6 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     return fields
 
 
-_PLACE: Final = re.compile(
-    rb'\{"channel":"([A-Za-z0-9._:-]{1,128})","epoch":"([A-Za-z0-9]{1,64})","offset":(\d{1,16}),'
-)
-
-
-def place_of(payload: bytes) -> tuple[str, Position] | None:
-    """Channel and position of a stored event, whatever comes after them; None if it has none."""
-    if (found := _PLACE.match(payload)) is None:
-        return None
-    channel, epoch, offset = (part.decode() for part in found.groups())
-    return (channel, Position(epoch, int(offset))) if 1 <= int(offset) <= MAX_OFFSET else None
-
-
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object from outside; no key may occur twice.
 

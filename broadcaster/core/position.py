@@ -135,3 +135,16 @@ def read_position(value: object) -> Position | None:
 _EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}").fullmatch
 _TIMED: Final = re.compile(r"T[0-9a-v]{9}[0-9a-f]{6}").fullmatch
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,16})", re.ASCII).fullmatch
+
+
+_PLACE: Final = re.compile(
+    rb'\{"channel":"([A-Za-z0-9._:-]{1,128})","epoch":"([A-Za-z0-9]{1,64})","offset":(\d{1,16}),'
+)
+
+
+def place_of(payload: bytes) -> tuple[str, Position] | None:
+    """Channel and position of a stored event, whatever comes after them; None if it has none."""
+    if (found := _PLACE.match(payload)) is None:
+        return None
+    channel, epoch, offset = (part.decode() for part in found.groups())
+    return (channel, Position(epoch, int(offset))) if 1 <= int(offset) <= MAX_OFFSET else None

@@ -13,7 +13,7 @@ from broadcaster.core import event as events
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
-from broadcaster.core.position import Cause, Gap, Position
+from broadcaster.core.position import Cause, Gap, Position, place_of
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.status_events import Fresh, Received, Stale
 from broadcaster.settings import Settings, load, websocket_url
@@ -255,7 +255,7 @@ class Subscriber:
 
     def _announce_unreadable(self, message: bytes) -> None:
         """What cannot be read, or is too large, is missing; its position is read all the same."""
-        if (place := events.place_of(message)) is None:
+        if (place := place_of(message)) is None:
             return
         channel, position = place
         before = Position(position.epoch, position.offset - 1)

@@ -961,6 +961,35 @@ def test_positions_of_the_hub_are_taken_as_they_are() -> None:
     run_async(story())
 
 
+def test_what_cannot_be_read_is_a_gap_at_its_position() -> None:
+    """Too large for this subscriber, no JSON, or no event: nothing is lost without a word."""
+
+    def stored(offset: int, rest: bytes) -> bytes:
+        return b'{"channel":"events.critical","epoch":"a","offset":%d,' % offset + rest
+
+    async def story() -> None:
+        large = event_payload(2, data={"pad": "x" * 70_000})[1:]
+        messages = [WELCOME, placed(1), stored(2, large), stored(3, b'"x":'), stored(4, b'"x":1}'), placed(5)]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url, since="a-0") as notices:
+            await notices.until(1, "refused", "refused", "refused", 5)
+            subscriber = notices.subscriber
+            assert (subscriber.invalid, subscriber.gaps, str(subscriber.position)) == (3, 3, "a-5")
+
+    run_async(story())
+
+
+def test_two_publishers_of_one_source_are_nothing_missing() -> None:
+    """Each counts for itself; of stored events the offsets say whether one is missing."""
+
+    async def story() -> None:
+        messages = [WELCOME, *(placed(number, offset) for offset, number in enumerate((1, 100, 2, 101), 1))]
+        async with fake_hub(send_all(messages), v1=True) as url, noticing(url, since="a-0") as notices:
+            await notices.until(1, 100, 2, 101)
+            assert notices.subscriber.missing == {}
+
+    run_async(story())
+
+
 ONE_ID = "00000000-0000-4000-8000-000000000000"
 UNEXPLAINED: dict[str, tuple[list[bytes], list[int | str], tuple[int, int | None]]] = {
     "an offset is skipped": ([placed(1), placed(4)], [1, "unexplained", 4], (2, 3)),
