@@ -266,6 +266,15 @@ REFUSED = {
     "redis://app:p[word@10.0.0.5/0": "percent-encode the password",
     "redis://app:p word@10.0.0.5/0": "percent-encode the password",
     "unix://app:p@/word@/run/redis.sock": "percent-encode the password",
+    "redis://app:p%zzword@10.0.0.5/0": "percent-encode the password",
+    "redis://10.0.0.5/0?password=x&word=1": "percent-encode the password",
+    "redis://10.0.0.5/0?password=x&word": "percent-encode the password",
+    "redis://10.0.0.5/0?password=word+x": "percent-encode the password",
+    "redis://10.0.0.5/0?password=word%": "percent-encode the password",
+    "redis://10.0.0.5/0?password=x#word": "percent-encode the password",
+    "unix://run/redis.sock": "no path of a socket",
+    "redis://127.0.0.1:0/0": "no valid port",
+    "ws://127.0.0.1:0/ws": "no valid port",
     "redis://127.0.0.1/0?db=word": "db: it takes the number of a database",
     "redis://127.0.0.1/0?db=-1": "db: it takes the number of a database",
     "redis://127.0.0.1/0?db=": "db: it takes the number of a database",
@@ -303,7 +312,38 @@ def test_what_is_ambiguous_or_would_be_ignored_is_refused(url: str, words: str) 
     assert "\n" not in said
     assert "word@" not in said
     assert "=word" not in said
+    assert "has word" not in said
     assert "/word" not in said
+
+
+_PEM = f"-----BEGIN PRIVATE KEY-----\n{MARKS[0] * 3}\n-----END PRIVATE KEY-----\n"
+
+MISPLACED = {
+    "url for a channel": ("event.channel", f"redis://app:{MARKS[0] * 30}@h/0"),
+    "url for a number": ("hub.port", f"redis://app:{MARKS[0] * 30}@h/0"),
+    "url for a list": ("channels.allow", [f"ws://wall:{MARKS[0] * 30}@h/ws"]),
+    "key for its file": ("hub.tls_key", _PEM),
+    "key for the authority": ("subscriber.tls_ca", _PEM),
+    "key for a number": ("hub.port", _PEM),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), MISPLACED.values(), ids=MISPLACED)
+def test_a_secret_in_the_place_of_something_else_is_not_shown(key: str, value: object) -> None:
+    """Not even as far as a long value is shown at all; a key is no name of a file."""
+    table, name = key.split(".")
+    with pytest.raises(ConfigurationError, match=rf"^{table}\.{name}: .*may be secret") as refused:
+        load(overrides={table: {name: value}})
+    assert_unseen(str(refused.value))
+
+
+def test_only_a_url_is_shown_in_part() -> None:
+    """What is no URL may be the secret itself."""
+    assert redact(MARKS[0]) == "***"
+    assert (
+        scrub(f"cannot read {_PEM!r}")
+        == "cannot read '-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----\\n'"
+    )
 
 
 @pytest.mark.parametrize(

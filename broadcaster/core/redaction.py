@@ -33,7 +33,9 @@ _URL: Final = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*:/{1,2})(\S*)@"
 _REDACTED: Final = re.compile(r"[^\s:@/]*:\*\*\*|\*\*\*").fullmatch
 _PARAMETER: Final = re.compile(rf"(?i)([?&;](?:{_CREDENTIALS})=)[^&\s\"'<>]+")
 _BEARER: Final = re.compile(r"(?i)\b((?:bearer|basic)[ .]+)[a-z0-9._~+/=-]{16,}")
+_PRIVATE_KEY: Final = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?=-----END|\Z)", re.DOTALL)
 
+_BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _VISIBLE: Final = re.compile(r"[!-~]*").fullmatch
 
 _SHORTEST: Final = 6
@@ -75,8 +77,11 @@ def split_url(url: str) -> SplitResult:
         strays.append(parts.path)
     if any("@" in text for text in strays):
         raise ValueError(f"has an @ after its host: {PERCENT_ENCODE}")
+    if _BROKEN_ESCAPE(parts.netloc.rpartition("@")[0]):
+        raise ValueError(f"has a % that begins no escape: {PERCENT_ENCODE}")
     try:
-        parts.port  # noqa: B018 - reading it checks it
+        if parts.port == 0:
+            raise ValueError
     except ValueError:
         raise ValueError(f"has no valid port (if that is a part of the password: {PERCENT_ENCODE})") from None
     return parts
@@ -91,10 +96,12 @@ def _values_of_others(query: str, *, all_of_them: bool) -> list[str]:
 def redact(url: str) -> str:
     """The URL without passwords and tokens, for logs and archives; of one that is ambiguous only the scheme."""
     scheme, mark, _ = url.partition("://")
+    if not mark:
+        return HIDDEN
     try:
         parts = split_url(url)
     except ValueError:
-        return f"{scheme}{mark}{HIDDEN}" if mark and scheme.isalpha() else HIDDEN
+        return f"{scheme}{mark}{HIDDEN}" if scheme.isalpha() else HIDDEN
     user, at, address = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
     shown = f"{name}:{HIDDEN}" if password else HIDDEN  # a name alone may be a token
@@ -117,6 +124,7 @@ def scrub(text: str) -> str:
         text = _URL.sub(lambda found: found[0] if _REDACTED(found[2]) else f"{found[1]}{HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
+    text = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", text)
     if _longest_first is None:
         _longest_first = sorted({form for forms in _known.values() for form in forms}, key=len, reverse=True)
     for form in _longest_first:  # one by one: much faster than a pattern of as many branches

@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import STARTER
-from broadcaster.core.redaction import HIDDEN, redact
+from broadcaster.core.redaction import HIDDEN, redact, scrub
 from broadcaster.settings.secret_files import FILE, with_secrets_of_files
 from broadcaster.settings.tables import ENVIRONMENT, SECRETS, Settings
 
@@ -189,7 +189,7 @@ def _refuse_no_list(key: str, variable: str, text: str) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(text), list):
             return
-    given = "a value that may be secret" if _may_be_secret(key.split(".")) else repr(text[:80])
+    given = "a value that may be secret" if _may_be_secret(key.split(".")) else repr(scrub(text)[:80])
     raise ConfigurationError(f"{key}: should be a list as in JSON (got {given}, from {variable})")
 
 
@@ -278,9 +278,12 @@ def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]
             known = keys if len(where) == 2 else {key.partition(".")[0] for key in keys}
             lines.append(f"{named}: no such {kind} (from {origin}){_did_you_mean(named, known)}")
         else:
-            given = repr(problem.get("input"))[:80]
+            whole = repr(problem.get("input"))
+            given = whole[:80]
             if _may_be_secret(where) and not _HARMLESS_URL(given):
                 given = "a value that may be secret"
+            elif scrub(whole) != whole:  # a secret that was put into another key, which would be shown in part
+                given, message = "a value that may be secret", message.partition(", got ")[0]
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
             lines.append(f"{'.'.join(where)}: {message} (got {given}, from {origin})")
     return "\n".join(lines)

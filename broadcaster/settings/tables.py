@@ -43,6 +43,12 @@ def _stripped(secret: object) -> object:
     return secret.strip() if isinstance(secret, str) else secret
 
 
+def _pem_file(name: str) -> str:
+    if "-----BEGIN" in name:
+        raise ValueError("takes the name of a PEM file, not what is in it")
+    return name
+
+
 def _token(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
@@ -52,6 +58,7 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
+PemFile = Annotated[str, AfterValidator(_pem_file)]
 Origin = Annotated[str, AfterValidator(canonical_pattern)]
 
 # What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
@@ -156,8 +163,8 @@ class AuthTable(Table):
 class HubTable(Table):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
-    tls_cert: str = ""
-    tls_key: str = ""
+    tls_cert: PemFile = ""
+    tls_key: PemFile = ""
     allowed_origins: tuple[Origin, ...] = ()
     max_connections: Positive = 15_000
     max_per_address: Positive = 15_000
@@ -195,7 +202,7 @@ class PublisherTable(Table):
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
     token: Annotated[Secret, AfterValidator(_token)] = SecretStr("")
-    tls_ca: str = ""
+    tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
     reconnect_max_s: Seconds = 5.0

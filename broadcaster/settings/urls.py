@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote
 
-from broadcaster.core.redaction import hide_url, split_url
+from broadcaster.core.redaction import PERCENT_ENCODE, hide_url, split_url
 
 _NUMBER: Final = re.compile(r"[0-9]{1,6}").fullmatch
 _YES_OR_NO: Final = re.compile(r"true|false|yes|no|1|0", re.IGNORECASE).fullmatch
@@ -32,6 +32,11 @@ _OPTIONS: Final[Mapping[str, tuple[Check, str]]] = {
 }
 """The options of a Redis URL: what they take."""
 
+_PASSWORDS: Final = {"password", "ssl_password"}
+
+_PLAIN: Final = re.compile(r"([^+%]|%[0-9A-Fa-f]{2})*").fullmatch
+"""A query without a + (which would be a space), and in which each % begins an escape."""
+
 _INSTEAD: Final = {
     "socket_timeout": "redis.silence_timeout_s",
     "socket_connect_timeout": "redis.connect_timeout_s",
@@ -50,9 +55,11 @@ def redis_url(url: str) -> str:
     url = url.strip()
     parts = _split(url, "redis", "rediss", "unix")
     if parts.fragment or url.endswith("#"):
-        raise ValueError("has a #, which begins a fragment: write %23")
+        raise ValueError(f"has a #, which begins a fragment: {PERCENT_ENCODE}")
     options = parse_qsl(parts.query, keep_blank_values=True)
     names = [name for name, _ in options]
+    if _PASSWORDS & set(names) and not (_OPTIONS.keys() >= set(names) and _PLAIN(parts.query)):
+        raise ValueError(f"has a password that may go on behind a & or a +, or has a % in it: {PERCENT_ENCODE}")
     for name, value in options:
         _check_option(name, value)
         if names.count(name) > 1:
@@ -60,7 +67,7 @@ def redis_url(url: str) -> str:
         if name.startswith("ssl_") and parts.scheme != "rediss":
             raise ValueError(f"has the option {name}, which is for rediss:// only")
     if parts.scheme == "unix":
-        if not parts.path:
+        if not parts.path or parts.netloc.rpartition("@")[2]:  # what stands there would be ignored
             raise ValueError("has no path of a socket, such as unix:///run/redis.sock")
         return url
     database = re.fullmatch(r"/?([0-9]{0,6})/?", parts.path)
