@@ -17,7 +17,7 @@ _CAUSES: Final = 256
 
 
 class ThrottledLog:
-    """A log in which each cause has one line a minute; the next one says how many were left out."""
+    """A log in which each cause has one line in a while; the next one says how many were left out."""
 
     def __init__(self, logger: logging.Logger, every_s: float = 60.0, *, clock: Clock = CLOCK) -> None:
         self._logger = logger
@@ -25,16 +25,17 @@ class ThrottledLog:
         self._clock = clock
         self._causes = BoundedDict[str, tuple[float, int]](_CAUSES)  # when it was logged, and how many came since
 
-    def log(self, level: int, cause: str, message: str, *arguments: object) -> None:
-        """Log a message unless one of the same cause was logged a short while ago."""
+    def log(self, level: int, cause: str, message: str, *arguments: object) -> bool:
+        """Log a message unless one of the same cause was logged a short while ago; return whether it was."""
         now = self._clock.loop_s()
         at, left_out = self._causes.get(cause, (-math.inf, 0))
         if now - at < self._every_s:
             self._causes[cause] = at, left_out + 1
-            return
+            return False
         self._causes[cause] = now, 0
         more = f" ({left_out} more like this since the last one)" if left_out else ""
         self._logger.log(level, message + more, *arguments)
+        return True
 
 
 class _SafeFormatter(logging.Formatter):

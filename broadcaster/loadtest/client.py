@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from broadcaster.core.backoff import LONGEST_WAIT_S, TRY_LATER_S, ReconnectBackoff
 from broadcaster.core.event import Event
 from broadcaster.core.position import Gap
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, LossRecord
 from broadcaster.subscribe.resume_state import ResumeState
-from broadcaster.wire import PING, V1, CloseCode, Outbound
+from broadcaster.wire import PING, TRY_LATER, V1, CloseCode, Outbound
 
 
 class Inbox:
@@ -44,17 +45,21 @@ class Client:
         connection: The open one; None while there is none.
         gone: Whether it will not reconnect: the hub has refused it permanently.
         received: Events received, without duplicates and late ones.
-        in_vain: Connections lost since the last event.
+        backoff: How long it waits before it connects again.
+        hint_s: How much longer the server has asked it to stay away.
         losses: Gaps that were announced to it and times without a connection, in order.
     """
 
-    def __init__(self, number: int, url: str, *, only_count: bool = False) -> None:
+    def __init__(
+        self, number: int, url: str, *, only_count: bool = False, reconnect_max_s: float = LONGEST_WAIT_S
+    ) -> None:
         """Prepare a client.
 
         Args:
             number: Its number in the whole fleet.
             url: ws:// address of the hub.
             only_count: Keep no losses but the last: it may run for days.
+            reconnect_max_s: Longest backoff while there is no connection.
 
         Raises:
             ValueError: The address has a `since` that is no position.
@@ -63,13 +68,16 @@ class Client:
         self.connection: Connection | None = None
         self.gone = False
         self.received = 0
-        self.in_vain = 0
+        self.backoff = ReconnectBackoff(reconnect_max_s)
+        self.hint_s = 0.0
         self.losses: list[LossRecord] = []
         self._url = url
         self._only_count = only_count
         self._resume_state = ResumeState(url, (), None, (), (), ())
         self._since = ""
         self._away = False
+        self._connected_ns = 0
+        self._brought_event = False
         self._highest: int | None = None
         self._unclosed: list[int] = []  # losses after which no event has arrived yet
 
@@ -82,6 +90,7 @@ class Client:
     def on_connected(self, connection: Connection, stamp_ns: int) -> None:
         """The hub has accepted, for the first time or again."""
         self.connection = connection
+        self._connected_ns, self._brought_event = stamp_ns, False
         if self._away:
             self._away = False
             since = self._since if connection.outbound.speaks_v1 else ""
@@ -90,7 +99,8 @@ class Client:
     def on_lost(self, close_code: int, stamp_ns: int, *, may_resume: bool) -> None:
         """The connection was lost, and everything received on it is parsed."""
         self._away = True
-        self.in_vain += 1
+        self.backoff.on_lost((stamp_ns - self._connected_ns) / 1e9, brought_event=self._brought_event)
+        self.hint_s = TRY_LATER_S if close_code == TRY_LATER else 0.0
         self._note(Gap("", f"{DISCONNECTED} {close_code}"), stamp_ns, None)
         if not may_resume or close_code == CloseCode.GAP:
             self._resume_state.forget()
@@ -99,7 +109,7 @@ class Client:
         self._note(Gap("", NEVER_CONNECTED), stamp_ns, None)
 
     def on_event(self, event: Event) -> None:
-        self.in_vain = 0
+        self._brought_event = True
         if self._highest is None or event.sequence > self._highest:
             self._highest = event.sequence
             self.received += 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from broadcaster.core.backoff import backoff_s
+from broadcaster.core.backoff import LONGEST_HINT_S
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event, decode
@@ -38,8 +38,6 @@ _KNOWN_EVENTS: Final = 1024
 """Decoded events that are cached by their bytes."""
 _CONNECTING_AT_ONCE: Final = 200
 _CONNECT_S: Final = 10.0
-_COME_BACK_S: Final = 0.1
-"""Bound of the first random wait before a client reconnects; it doubles with each failed attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +103,23 @@ class Fleet:
                 `subscriber.tls_ca` cannot be read.
         """
         self._only_count = only_count
+        subscriber = subscriber or SubscriberTable()
+        longest_s = subscriber.reconnect_max_s
         try:
             self.url = url = websocket_url(url)
-            self._all = [Client(number, url, only_count=only_count) for number in range(first, first + clients)]
+            self._all = [
+                Client(number, url, only_count=only_count, reconnect_max_s=longest_s)
+                for number in range(first, first + clients)
+            ]
         except ValueError as error:
             raise ConfigurationError(f"fleet.url: {error}") from None
         parts = urlsplit(url)
-        subscriber = subscriber or SubscriberTable()
         self._token = subscriber.token.get_secret_value()
         self._tls = tls.client_context(url, subscriber.tls_ca)
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if self._tls else 80)
         self._gate = asyncio.Semaphore(_CONNECTING_AT_ONCE)
         self._ramp_per_s = ramp_per_s
-        self._reconnect_max_s = subscriber.reconnect_max_s
         self._clients: list[Client] = []
         self._away: asyncio.Queue[Client] = asyncio.Queue()
         self._disconnects: Counter[int] = Counter()
@@ -178,10 +179,8 @@ class Fleet:
                 group.create_task(self._come_back(await self._away.get()))
 
     async def _come_back(self, client: Client) -> None:
-        # A hub that accepts and closes at once must not be flooded: that is a failed attempt, too.
-        shortest_s = _COME_BACK_S * 2 ** min(client.in_vain - 1, 10)
-        for wait_s in backoff_s(shortest_s, self._reconnect_max_s):
-            await asyncio.sleep(wait_s)
+        for wait_s in client.backoff.waits_s():
+            await asyncio.sleep(min(client.hint_s, LONGEST_HINT_S) + wait_s)
             connection, failure = await self._open(client)
             if connection.outbound.connected:
                 self.reconnects += 1
@@ -190,6 +189,7 @@ class Fleet:
                 client.gone = True
                 self._failures[failure] += 1
                 return
+            client.hint_s = connection.outbound.retry_after_s
 
     @property
     def connected(self) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-from broadcaster.core.backoff import backoff_s
+from broadcaster.core.backoff import LONGEST_HINT_S, TRY_LATER_S, ReconnectBackoff
 from broadcaster.core.errors import HubRefused
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.redaction import redact, scrub
@@ -20,22 +19,9 @@ from broadcaster.wire import client
 
 log = logging.getLogger("broadcaster.subscriber")
 
-_SHORTEST_WAIT_S: Final = 0.2
 _LONGEST_WAIT_S: Final = 102.4
-_LONGEST_HINT_S: Final = 60.0
+_LOG_EVERY_S: Final = 30.0
 _PONG_S: Final = 2.0
-
-_GOOD_S: Final = 5.0
-"""A connection has been good when it has lasted so long, or has brought an event."""
-
-_LONGEST_FACTOR: Final = 6
-"""While no connection is good the longest wait is so many times `subscriber.reconnect_max_s`."""
-
-_LEAST_SHARE: Final = 0.25
-"""Then a wait is at least this share of its bound: of full jitter some are no waits at all."""
-
-_TRY_LATER: Final = 1013
-_TRY_LATER_S: Final = 5.0
 
 
 class Connector:
@@ -61,23 +47,23 @@ class Connector:
             url: Called before each attempt: where to connect, with the positions after which to resume.
             token: Sent to the hub; a function is called before each attempt.
             tls: TLS context for wss://.
-            runtime: Chance for the backoff.
+            runtime: Time, and chance for the backoff.
         """
         self._settings = settings
         self._url = url
         self._token = token
         self._tls = tls
-        self._chance = runtime.chance
+        self._clock = runtime.clock
+        self._log = ThrottledLog(log, _LOG_EVERY_S, clock=runtime.clock)
+        self._backoff = ReconnectBackoff(min(settings.reconnect_max_s, _LONGEST_WAIT_S), runtime.chance)
         self._dialing: asyncio.Task[None] | None = None  # until `connect` has seen how it ended
         self._probing: asyncio.Task[None] | None = None
         self._hint_s = 0.0
-        self._clock = runtime.clock
-        self._log = ThrottledLog(log, 30.0, clock=runtime.clock)
-        self._bad_waits_s = self._new_bad_waits()
-        self._bad = 0  # connections in a row that were not good
-        self._opened_at = math.inf
         self._ever_connected = False
         self._connected_to = ""  # between the handshake and the hub's first welcome
+        self._connected_at = 0.0
+        self._brought_event = False
+        self._says_connected = True
         self.connection: client.ClientConnection | None = None
         self.reconnects = 0
 
@@ -85,7 +71,7 @@ class Connector:
         """Wait so many seconds before the next attempt, as the hub asks; what is no such number is no hint."""
         self._hint_s = 0.0
         if isinstance(delay_s, int | float) and delay_s > 0:
-            self._hint_s = float(min(delay_s, _LONGEST_HINT_S))
+            self._hint_s = float(min(delay_s, LONGEST_HINT_S))
 
     def on_welcome(self) -> None:
         """The hub has begun to deliver a channel: it is connected, which is said once per connection."""
@@ -94,43 +80,25 @@ class Connector:
             self._connected_to = ""
 
     def on_event(self) -> None:
-        """The connection has brought an event: it is good."""
-        if self._bad:
-            self._be_good()
+        """The connection has brought an event: it is a good one, whatever becomes of it."""
+        self._brought_event = True
 
-    def _be_good(self) -> None:
-        self._bad = 0
-        self._bad_waits_s = self._new_bad_waits()
-
-    def _new_bad_waits(self) -> Iterator[float]:
-        longest_s = min(_LONGEST_FACTOR * self._settings.reconnect_max_s, _LONGEST_WAIT_S)
-        return backoff_s(_SHORTEST_WAIT_S, longest_s, self._chance, least=_LEAST_SHARE)
-
-    def _say_connected(self, where: str) -> None:
-        if self._bad > 1:  # at once, and again and again: a line for each would fill the log
-            self._log.log(logging.INFO, "connected", "connected to %s", where)
-        else:
-            log.info("connected to %s", where)
-
-    def on_lost(self, code: int | None, why: str) -> None:
-        """The connection has ended: begin to open another one.
-
-        Args:
-            code: With which close code; None: without a closing handshake.
-            why: Code and reason, for the log.
-        """
-        if self._clock.loop_s() - self._opened_at >= _GOOD_S:
-            self._be_good()
-        if code == _TRY_LATER and self._hint_s == 0.0:
-            self._hint_s = self._chance.uniform(_TRY_LATER_S / 2, _TRY_LATER_S)
-        said = "connection closed: %s; connecting again"
-        if self._bad > 1:
-            self._log.log(logging.WARNING, f"closed {code}", said, why)
-        else:
-            log.warning(said, why)
+    def on_lost(self, error: client.ConnectionClosed) -> None:
+        """The connection has ended: begin to open another one."""
+        why = client.close_reason(error)
+        self._says_connected = self._log.log(
+            logging.WARNING, why.partition(" ")[0], "connection closed: %s; connecting again", why
+        )
+        if client.asks_to_try_later(error):
+            self._hint_s = max(self._hint_s, TRY_LATER_S)
+        self._backoff.on_lost(self._clock.loop_s() - self._connected_at, brought_event=self._brought_event)
         self.connection = None
         self.stop_probing()
         self._dialing = asyncio.create_task(self._dial(again=True))
+
+    def _say_connected(self, url: str) -> None:
+        if self._says_connected:  # a loss that was not said needs no end
+            log.info("connected to %s", url)
 
     def probe(self) -> None:
         """Find out by a ping whether the connection is half-open: one that does not answer is aborted."""
@@ -174,13 +142,11 @@ class Connector:
         Args:
             again: A connection was lost, and said so: even the first attempt waits, as all clients reconnect now.
         """
-        longest_s = min(self._settings.reconnect_max_s, _LONGEST_WAIT_S)
-        waits_s = backoff_s(_SHORTEST_WAIT_S, longest_s, self._chance)
-        has_failed = False
+        waits_s = self._backoff.waits_s()
         while True:
             if again:
                 hint_s, self._hint_s = self._hint_s, 0.0
-                await asyncio.sleep(hint_s + next(waits_s if has_failed or not self._bad else self._bad_waits_s))
+                await asyncio.sleep(hint_s + next(waits_s))
             url = self._url()
             try:
                 connection = await client.open_connection(
@@ -195,18 +161,19 @@ class Connector:
                     if answer := client.final_refusal(error):
                         raise HubRefused(f"{redact(url)}: {answer}") from None
                     self.hint(client.retry_after_s(error))
-                if not again:
-                    log.warning("waiting for the hub at %s: %s; trying again", redact(url), scrub(reason(error)))
-                again = has_failed = True
+                why = scrub(reason(error))
+                self._log.log(
+                    logging.WARNING, why, "waiting for the hub at %s: %s; trying again", redact(url), why
+                )
+                again = True
             else:
                 if client.can_beat(connection):
                     self._connected_to = redact(url)  # which is said with the first welcome
                 else:
                     self._say_connected(redact(url))
-                self._bad += 1  # until it is known to be good
-                self._opened_at = self._clock.loop_s()
                 self.reconnects += self._ever_connected
                 self._ever_connected = True
+                self._connected_at, self._brought_event = self._clock.loop_s(), False
                 self.connection = connection
                 return
 

@@ -13,7 +13,7 @@ from broadcaster.core import event as events
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
-from broadcaster.core.position import Cause, Gap, Position, place_of
+from broadcaster.core.position import Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.status_events import Fresh, Received, Stale
 from broadcaster.settings import Settings, load, websocket_url
@@ -194,7 +194,7 @@ class Subscriber:
             except client.ConnectionClosed as error:
                 if self._left:
                     break
-                self._connector.on_lost(error.rcvd.code if error.rcvd else None, client.close_reason(error))
+                self._connector.on_lost(error)
                 if client.cannot_resume(error):
                     for gap in self._resume_state.forget():
                         self._announce(gap)
@@ -240,7 +240,6 @@ class Subscriber:
         except InvalidEvent as error:
             self.invalid += 1
             log.warning("not an event: %s", error.detail)
-            self._announce_unreadable(message)
             return
         self._connector.on_event()
         if self._is_duplicate(event):
@@ -252,16 +251,6 @@ class Subscriber:
         self._announce(self._resume_state.on_event(event))
         self._count(event)
         self._pending.append((event, event.channel or "", event.position))
-
-    def _announce_unreadable(self, message: bytes) -> None:
-        """What cannot be read, or is too large, is missing; its position is read all the same."""
-        if (place := place_of(message)) is None:
-            return
-        channel, position = place
-        before = Position(position.epoch, position.offset - 1)
-        self._announce(self._resume_state.on_beat({"channel": channel, "position": str(before)}))
-        gap = Gap(channel, Cause.REFUSED, position.epoch, position.offset, position.offset, position)
-        self._announce(self._resume_state.on_gap(gap))
 
     def _is_duplicate(self, event: Event) -> bool:
         """Whether it was given before; on another channel it is another delivery.
@@ -310,8 +299,8 @@ class Subscriber:
     def _count(self, event: Event) -> None:
         """Count an event, and holes in the sequence of its source; a smaller number is a source that restarted."""
         self.received += 1
-        if not self._resume_state.sees_everything or event.position is not None:
-            return  # of stored events the offsets say what is missing: a source may have several publishers
+        if not self._resume_state.sees_everything:
+            return
         last = self._last_sequence.get(event.source)
         if last is not None and event.sequence > last + 1:
             self.missing[event.source] += event.sequence - last - 1

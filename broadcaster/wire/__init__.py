@@ -9,6 +9,7 @@ from broadcaster.wire.control import beat_frame, drain_frame, gap_frame, lag_fra
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
+    TRY_LATER,
     V1,
     CloseCode,
     close_frame,
@@ -34,6 +35,7 @@ __all__ = [
     "HEAD_END",
     "PING",
     "PLAIN",
+    "TRY_LATER",
     "V1",
     "Answer",
     "CloseCode",

@@ -12,13 +12,15 @@ from websockets.typing import Subprotocol
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.redaction import redact, scrub
+from broadcaster.wire import retry_after
 from broadcaster.wire.bearer import authorization
-from broadcaster.wire.frames import V1, CloseCode, is_final_refusal
+from broadcaster.wire.frames import TRY_LATER, V1, CloseCode, is_final_refusal
 
 __all__ = [
     "ClientConnection",
     "ConnectionClosed",
     "InvalidHandshake",
+    "asks_to_try_later",
     "can_beat",
     "cannot_resume",
     "close_reason",
@@ -89,8 +91,12 @@ def retry_after_s(error: InvalidHandshake) -> float:
     """Seconds that the hub asks a client to stay away (`Retry-After`); 0 if it does not say."""
     if not isinstance(error, InvalidStatus):
         return 0.0
-    value = error.response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else 0.0
+    return retry_after.retry_after_s(error.response.headers.get("Retry-After", ""))
+
+
+def asks_to_try_later(error: ConnectionClosed) -> bool:
+    """Whether the server closed because it cannot serve now (1013)."""
+    return error.rcvd is not None and error.rcvd.code == TRY_LATER
 
 
 def cannot_resume(error: ConnectionClosed) -> bool:

@@ -32,6 +32,10 @@ class CloseCode(enum.IntEnum):
     UNAVAILABLE = 4010
 
 
+TRY_LATER: Final = 1013
+"""Close code of other servers that cannot serve now (a hub refuses the handshake)."""
+
+
 def text_frame(payload: bytes) -> bytes:
     """One event as one unmasked text frame (RFC 6455 5.2): as `Frame.serialize`, in a tenth of the time."""
     size = len(payload)

@@ -13,6 +13,7 @@ from broadcaster.core.redaction import scrub
 from broadcaster.wire.bearer import authorization
 from broadcaster.wire.dispose import QUIET, dispose
 from broadcaster.wire.frames import PLAIN, V1, CloseCode, is_final_refusal
+from broadcaster.wire.retry_after import retry_after_s
 
 
 class Outbound:
@@ -22,6 +23,7 @@ class Outbound:
         connected: Whether the hub has accepted; stays true when it closes.
         failure: Why it has not; None if it has, or has not answered yet.
         status: The HTTP status of its answer; None before it.
+        retry_after_s: Seconds that a refusal asks the client to stay away; 0 if it does not say.
     """
 
     def __init__(self, url: str, subprotocol: str = PLAIN, token: str = "") -> None:
@@ -33,6 +35,7 @@ class Outbound:
         self.connected = False
         self.failure: str | None = None
         self.status: int | None = None
+        self.retry_after_s = 0.0
 
     def request(self) -> bytes:
         """The upgrade request."""
@@ -52,6 +55,7 @@ class Outbound:
                 self.status = event.status_code
                 if not self.connected:
                     self.failure = scrub(f"refused: {event.status_code} {event.reason_phrase}")
+                    self.retry_after_s = retry_after_s(event.headers.get("Retry-After", ""))
             elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 self._fragments.append(bytes(event.data))
                 if event.fin:

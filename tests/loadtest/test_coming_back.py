@@ -53,8 +53,8 @@ class Script:
     A number in the place of a function refuses the connection with that status; after the last, 503.
     """
 
-    def __init__(self, *talks: Talk | int, speaks_v1: bool = True) -> None:
-        self.talks: deque[Talk | int] = deque(talks)
+    def __init__(self, *talks: Talk | Response | int, speaks_v1: bool = True) -> None:
+        self.talks: deque[Talk | Response | int] = deque(talks)
         self.queries: list[dict[str, list[str]]] = []
         self.speaks_v1 = speaks_v1
         self._server: Server | None = None
@@ -78,6 +78,8 @@ class Script:
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         self.queries.append(parse_qs(urlsplit(request.path).query))
+        if self.talks and isinstance(self.talks[0], Response):
+            return self.talks.popleft()  # type: ignore[return-value]
         if not self.talks or isinstance(self.talks[0], int):
             status = self.talks.popleft() if self.talks else 503
             return Response(status, "No", Headers({"Content-Length": "0"}), b"")  # type: ignore[arg-type]
@@ -88,7 +90,7 @@ class Script:
 
     async def _talk(self, connection: ServerConnection) -> None:
         talk = self.talks.popleft()
-        assert not isinstance(talk, int)
+        assert not isinstance(talk, int | Response)
         await talk(connection)
 
 
@@ -107,6 +109,10 @@ def say(*messages: bytes, code: int | None = None) -> Talk:
             connection.transport.abort()
 
     return talk
+
+
+def refused_for(retry_after: str) -> Response:
+    return Response(503, "No", Headers({"Content-Length": "0", "Retry-After": retry_after}), b"")
 
 
 def control(kind: str, **fields: object) -> bytes:
@@ -286,20 +292,30 @@ def test_it_comes_back_though_it_is_never_quiet(monkeypatch: pytest.MonkeyPatch)
     run_async(story())
 
 
-def test_a_hub_that_closes_at_once_is_not_stormed() -> None:
-    """Each connection that brings nothing makes the next wait longer; an event makes it short again."""
+@pytest.mark.parametrize("code", [0, 1000, 1011, 1012, 1013, 4008, 4009])
+def test_a_hub_that_closes_at_once_is_not_stormed(code: int) -> None:
+    """Each connection that brings nothing makes the next wait longer, also beyond the bound of failed attempts."""
 
     async def story() -> None:
-        async with Script(say(stored(1), code=0), *[say(code=0)] * 200) as hub:
-            fleet = Fleet(hub.url, clients=1, ramp_per_s=1.0, subscriber=SubscriberTable(reconnect_max_s=60.0))
-            tasks = [asyncio.create_task(part) for part in (fleet.keep_parsing(), fleet.keep_coming_back())]
-            await fleet.connect()
-            await asyncio.sleep(2)
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            assert 2 <= len(hub.queries) < 15
-            assert fleet._all[0].in_vain >= len(hub.queries) - 2
+        async with Script(*[say(code=code)] * 200) as hub:
+            fleet = Fleet(hub.url, clients=8, ramp_per_s=1000.0, subscriber=SubscriberTable(reconnect_max_s=0.1))
+            async with measuring._background(fleet):
+                await fleet.connect()
+                await asyncio.sleep(1.5)
+                assert 8 <= len(hub.queries) <= 8 * 4
+            await fleet.close()
+
+    run_async(story())
+
+
+def test_the_fleet_heeds_retry_after() -> None:
+    """As `Subscriber` does."""
+
+    async def story() -> None:
+        async with Script(say(stored(1), code=0), refused_for("60")) as hub, fleet_on(hub.url, 1) as fleet:
+            await until(lambda: fleet._all[0].hint_s == 60.0, "the hub has asked for it", within=3)
+            await asyncio.sleep(0.5)
+            assert len(hub.queries) == 2
 
     run_async(story())
 

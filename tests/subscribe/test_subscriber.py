@@ -22,6 +22,7 @@ from broadcaster.core.runtime import LIMITS
 from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HubTable, RedisTable, SubscriberTable
+from broadcaster.subscribe import connector
 from broadcaster.subscribe.connector import Connector
 from broadcaster.wire import CloseCode, close_frame
 from tests.support import (
@@ -401,8 +402,9 @@ def test_an_event_may_have_a_field_named_control() -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4008, 4009])
-def test_whatever_the_close_code_it_comes_back(code: int) -> None:
+def test_whatever_the_close_code_it_comes_back(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that closes, even in good order, is connected to again; the holes are counted."""
+    monkeypatch.setattr(connector, "TRY_LATER_S", 0.1)
     numbers = iter(range(1, 100, 2))
 
     async def one_event(connection: ServerConnection) -> None:
@@ -698,8 +700,9 @@ WAYS: dict[str, Talk] = {str(code): closing(code) for code in (1000, 1001, 1011,
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_however_it_ends_it_asks_for_what_it_misses(way: Talk) -> None:
+def test_however_it_ends_it_asks_for_what_it_misses(way: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every end of a connection the next one begins behind the last event."""
+    monkeypatch.setattr(connector, "TRY_LATER_S", 0.1)
 
     async def story() -> None:
         hub = Asked(way)
