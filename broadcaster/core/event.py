@@ -23,6 +23,8 @@ from broadcaster.core.position import MAX_OFFSET, Position, is_epoch
 from broadcaster.core.runtime import CHANCE, CLOCK, Chance
 
 MAX_BYTES: Final = 65_536
+LARGEST_BYTES: Final = 16 * 2**20
+"""What `event.max_bytes` is at most."""
 """Default size limit of one encoded event in bytes."""
 
 MAX_LEVELS: Final = 256

@@ -132,19 +132,19 @@ def read_position(value: object) -> Position | None:
         return None
 
 
+def read_place(payload: bytes) -> tuple[str, Position] | None:
+    """Channel and position of a stored event, also of one that is not valid; None if it does not say them.
+
+    They stand in front of what was published, whatever that was.
+    """
+    match = _PLACE(payload)
+    position = read_position(f"{match[2].decode()}-{match[3].decode()}") if match else None
+    return None if match is None or position is None else (match[1].decode(), position)
+
+
 _EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}").fullmatch
 _TIMED: Final = re.compile(r"T[0-9a-v]{9}[0-9a-f]{6}").fullmatch
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,16})", re.ASCII).fullmatch
-
-
 _PLACE: Final = re.compile(
-    rb'\{"channel":"([A-Za-z0-9._:-]{1,128})","epoch":"([A-Za-z0-9]{1,64})","offset":(\d{1,16}),'
-)
-
-
-def place_of(payload: bytes) -> tuple[str, Position] | None:
-    """Channel and position of a stored event, whatever comes after them; None if it has none."""
-    if (found := _PLACE.match(payload)) is None:
-        return None
-    channel, epoch, offset = (part.decode() for part in found.groups())
-    return (channel, Position(epoch, int(offset))) if 1 <= int(offset) <= MAX_OFFSET else None
+    rb'\{\s*"channel":\s*"([A-Za-z0-9._:-]{1,128})",\s*"epoch":\s*"([0-9A-Za-z]{1,64})",\s*"offset":\s*([1-9][0-9]{0,15})\s*[,}]'
+).match

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from broadcaster.core.event import channel_name
+from broadcaster.core.event import LARGEST_BYTES, MAX_BYTES, channel_name
 from broadcaster.core.redaction import legal_token
 from broadcaster.settings.origin import canonical_pattern
 from broadcaster.settings.secret_files import with_secrets_of_files
@@ -81,7 +81,7 @@ class Table(BaseModel):
 
 class EventTable(Table):
     channel: Annotated[str, AfterValidator(channel_name)] = "events.critical"
-    max_bytes: Annotated[int, Field(ge=256, le=16 * 2**20)] = 65_536
+    max_bytes: Annotated[int, Field(ge=256, le=LARGEST_BYTES)] = MAX_BYTES
 
 
 class RedisTable(Table):

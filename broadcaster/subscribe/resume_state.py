@@ -104,6 +104,16 @@ class ResumeState:
         self._move(event.channel, event.position)
         return gap
 
+    def on_refused(self, channel: str, position: Position) -> list[Gap]:
+        """Handle a stored event that cannot be given out; return the gap before it, and the one that it is."""
+        epoch, offset = position
+        known = self.positions.get(channel)
+        if known is not None and _is_within(position, known):
+            return []
+        before = self._unexplained(channel, Position(epoch, offset - 1))
+        gap = self.on_gap(Gap(channel, Cause.REFUSED, epoch, offset, offset, position))
+        return [gap for gap in (before, gap) if gap is not None]
+
     def on_beat(self, frame: Mapping[str, Any]) -> Gap | None:
         """Handle a heartbeat: all before it should have arrived; return the unannounced gap if it has not."""
         channel, position = str(frame.get("channel")), read_position(frame.get("position"))

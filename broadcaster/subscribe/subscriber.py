@@ -13,7 +13,7 @@ from broadcaster.core import event as events
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
-from broadcaster.core.position import Gap, Position
+from broadcaster.core.position import Cause, Gap, Position, read_place
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.status_events import Fresh, Received, Stale
 from broadcaster.settings import Settings, load, websocket_url
@@ -46,9 +46,10 @@ class Subscriber:
         received: Events received.
         twins: Duplicate events (of the same channel), and those that lie before the position: they were dropped.
         gaps: Ranges that could not be delivered.
-        missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter).
+        missing: Per source: numbers of its `sequence` that were skipped (on one channel, without a filter), of
+            events that are not stored. Stored ones have positions: what is missing of them is a `Gap`.
         reconnects: Connections opened after the first.
-        invalid: Messages that were no valid events.
+        invalid: Messages that were no valid events, or larger than `event.max_bytes`: each is a gap, too.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Subscriber:
         """
         settings = settings or load().settings
         self._max_bytes = settings.event.max_bytes
+        self._follows_hub = self._max_bytes == events.MAX_BYTES  # another one is a bound of this subscriber's own
         try:
             url = websocket_url(url or settings.subscriber_url)
         except ValueError as error:
@@ -240,6 +242,7 @@ class Subscriber:
         except InvalidEvent as error:
             self.invalid += 1
             log.warning("not an event: %s", error.detail)
+            self._refuse(message)
             return
         self._connector.on_event()
         if self._is_duplicate(event):
@@ -251,6 +254,16 @@ class Subscriber:
         self._announce(self._resume_state.on_event(event))
         self._count(event)
         self._pending.append((event, event.channel or "", event.position))
+
+    def _refuse(self, message: bytes) -> None:
+        """Announce a message that is no event for us: a gap at its position, if it has one."""
+        place = read_place(message)
+        if place is None:
+            only = next(iter(self._resume_state.positions), "") if self._resume_state.has_one_channel else ""
+            self._announce(Gap(only, Cause.REFUSED))
+            return
+        for gap in self._resume_state.on_refused(*place):
+            self._announce(gap)
 
     def _is_duplicate(self, event: Event) -> bool:
         """Whether it was given before; on another channel it is another delivery.
@@ -268,6 +281,9 @@ class Subscriber:
             interval_s = control.get("beat_interval_s")
             if isinstance(interval_s, int | float) and 0 < interval_s <= _LONGEST_BEAT_S:
                 self._beat_interval_s = max(float(interval_s), _SHORTEST_BEAT_S)
+            max_bytes = control.get("max_bytes")
+            if self._follows_hub and type(max_bytes) is int:
+                self._max_bytes = max(events.MAX_BYTES, min(max_bytes, events.LARGEST_BYTES))
             self._connector.on_welcome()
             self._announce(self._resume_state.on_welcome(control))
             self._pass(control.get("channel"))
@@ -299,8 +315,8 @@ class Subscriber:
     def _count(self, event: Event) -> None:
         """Count an event, and holes in the sequence of its source; a smaller number is a source that restarted."""
         self.received += 1
-        if not self._resume_state.sees_everything:
-            return
+        if event.position is not None or not self._resume_state.sees_everything:
+            return  # of stored events the offsets count, whatever numbers publishers give them
         last = self._last_sequence.get(event.source)
         if last is not None and event.sequence > last + 1:
             self.missing[event.source] += event.sequence - last - 1

@@ -5,7 +5,15 @@ extensions, so a frame is the same for every subscriber and is built once per ev
 """
 
 from broadcaster.wire.bearer import token_in
-from broadcaster.wire.control import beat_frame, drain_frame, gap_frame, lag_frame, read_control, welcome_frame
+from broadcaster.wire.control import (
+    Terms,
+    beat_frame,
+    drain_frame,
+    gap_frame,
+    lag_frame,
+    read_control,
+    welcome_frame,
+)
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
@@ -43,6 +51,7 @@ __all__ = [
     "Outbound",
     "Refusal",
     "Target",
+    "Terms",
     "answer_upgrade",
     "beat_frame",
     "close_frame",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import ssl
 from contextlib import suppress
+from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
 
 from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.event import LARGEST_BYTES
 from broadcaster.core.redaction import redact, scrub
 from broadcaster.wire import retry_after
 from broadcaster.wire.bearer import authorization
@@ -28,6 +30,10 @@ __all__ = [
     "open_connection",
     "retry_after_s",
 ]
+
+
+_MESSAGE_MAX_BYTES: Final = LARGEST_BYTES + 2**16
+"""No hub sends more in a message; of one that does the connection is closed (1009) before it takes the memory."""
 
 
 async def open_connection(
@@ -58,7 +64,7 @@ async def open_connection(
             open_timeout=timeout_s,
             close_timeout=timeout_s,
             max_queue=max_queue,
-            max_size=None,
+            max_size=_MESSAGE_MAX_BYTES,
             additional_headers=authorization(token),
             ssl=tls,
         )

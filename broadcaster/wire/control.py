@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from broadcaster.core.position import Gap, Position
 from broadcaster.wire.frames import text_frame
 
 
-def welcome_frame(
-    channel: str, position: Position | None, beat_interval_s: float, recovered: bool | None
-) -> bytes:
+class Terms(NamedTuple):
+    """What a hub says of itself in each `welcome`.
+
+    Attributes:
+        beat_interval_s: Seconds between heartbeats.
+        max_bytes: It delivers no larger events.
+    """
+
+    beat_interval_s: float
+    max_bytes: int
+
+
+def welcome_frame(channel: str, position: Position | None, terms: Terms, recovered: bool | None) -> bytes:
     """The first frame of a channel.
 
     Args:
         channel: Its name.
         position: Events after it are delivered; None when events are not stored.
-        beat_interval_s: Seconds between heartbeats.
+        terms: The hub's.
         recovered: Whether nothing is missing after the requested position; None if none was requested.
     """
-    return _control_frame(
-        "welcome", channel, position=_text(position), recovered=recovered, beat_interval_s=beat_interval_s
-    )
+    return _control_frame("welcome", channel, position=_text(position), recovered=recovered, **terms._asdict())
 
 
 def beat_frame(channel: str, position: Position | None) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
@@ -21,7 +22,7 @@ from broadcaster.core.errors import HubRefused
 from broadcaster.core.runtime import LIMITS
 from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
-from broadcaster.settings import HubTable, RedisTable, SubscriberTable
+from broadcaster.settings import EventTable, HubTable, RedisTable, SubscriberTable
 from broadcaster.subscribe import connector
 from broadcaster.subscribe.connector import Connector
 from broadcaster.wire import CloseCode, close_frame
@@ -38,6 +39,7 @@ from tests.support import (
     run_async,
     until,
 )
+from tests.support.hub import settings_of
 
 SETTINGS = Settings.model_construct(subscriber=SubscriberTable(connect_timeout_s=2.0, reconnect_max_s=0.2))
 
@@ -1549,5 +1551,155 @@ def test_an_error_in_the_loop_leaves_nothing(steady_hub: Hub, client: RedisClien
     async def publish_when_connected() -> None:
         await connected(steady_hub)
         client.publish(event_payload(1))
+
+    run_async(story())
+
+
+# What cannot be given out
+
+
+def small(max_bytes: int) -> Settings:
+    return SETTINGS.model_copy(update={"event": EventTable(max_bytes=max_bytes)})
+
+
+def in_front(number: int, payload: bytes) -> bytes:
+    """As a stored event is delivered: its position stands in front of what was published."""
+    return b'{"channel":"events.critical","epoch":"a","offset":%d,' % number + payload[1:]
+
+
+UNFIT = {
+    "too large": event_payload(2, data={"pad": "x" * 5000}),
+    "no event": b'{"what": "is this"}',
+    "no JSON": b'{"event_id": ',
+    "not UTF-8": event_payload(2)[:-1] + b',"x":"\xff"}',
+    "a key twice": event_payload(2)[:-1] + b',"x":1,"x":2}',
+    "nested without end": b'{"x":' + b"[" * 100_000,
+    "not a number": event_payload(2, event_type=["T"]),
+}
+
+
+@pytest.mark.parametrize("payload", UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_given_out_is_a_gap_with_its_position(payload: bytes) -> None:
+    """In its place among the events, once, and the position is beyond it only when the gap was handed out."""
+
+    async def story() -> None:
+        messages = [WELCOME, placed(1), in_front(2, payload), in_front(2, payload), placed(3)]
+        async with (
+            fake_hub(send_all(messages), v1=True) as url,
+            Subscriber(url, settings=small(2000)) as subscriber,
+        ):
+            items = [await subscriber.receive() for _ in range(3)]
+            position = Position("a", 2)
+            assert items[1] == Gap("events.critical", "refused", "a", 2, 2, position)
+            assert [item.position for item in (items[0], items[2]) if isinstance(item, Event)] == [
+                Position("a", 1), Position("a", 3)
+            ]  # fmt: skip
+            assert (subscriber.gaps, subscriber.invalid, subscriber.position) == (1, 2, Position("a", 3))
+
+    run_async(story())
+
+
+def test_what_is_missing_before_it_is_another_gap() -> None:
+    """Offsets that never came are not the fault of the one that could not be read."""
+
+    async def story() -> None:
+        messages = [WELCOME, placed(1), in_front(5, b'{"no": "event"}')]
+        async with (
+            fake_hub(send_all(messages), v1=True) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+        ):
+            await subscriber.receive()
+            gaps = [await subscriber.receive(), await subscriber.receive()]
+            assert gaps == [
+                Gap("events.critical", "unexplained", "a", 2, 4, Position("a", 4)),
+                Gap("events.critical", "refused", "a", 5, 5, Position("a", 5)),
+            ]
+
+    run_async(story())
+
+
+@pytest.mark.parametrize("payload", [b"hello", b"{}", b"\xff", event_payload(1, data={"pad": "x" * 5000})])
+def test_what_cannot_be_given_out_and_has_no_position_is_a_gap_too(payload: bytes) -> None:
+    """It is not known which event it was, but that there was one."""
+
+    async def story() -> None:
+        async with fake_hub(send_all([payload])) as url, Subscriber(url, settings=small(2000)) as subscriber:
+            assert await subscriber.receive() == Gap("", "refused")
+
+    run_async(story())
+
+
+def test_the_limit_is_that_of_the_hub(redis: RedisServer) -> None:
+    """Unless a subscriber has one of its own, which is a gap at the exact position."""
+    large = {"pad": "x" * 100_000}
+
+    async def story() -> None:
+        settings = settings_of({"BROADCASTER_REDIS__URL": redis.url, "BROADCASTER_EVENT__MAX_BYTES": "200000"})
+        with HubThread(redis.url, BROADCASTER_EVENT__MAX_BYTES="200000") as hub:
+            await asyncio.to_thread(hub.until_ready)
+            async with (
+                noticing(hub.url) as following,
+                noticing(hub.url, small(2000)) as bound,
+                Publisher(settings) as publisher,
+            ):
+                await connected(hub, 2)
+                published = await publisher.publish("T", "s", data=large)
+                await until(lambda: bool(following.all and bound.all), "nothing has come")
+            assert published.position is not None
+            epoch, offset = published.position
+            assert isinstance(following.all[0], Event)
+            assert following.all[0].data == large
+            assert bound.all[0] == Gap("events.critical", "refused", epoch, offset, offset, published.position)
+
+    run_async(story())
+
+
+@pytest.mark.parametrize(("said", "holds"), [(10**12, 2**24), (-1, 65_536), ("many", 65_536), (100_000, 100_000)])
+def test_no_hub_makes_it_take_gigabytes(said: object, holds: int) -> None:
+    """What a hub says of its events is bounded."""
+
+    async def story() -> None:
+        welcome = frame("welcome", position="a-0", recovered=None, beat_interval_s=60, max_bytes=said)
+        async with (
+            fake_hub(send_all([welcome, placed(1)]), v1=True) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+        ):
+            await subscriber.receive()
+            assert subscriber._max_bytes == holds
+
+    run_async(story())
+
+
+def test_a_message_beyond_every_limit_ends_the_connection() -> None:
+    """It is not taken into memory."""
+    codes: list[int | None] = []
+
+    async def talk(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send(b"x" * 2**25, text=True)
+        await connection.wait_closed()
+        codes.append(connection.close_code)
+
+    async def story() -> None:
+        async with fake_hub(talk) as url, noticing(url):
+            await until(lambda: bool(codes), "it takes 32 MiB")
+            assert codes[0] == 1009
+
+    run_async(story())
+
+
+def test_replicas_that_count_alike_miss_nothing() -> None:
+    """Two publishers of one source count each for itself; what is missing is told by the offsets only."""
+
+    async def story() -> None:
+        sequences = [1, 100, 2, 101, 3, 102, 50]
+        messages = [placed(number, offset=at) for at, number in enumerate(sequences, 1)]
+        async with (
+            fake_hub(send_all([WELCOME, *messages]), v1=True) as url,
+            Subscriber(url, settings=SETTINGS) as subscriber,
+        ):
+            for _ in sequences:
+                assert isinstance(await subscriber.receive(), Event)
+            assert (subscriber.missing, subscriber.gaps) == ({}, 0)
 
     run_async(story())

@@ -34,7 +34,7 @@ class Replay:
         fanout: Fanout,
         sequencer: Sequencer | LiveSequencer,
         pages: PageCache,
-        beat_interval_s: float,
+        terms: wire.Terms,
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare.
@@ -43,13 +43,13 @@ class Replay:
             fanout: Of the channel.
             sequencer: Knows the order of its positions.
             pages: Of its log; never asked when events are not stored.
-            beat_interval_s: Seconds between heartbeats, which a welcome announces.
+            terms: What a welcome announces.
             runtime: Time and limits.
         """
         self._fanout = fanout
         self._sequencer = sequencer
         self._pages = pages
-        self._beat_interval_s = beat_interval_s
+        self._terms = terms
         self._limits = runtime.limits
         self._clock = runtime.clock
         self._loop = asyncio.get_running_loop()
@@ -219,7 +219,7 @@ class Replay:
         subscription.since = None
         if subscription.sink.wants_control:
             told = recovered if subscription.asked else None
-            frame = wire.welcome_frame(self._fanout.channel, position, self._beat_interval_s, told)
+            frame = wire.welcome_frame(self._fanout.channel, position, self._terms, told)
             subscription.sink.write(frame)
 
 

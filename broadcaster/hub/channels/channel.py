@@ -70,8 +70,8 @@ class Channel:
             self.sequencer = Sequencer(self.fanout, pages.log, self._on_caught_up, runtime)
         else:
             self.sequencer = LiveSequencer(self.fanout, self._on_caught_up)
-        self._beat_interval_s = settings.hub.beat_interval_s
-        self.replay = Replay(self.fanout, self.sequencer, pages, self._beat_interval_s, runtime)
+        self._terms = wire.Terms(settings.hub.beat_interval_s, settings.event.max_bytes)
+        self.replay = Replay(self.fanout, self.sequencer, pages, self._terms, runtime)
         self._clock = runtime.clock
         self._scheduler = scheduler
         self._unavailable_s = runtime.limits.unavailable_s
@@ -211,7 +211,7 @@ class Channel:
         if subscription.since is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position
-                subscription.sink.write(wire.welcome_frame(self.name, position, self._beat_interval_s, None))
+                subscription.sink.write(wire.welcome_frame(self.name, position, self._terms, None))
             self.fanout.join(subscription)
         else:
             self.replay.begin(subscription)
