@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+HUB_CHANNELS: Final = "broadcaster.hub."
+"""How the channels of hubs' own probes begin; the number of the hub's database follows, and a name by chance."""
 
 
 class SubscriptionHandlers(Protocol):

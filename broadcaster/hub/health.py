@@ -41,5 +41,5 @@ class Health:
             "ready": hub.ready,
             "redis": hub.channels.default in hub.broker.confirmed,
             "stopping": hub.admission.stopping,
-            "trouble": hub.probe.problem,
+            "trouble": hub.probe.problem or hub.probe.warning,
         }

@@ -9,8 +9,8 @@ from broadcaster import wire
 from broadcaster.auth.access import UNRESTRICTED, Access, Denied
 from broadcaster.core.errors import InvalidEvent, RedisRefused, RedisUnavailable
 from broadcaster.core.event import check_channel, json_object
+from broadcaster.core.subscription import HUB_CHANNELS
 from broadcaster.hub.broker.broker import Broker
-from broadcaster.hub.channels.channels import OWN
 from broadcaster.publish.publisher import Published
 
 _FIELDS: Final = ("event_type", "source", "severity", "data", "channel")
@@ -92,7 +92,7 @@ class HttpPublisher:
             raise Forbidden('publishing over HTTP needs auth.mode = "token"')
         fields = _read(body)
         channel = check_channel(fields.get("channel", self._channel))
-        if channel.startswith(OWN) or not grant.may_publish(channel):
+        if channel.startswith(HUB_CHANNELS) or not grant.may_publish(channel):
             raise Forbidden(f"not for you: {channel}")
         published = await self._broker.publish(
             fields.get("event_type", ""),

@@ -13,6 +13,7 @@ from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.publish.lookout import HubLookout
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
 from broadcaster.redis.connection import Command
@@ -80,6 +81,7 @@ class PublishPipeline:
         self._newest = BoundedDict[str, Position](runtime.limits.publish_sources)  # answered, per channel
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
+        self._lookout = HubLookout(settings.redis.url, runtime)
         self._tried = False
         self._why = "it was silent"
 
@@ -196,6 +198,8 @@ class PublishPipeline:
             if isinstance(outcome, RedisRefused):
                 raise outcome
             outcomes.append(outcome)
+        if any(isinstance(outcome, Stored) and outcome.position and outcome.receivers for outcome in outcomes):
+            await self._lookout.look(self._commands)
         return outcomes
 
     def _read(self, pending: Pending) -> None:

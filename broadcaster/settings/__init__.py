@@ -27,7 +27,7 @@ from broadcaster.settings.tables import (
     SubscriberTable,
     is_loopback,
 )
-from broadcaster.settings.urls import websocket_url
+from broadcaster.settings.urls import redis_database, websocket_url
 
 __all__ = [
     "CONFIG_FILE",
@@ -52,5 +52,6 @@ __all__ = [
     "dump",
     "is_loopback",
     "load",
+    "redis_database",
     "websocket_url",
 ]

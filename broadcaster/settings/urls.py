@@ -78,6 +78,13 @@ def redis_url(url: str) -> str:
     return url
 
 
+def redis_database(url: str) -> int:
+    """The number of the database that a valid URL of Redis names; 0 if it names none."""
+    parts = split_url(url)
+    in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
+    return int(in_path or dict(parse_qsl(parts.query)).get("db", "0"))
+
+
 def _check_option(name: str, value: str) -> None:
     if name not in _OPTIONS:
         shown = name if re.fullmatch(r"[a-z_]{1,32}", name) else "an option"

@@ -244,6 +244,7 @@ DO: dict[str, tuple[str, tuple[Command, ...]]] = {
         ),
     ),
     "a publisher stores again": (PUBLISHER, (stream.store("events.do", [("b", b'{"a":1}')], TABLE),)),
+    "a publisher looks for hubs": (PUBLISHER, (("PUBSUB", "CHANNELS", "broadcaster.hub.*"),)),
     "a publisher without history": (PUBLISHER, (("PUBLISH", "events.critical", "{}"), ("PING",))),
 }
 

@@ -292,6 +292,9 @@ class _Client(asyncio.Protocol):
             return [[b"server", b"redis", b"version", b"7.0.15", b"proto", 2, b"role", b"master"]]
         if name == b"PUBSUB" and words[1].upper() == b"NUMSUB":
             return [[each for word in words[2:] for each in (word, len(server.subscribers.get(word, ())))]]
+        if name == b"PUBSUB" and words[1].upper() == b"CHANNELS":
+            heard = (channel for channel, listeners in server.subscribers.items() if listeners)
+            return [[channel for channel in heard if channel.startswith(words[2].rstrip(b"*"))]]
         return [server.execute(words)]
 
     def _subscribe(self, name: bytes, channels: list[bytes]) -> Iterable[Any]:

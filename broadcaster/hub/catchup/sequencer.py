@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import MAX_OFFSET, Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
@@ -22,6 +25,10 @@ from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 
 log = logging.getLogger("broadcaster.hub")
+
+ELSEWHERE: Final = (
+    "events come that are not stored where this hub reads: does their publisher use another database (redis.url)?"
+)
 
 
 class Sequencer:
@@ -33,6 +40,7 @@ class Sequencer:
         synced_round: The number of the last round after which everything was handed on.
         duplicates: Events that came again, or late, and were not handed on a second time.
         unknown_position: Events with a position that was never given; not handed on.
+        unknown_at: Loop time of the last one.
         recovered: Events that were read from the log because the subscription had not brought them.
         problem: The error with which Redis answers whenever the log is to be read; None if it does not.
     """
@@ -52,6 +60,8 @@ class Sequencer:
         self._channel = fanout.channel
         self._log = event_log
         self._on_caught_up = on_caught_up
+        self._clock = runtime.clock
+        self._throttled = ThrottledLog(log, clock=runtime.clock)
         self._chance = runtime.chance
         self._limits = runtime.limits
         self._wake = asyncio.Event()
@@ -65,6 +75,7 @@ class Sequencer:
         self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
         self.duplicates = 0
         self.unknown_position = 0
+        self.unknown_at = -math.inf
         self.recovered = 0
         self.problem: RedisUnavailable | RedisRefused | None = None
 
@@ -268,7 +279,9 @@ class Sequencer:
 
     def _count_unknown(self, position: Position) -> None:
         self.unknown_position += 1
+        self.unknown_at = self._clock.loop_s()
         log.warning("%s: refused an event with the position %s, which nobody has given", self._channel, position)
+        self._throttled.log(logging.WARNING, "", "%s: %s", self._channel, ELSEWHERE)
 
 
 def with_refused_cause(gap: Gap, refused: set[Position]) -> Gap:
@@ -290,6 +303,7 @@ class LiveSequencer:
     position: Position | None = None
     order = EpochOrder("", ())
     duplicates = unknown_position = recovered = 0
+    unknown_at = -math.inf
     problem = None
     sync_round = 0
     synced_round = 1

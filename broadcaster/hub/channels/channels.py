@@ -7,18 +7,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any
 
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.subscription import HUB_CHANNELS
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.fanout.subscription import Sink
 from broadcaster.settings import Settings
-
-OWN: Final = "broadcaster.hub."
-"""Prefix of the channels that hubs use themselves; no client can subscribe to them."""
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -73,7 +71,7 @@ class Channels:
 
     def is_allowed(self, name: str) -> bool:
         """Whether a client may subscribe to a channel."""
-        if name.startswith(OWN):
+        if name.startswith(HUB_CHANNELS):
             return False
         return name == self.default or any(fnmatchcase(name, pattern) for pattern in self._settings.channels.allow)
 

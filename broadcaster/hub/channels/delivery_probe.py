@@ -8,6 +8,9 @@ away, a replica that has lost its master. So in every round the hub
 3. waits for the probe. Redis keeps its order: whatever was published before has then arrived, too, so
    everything that stood in Redis must have been handed on. What was not is read from the log.
 
+Events of a publisher that stores them in another database are heard all the same, as Pub/Sub knows no databases,
+and given to nobody: so the channel of the probes names the hub's database, which publishers compare with theirs.
+
 Some of the rounds also keep the open channels from being forgotten by Redis, however silent they are, and let it
 drop ids that are no longer needed, which it does by the way: if very many expired at once, it would stop for them.
 """
@@ -17,15 +20,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import Final
 
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.subscription import HUB_CHANNELS
 from broadcaster.hub.broker.broker import Broker
+from broadcaster.hub.catchup.sequencer import ELSEWHERE
 from broadcaster.hub.channels.channel import Channel
-from broadcaster.hub.channels.channels import OWN, Channels
-from broadcaster.settings import Settings
+from broadcaster.hub.channels.channels import Channels
+from broadcaster.settings import Settings, redis_database
 
 log = logging.getLogger("broadcaster.hub")
+
+_WARNED_S: Final = 60.0
 
 
 class DeliveryProbe:
@@ -55,7 +63,7 @@ class DeliveryProbe:
         self._expected = b""
         self._wake = asyncio.Event()
         self._logged_healthy = False
-        self.channel = OWN + runtime.chance.hex(8)
+        self.channel = f"{HUB_CHANNELS}{redis_database(settings.redis.url)}.{runtime.chance.hex(8)}"
         self.proven = False
         self._problem = "Redis has not answered yet"
         self.rounds = 0
@@ -70,6 +78,12 @@ class DeliveryProbe:
     def problem(self) -> str:
         """Why it is not healthy; empty if it is."""
         return self._problem or self._default.trouble
+
+    @property
+    def warning(self) -> str:
+        """What an operator should look at although the hub is ready; empty if there is nothing."""
+        unknown_at = self._default.sequencer.unknown_at
+        return ELSEWHERE if self._clock.loop_s() - unknown_at < _WARNED_S else ""
 
     @property
     def _default(self) -> Channel:
