@@ -24,14 +24,16 @@ import pytest
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from broadcaster import Event, Position
+from broadcaster import Event, Fresh, Gap, Position, Stale
 from broadcaster.cli import cli
 from broadcaster.cli.common import program
-from broadcaster.cli.output import describe, watch
+from broadcaster.cli.output import as_json_line, describe, watch
 from broadcaster.cli.resume_file import ResumeFile
 from broadcaster.core import process
 from broadcaster.core.event import decode
+from broadcaster.core.position import Cause
 from broadcaster.core.runtime import CLOCK
+from broadcaster.core.status_events import Received
 from broadcaster.core.version import VERSION
 from broadcaster.redis.server import RedisServer, answers
 from tests.support import (
@@ -456,7 +458,7 @@ ODD_PAYLOADS = [
 
 
 def test_subscribe_json_prints_the_bytes_as_they_came(system: System, client: RedisClient, tmp_path: Path) -> None:
-    """With `--json` stdout has each payload byte for byte, one per line, and nothing else: it can be piped."""
+    """With `--json` stdout has each payload byte for byte, one per line: it can be piped."""
     wanted = b"".join(payload + b"\n" for payload in ODD_PAYLOADS)
     with subscribe_apart(system, tmp_path, "--json") as streams:
         for payload in ODD_PAYLOADS:
@@ -608,7 +610,7 @@ def test_subscribe_since_begins_after_a_position(system: System) -> None:
 
 
 def test_subscribe_shows_a_gap_in_its_place(system: System) -> None:
-    """What cannot be given is a line that names range and cause; with `--json` it goes to stderr."""
+    """What cannot be given is a line that names range and cause."""
     [position] = stored(system, 1)
     epoch, _, offset = position.rpartition("-")
     future = f"{epoch}-{int(offset) + 100}"
@@ -623,15 +625,53 @@ def test_subscribe_shows_a_gap_in_its_place(system: System) -> None:
     assert subscriber.output.count("position_unknown") == 1
 
 
-def test_subscribe_json_keeps_gaps_out_of_the_pipe(system: System, tmp_path: Path) -> None:
-    """With `--json` a gap is a line on stderr, never in what is piped."""
+def test_subscribe_json_has_gaps_in_their_place(system: System, tmp_path: Path) -> None:
+    """With `--json` a gap is a line of stdout in its place, as a control frame says it, and of the log file."""
     [position] = stored(system, 1)
     epoch, _, offset = position.rpartition("-")
-    with subscribe_apart(system, tmp_path, "--json", "--since", f"{epoch}-{int(offset) + 100}") as streams:
-        eventually(lambda: "GAP on events.critical" in streams.stderr.read_text(), "no gap")
+    log = tmp_path / "log"
+    arguments = ("--json", "--log", str(log), "--since", f"{epoch}-{int(offset) + 100}")
+    with subscribe_apart(system, tmp_path, *arguments) as streams:
+        eventually(lambda: b"gap" in streams.stdout.read_bytes(), "no gap")
+        stored(system, 1)
+        eventually(lambda: b"event_id" in streams.stdout.read_bytes(), "no event")
         streams.running.signal(signal.SIGTERM)
         assert streams.running.wait() == 0
-    assert streams.stdout.read_bytes() == b""
+    gap, event = (json.loads(line) for line in streams.stdout.read_text().splitlines())
+    assert gap == {
+        "control": "gap", "channel": "events.critical", "cause": "position_unknown", "epoch": epoch,
+        "first": int(offset) + 101, "last": None, "position": position,
+    }  # fmt: skip
+    assert event["offset"] == int(offset) + 1
+    assert log.read_text() == streams.stdout.read_text()
+    assert "GAP" not in streams.stderr.read_text()
+
+
+JSON_LINES: dict[str, tuple[Received, object]] = {
+    "a gap": (
+        Gap("c", Cause.REFUSED, "a", 2, 3, Position("a", 3)),
+        {"control": "gap", "channel": "c", "cause": "refused", "epoch": "a", "first": 2, "last": 3,
+         "position": "a-3"},
+    ),
+    "a gap without numbers": (
+        Gap("c\n", "no_history"),
+        {"control": "gap", "channel": "c\n", "cause": "no_history", "epoch": None, "first": None, "last": None,
+         "position": None},
+    ),
+    "stale": (Stale(6.12345), {"control": "stale", "silent_s": 6.123}),
+    "fresh": (Fresh(), {"control": "fresh"}),
+    "an event over several lines": (
+        decode(ODD_PAYLOADS[0].replace(b", ", b",\r\n", 1)), json.loads(ODD_PAYLOADS[0])
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("item", "fields"), JSON_LINES.values(), ids=JSON_LINES)
+def test_each_item_is_one_line_of_json(item: Received, fields: object) -> None:
+    """With the keys that the contract names, whatever a hub says."""
+    line = as_json_line(item)
+    assert len(line.splitlines()) == 1
+    assert json.loads(line) == fields
 
 
 def test_subscribe_says_when_it_is_blind(system: System) -> None:

@@ -27,6 +27,9 @@ _DATA_LENGTH: Final = 60
 _LATENCY_S: Final = 1.0
 """An event that came later than this after its publication is an old one: its age is told in words."""
 
+_ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
+"""A line break in JSON stands between its tokens, never in a string."""
+
 _UNITS: Final = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
@@ -38,7 +41,7 @@ async def watch(
     log_file: Path | None,
     resume_file: ResumeFile | None,
 ) -> None:
-    """Print events until `stop`; then a line of totals (to stderr if events are printed as JSON).
+    """Print all that is received until `stop`; then a line of totals (to stderr if the others are JSON).
 
     Raises:
         ConfigurationError: The log file cannot be opened.
@@ -73,12 +76,12 @@ async def _print_all(
     async for item in _received(subscriber, SAVE_EVERY_S if resume_file else None):
         if item is not None:
             channel = next(iter(subscriber.positions), "") if len(subscriber.positions) == 1 else ""
-            line = item.payload.decode() if as_json and isinstance(item, Event) else describe(item, channel)
+            line = as_json_line(item) if as_json else describe(item, channel)
             if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
                 line += f"  ({now_missing - missing} before it missing)"
                 missing = now_missing
-            click.echo(line, err=as_json and not isinstance(item, Event))
-            if file is not None and (isinstance(item, Event) or not as_json):
+            click.echo(line)
+            if file is not None:
                 _append(file, line)
         if resume_file is not None:
             resume_file.printed = subscriber.positions  # not later: what is not printed must be delivered again
@@ -102,6 +105,23 @@ async def _received(subscriber: Subscriber, every_s: float | None) -> AsyncItera
             yield receiving.result()
         finally:
             receiving.cancel()
+
+
+def as_json_line(item: Received) -> str:
+    """One line of JSON for a received item: an event as it came, and the rest as a control frame says it.
+
+    An event has an `event_id`, and nothing else has.
+    """
+    if isinstance(item, Event):
+        return item.payload.decode().translate(_ONE_LINE)
+    fields: dict[str, object] = {"control": type(item).__name__.lower()}
+    if isinstance(item, Stale):
+        fields["silent_s"] = round(item.silent_s, 3)
+    elif isinstance(item, Gap):
+        position = None if item.position is None else str(item.position)
+        fields |= {"channel": item.channel, "cause": str(item.cause)}
+        fields |= {"epoch": item.epoch, "first": item.first, "last": item.last, "position": position}
+    return json.dumps(fields)
 
 
 def describe(item: Received, channel: str = "") -> str:

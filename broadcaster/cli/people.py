@@ -93,7 +93,7 @@ def publish(
 @click.option("--resume-file", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep the position here, and go on from it next time.")  # fmt: skip
 @click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")
-@click.option("--json", "as_json", is_flag=True, help="Print each event as it came, one per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object per line: events, gap, stale, fresh.")
 @click.option("--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), help="Also append to a file.")
 @click.pass_context
 def subscribe(
