@@ -108,10 +108,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 HELP: dict[str, tuple[str, ...]] = {
     "": ("--config", "--preset", "--set", "--version", "--help"),
     "demo": ("--help",),
-    "loadtest": ("--preset", "--clients", "--events", "--rate", "--processes", "--results"),
+    "loadtest": ("--preset", "--clients", "--events", "--rate", "--processes", "--port", "--results"),
     "init": ("FOLDER", "--force"),
     "redis": ("--verbose",),
-    "hub": ("--host", "--port", "--redis-url"),
+    "hub": ("--host", "--port", "--redis-url", "--loadtest"),
     "publisher": ("--loadtest",),
     "fleet": ("--loadtest", "--clients", "--url"),
     "report": ("--loadtest", "--explain", "FOLDER"),

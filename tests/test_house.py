@@ -77,8 +77,8 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client fleet latency ledger machine measuring publishing records report run",
-        "core publish redis settings subscribe wire",
+        "archive client fleet latency ledger machine measuring publishing records report run target",
+        "auth core publish redis settings subscribe wire",
     ),
     "cli": Room(
         "common extras output people procfiles resume_file roles streams",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, eventually, finished
+from broadcaster.redis.server import RedisServer
+from tests.support import ROOT, HubProcess, RedisClient, eventually, finished
 from tests.test_honcho import Honcho, rows_of, table_of
 
 FILES = {
@@ -59,6 +61,54 @@ def test_a_load_test_ends_with_the_exit_code_of_its_run(tmp_path: Path) -> None:
     with Whole(tmp_path, *arguments) as run:
         assert run.wait(within=20) == 1, run.output
     assert len(list((tmp_path / "elsewhere").glob("*/summary.csv"))) == 1
+
+
+SMOKE = ("loadtest", "--preset", "smoke", "--events", "4", "--rate", "0")
+
+
+def test_a_load_test_looks_like_no_outage(redis: RedisServer, publish: RedisClient, tmp_path: Path) -> None:
+    """On a Redis that runs already its events go to a channel of the run, whatever clients are allowed."""
+    arguments = ("--set", f"redis.url={redis.url}", "--set", 'channels.allow=["none"]', *SMOKE)
+    with Whole(tmp_path, *arguments) as run:
+        assert run.wait(within=20) == 0, run.output
+    [folder] = run.runs()
+    assert publish.command("XLEN", f"{{events.loadtest.{folder.name}}}:log") == 4
+    assert publish.command("XLEN", "{events.critical}:log") == 0
+
+
+def test_a_load_test_leaves_the_hub_of_others_alone(redis: RedisServer, tmp_path: Path) -> None:
+    """A neighbour on the port is named by its process, with the way out; no subscriber comes to it."""
+    with HubProcess(redis.url) as hub:
+        stats = hub.until_ready().stats()
+        arguments = ("--set", f"redis.url={redis.url}", *SMOKE, "--port", str(hub.port))
+        with Whole(tmp_path, *arguments) as run:
+            assert run.wait(within=20) == 69, run.output
+        who = f"(pid {stats['pid']}, version {stats['version']})"
+        assert f"{hub.port} is taken by another hub {who}; --port takes another one" in run.output
+        assert (hub.stats()["opened"], hub.stats()["events_received"]) == (0, 0)
+    assert "Traceback" not in run.output
+
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+def test_a_load_test_brings_a_token_of_its_own(tmp_path: Path) -> None:
+    """Where it has a key that can sign."""
+    keys = json.dumps([{"algorithm": "HS256", "key": KEY}])
+    variables = {"BROADCASTER_AUTH__MODE": "token", "BROADCASTER_AUTH__JWT_KEYS": keys}
+    with Whole(tmp_path, *SMOKE, **variables) as run:
+        assert run.wait(within=20) == 0, run.output
+    assert KEY not in run.output
+
+
+def test_a_load_test_without_a_token_says_so_at_once(tmp_path: Path) -> None:
+    """The hub's 401 ends it: nothing is tried again for half a minute."""
+    keys = json.dumps([{"name": "wall", "key": KEY, "subscribe": ["events.*"]}])
+    variables = {"BROADCASTER_AUTH__MODE": "token", "BROADCASTER_AUTH__API_KEYS": keys}
+    with Whole(tmp_path, *SMOKE, **variables) as run:
+        assert run.wait(within=15) == 69, run.output
+    assert "no subscriber could connect to" in run.output
+    assert "401" in run.output
 
 
 WRONG = {

@@ -39,6 +39,7 @@ def demo(context: click.Context) -> None:
 @click.option("--events", type=click.IntRange(1), help="Events published.")
 @click.option("--rate", type=Number(0), metavar="HZ", help="Events a second; 0: all at once.")
 @click.option("--processes", type=click.IntRange(1), help="Processes that the subscribers are spread over.")
+@click.option("--port", type=click.IntRange(1, 65_535), help="Port of its hub; default: hub.port.")
 @click.option("--results", metavar="FOLDER", help="Where the results go; default: results.")
 @click.pass_context
 def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> None:
@@ -50,7 +51,7 @@ def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> N
     require("hub loadtest")
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
-            "events": "loadtest.events", "results": "loadtest.results"}  # fmt: skip
+            "events": "loadtest.events", "port": "hub.port", "results": "loadtest.results"}  # fmt: skip
     given = [f"{keys[name]}={value}" for name, value in options.items() if value is not None]
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings

@@ -15,6 +15,7 @@ import click
 
 from broadcaster.cli.common import cli, examples, fail, load_settings, program, say
 from broadcaster.core import process
+from broadcaster.core.errors import BroadcasterError, PortTaken
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster")
@@ -44,22 +45,40 @@ def redis(context: click.Context, verbose: bool) -> None:
 @click.option("--host", help="Address to listen on; default: hub.host.")
 @click.option("--port", type=int, help="Port to listen on; default: hub.port.")
 @click.option("--redis-url", help="Where Redis is; default: redis.url.")
+@click.option("--loadtest", is_flag=True, help="Also let the channel of this load test in.")
 @click.pass_context
-def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None) -> None:
+def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None, loadtest: bool) -> None:
     """Push every event to every WebSocket subscriber.
 
     SIGHUP re-reads keys, origins, limits and certificates.
     """
     from broadcaster.hub.reload import Reload
     from broadcaster.hub.serve import serve
+    from broadcaster.subscribe import hub_status
 
     def load() -> Settings:
-        return load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
+        settings = load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
+        if not loadtest:
+            return settings
+        from broadcaster.loadtest.run import Run
+
+        allow = (*settings.channels.allow, Run.current(settings.loadtest).channel)
+        return settings.model_copy(update={"channels": settings.channels.model_copy(update={"allow": allow})})
 
     async def main(stop: asyncio.Event) -> int:
         asked = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
-        return await serve(settings, stop, reload=Reload(asked, load))
+        try:
+            return await serve(settings, stop, reload=Reload(asked, load))
+        except PortTaken as error:
+            if not loadtest:
+                raise
+            url = hub_status.base_url(settings.local_websocket_url)
+            try:
+                other = await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
+            except BroadcasterError:
+                raise error from None
+            raise PortTaken(error.host, error.port, hub_status.taken_by(url, other)) from None
 
     settings = load()
     sys.exit(process.run(main))

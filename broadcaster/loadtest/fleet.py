@@ -129,6 +129,7 @@ class Fleet:
         self.received = 0
         self.deliveries: list[DeliveryRecord] = []
         self._foreign = 0
+        self._refused = ""
         self._known = BoundedDict[bytes, Event](_KNOWN_EVENTS)
         self._wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
         self._lags_ms: list[float] = []
@@ -141,10 +142,16 @@ class Fleet:
 
         async def one(index: int, client: Client) -> None:
             await asyncio.sleep(start + index / self._ramp_per_s - CLOCK.loop_s())
+            if self._refused and not self._clients:  # what one is refused for good, all are
+                self._failures[self._refused] += 1
+                client.on_never_connected(CLOCK.monotonic_ns())
+                return
             connection, failure = await self._open(client)
             if connection.outbound.connected:
                 self._clients.append(client)
             else:
+                if connection.outbound.is_final_refusal:
+                    self._refused = failure
                 self._failures[failure] += 1
                 client.on_never_connected(CLOCK.monotonic_ns())
 

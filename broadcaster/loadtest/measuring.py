@@ -20,8 +20,8 @@ from broadcaster.loadtest import records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
+from broadcaster.loadtest.target import find_target
 from broadcaster.settings import Settings
-from broadcaster.subscribe import hub_status
 
 log = logging.getLogger("broadcaster.fleet")
 
@@ -31,28 +31,25 @@ async def measure_run(settings: Settings) -> None:
 
     Raises:
         ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says.
-        HubUnavailable: The hub was not ready in time.
+        HubUnavailable: The hub was not ready in time, is another run's, or has refused every client.
     """
     number = process_number()
     run = Run.current(settings.loadtest)
     _check_number(number, settings)
     run.refuse_if_there(run.fleet(number))
     run.present(number).touch()
-    await hub_status.wait_until_ready(
-        hub_status.base_url(settings.fleet_url),
-        within_s=settings.loadtest.start_timeout_s,
-        tls_ca=settings.subscriber.tls_ca,
-    )
+    target = await find_target(settings, run)
     first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
     fleet = Fleet(
-        settings.fleet_url,
+        target.url,
         first=first,
         clients=clients,
         ramp_per_s=settings.fleet.ramp_per_s,
-        subscriber=settings.subscriber,
+        subscriber=target.subscriber,
     )
     async with _background(fleet):
         await fleet.connect()
+        _check_connected(fleet)
         log.info("%d of %d subscribers connected", fleet.connected, clients)
         await _check_the_others(run, settings)
         await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
@@ -80,9 +77,8 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
     )
     async with _background(fleet):
         await process.unless_stopped(stop, fleet.connect())
-        if not fleet.connected and not stop.is_set():
-            reasons = ", ".join(fleet.result(1).failures) or "all connections were lost"
-            raise HubUnavailable(f"no subscriber could connect to {redact(settings.fleet_url)}: {reasons}")
+        if not stop.is_set():
+            _check_connected(fleet)
         log.info("%d of %d subscribers connected", fleet.connected, settings.fleet.clients)
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -96,6 +92,12 @@ async def watch(settings: Settings, stop: asyncio.Event) -> None:
     log.info("total: %d deliveries to %d subscribers; disconnects: %s; reconnects: %d; failures: %s",
              fleet.received, result.connected, result.disconnects or 0, result.reconnects,
              result.failures or 0)  # fmt: skip
+
+
+def _check_connected(fleet: Fleet) -> None:
+    if not fleet.connected:
+        reasons = ", ".join(fleet.result(1).failures) or "all connections were lost"
+        raise HubUnavailable(f"no subscriber could connect to {redact(fleet.url)}: {reasons}")
 
 
 def process_number() -> int:

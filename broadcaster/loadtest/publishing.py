@@ -14,10 +14,10 @@ from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import PublishedRecord
 from broadcaster.loadtest.run import Run
+from broadcaster.loadtest.target import find_target
 from broadcaster.publish.publisher import Publisher
 from broadcaster.publish.schedule import BATCH, on_schedule, padding
 from broadcaster.settings import Settings
-from broadcaster.subscribe import hub_status
 
 log = logging.getLogger("broadcaster.publisher")
 
@@ -34,17 +34,12 @@ async def publish_run(settings: Settings) -> None:
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.published)
-    await hub_status.wait_until_ready(
-        hub_status.base_url(settings.fleet_url),
-        subscribers=settings.fleet.clients,
-        within_s=settings.loadtest.start_timeout_s,
-        tls_ca=settings.subscriber.tls_ca,
-    )
+    target = await find_target(settings, run, subscribers=settings.fleet.clients)
     await asyncio.sleep(_SETTLE_S)
     loadtest = settings.loadtest
     rhythm = f"{loadtest.rate_hz:g} a second" if loadtest.rate_hz else "all at once"
     log.info("publishing %d events, %s", loadtest.events, rhythm)
-    async with Publisher(settings) as publisher:
+    async with Publisher(settings, channel=target.channel) as publisher:
         rows = await _publish_all(publisher, settings)
     records.write(run.published, PublishedRecord, rows)
     log.info("%s", in_words(rows, "stored" if settings.history.enabled else "published"))

@@ -59,6 +59,18 @@ class Run:
         return self.folder.name
 
     @property
+    def channel(self) -> str:
+        """The channel of its events: nobody else subscribes to it."""
+        return f"events.loadtest.{self.name}"
+
+    def has_started(self, pid: int) -> bool:
+        """Whether a process is one of the run's own, all of which honcho has started."""
+        try:
+            return _starter_of(_parent_and_start(pid)[0]) == _starter_of(os.getppid())
+        except (OSError, ValueError, subprocess.CalledProcessError):
+            return False  # there is no such process on this machine
+
+    @property
     def published(self) -> Path:
         return self.folder / "published.csv"
 
@@ -112,9 +124,20 @@ def _find_or_make(results: Path, starter: str) -> Path:
 def _starter() -> str:
     """A unique name of the process that started the run: its process id, and when it was started."""
     starter, started = _parent_and_start(os.getppid())
-    if "HONCHO_PROCESS_NAME" in os.environ:
+    if is_under_honcho():
         return f"{starter}-{_parent_and_start(starter)[1]}"
     return f"{os.getppid()}-{started}"
+
+
+def is_under_honcho() -> bool:
+    """Whether honcho has started this process, as a line of a Procfile."""
+    return "HONCHO_PROCESS_NAME" in os.environ
+
+
+def _starter_of(helper: int) -> tuple[int, str]:
+    """The process that has started a helper of honcho's, and when that one was started."""
+    honcho = _parent_and_start(helper)[0]
+    return honcho, _parent_and_start(honcho)[1]
 
 
 def _parent_and_start(pid: int) -> tuple[int, str]:

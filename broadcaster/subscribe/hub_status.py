@@ -9,6 +9,7 @@ import ssl
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -37,33 +38,56 @@ async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "") -> dict
     return await asyncio.to_thread(_get, f"{url}/stats", timeout_s, tls.client_context(url, tls_ca))
 
 
-async def wait_until_ready(url: str, *, subscribers: int = 0, within_s: float, tls_ca: str = "") -> None:
-    """Wait until the hub is ready and has at least `subscribers` connected.
+def taken_by(url: str, numbers: dict[str, Any]) -> str:
+    """Whose port the one in `url` is, by the counters of the hub that answers there."""
+    who = f"pid {numbers.get('pid', 'unknown')}, version {numbers.get('version', 'unknown')}"
+    return f"{urlsplit(url).port} is taken by another hub ({who}); --port takes another one"
+
+
+async def wait_until_ready(
+    url: str,
+    *,
+    subscribers: int = 0,
+    within_s: float,
+    tls_ca: str = "",
+    is_ours: Callable[[int], bool] | None = None,
+) -> dict[str, Any]:
+    """Wait until the hub is ready and has at least `subscribers` connected; return its counters.
+
+    Args:
+        url: See `base_url`.
+        subscribers: How many must be connected.
+        within_s: The deadline.
+        tls_ca: As `subscriber.tls_ca`.
+        is_ours: Whether the hub with a process id is the one that is meant; None: any is.
 
     Raises:
         ConfigurationError: `tls_ca` cannot be read.
-        HubUnavailable: Not within `within_s` seconds; the message says what is missing.
+        HubUnavailable: Not within `within_s` seconds; the message says what is missing. Or at once: another hub
+            answers there.
     """
     deadline = CLOCK.loop_s() + within_s
     while True:
         try:
             numbers = await statistics(url, min(2.0, within_s), tls_ca)
-            missing = _missing(numbers, subscribers)
-            if missing is None:
-                return
         except HubUnavailable as error:
             missing = str(error)
+        else:
+            if is_ours is not None and not await asyncio.to_thread(is_ours, numbers.get("pid", 0)):
+                raise HubUnavailable(taken_by(url, numbers))
+            if not (missing := _missing(numbers, subscribers)):
+                return numbers
         if CLOCK.loop_s() > deadline:
             raise HubUnavailable(f"waited {within_s:g} s for the hub at {redact(url)}: {missing}")
         await asyncio.sleep(_POLL_S)
 
 
-def _missing(numbers: dict[str, Any], subscribers: int) -> str | None:
+def _missing(numbers: dict[str, Any], subscribers: int) -> str:
     if not numbers["ready"]:
         return "it is not ready (see /health/ready)"
     if numbers["connected"] < subscribers:
         return f"{numbers['connected']} of {subscribers} subscribers are connected"
-    return None
+    return ""
 
 
 def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:

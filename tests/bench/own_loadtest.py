@@ -56,6 +56,7 @@ def _own_percentiles(port: int, redis_port: int, plan: Plan) -> tuple[float, flo
         env = {
             **hub_environment(port, redis_port),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            "BROADCASTER_FLEET__URL": f"ws://127.0.0.1:{port}/ws",
             "BROADCASTER_FLEET__CLIENTS": str(plan.conns),
             "BROADCASTER_LOADTEST__EVENTS": str(plan.events),
             "BROADCASTER_LOADTEST__RATE_HZ": str(1000 / plan.period_ms),
