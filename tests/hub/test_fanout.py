@@ -428,6 +428,7 @@ async def test_a_v1_client_is_welcomed_and_a_plain_one_hears_nothing() -> None:
         "position": "e1-3",
         "recovered": None,
         "beat_interval_s": 2.0,
+        "max_bytes": house.settings.event.max_bytes,
     }
 
 
