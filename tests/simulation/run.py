@@ -44,7 +44,10 @@ MOST_TASKS: Final = 35
 """Tasks of a hub and of who asks it."""
 
 SLACK_BYTES: Final = 8_000
-"""How much more than its limits may wait for a socket: one large event, heartbeats, and what announces gaps."""
+"""How much more than its limits may wait for a socket: one large event, and what announces gaps."""
+
+BEAT_BYTES: Final = 110
+"""Of a heartbeat."""
 
 BLIND_S: Final = 5.0
 """Seconds within which a hub that cannot reach Redis says so, whatever the settings are."""
@@ -330,8 +333,11 @@ class Simulation:
 
     def _judge_buffers(self) -> None:
         """What waits for a client's socket is bounded, whatever that does."""
-        limits = self.world.limits
-        most = limits["unsent_bytes"] + limits["write_bytes"] + SLACK_BYTES
+        limits, hub_settings = self.world.limits, self.settings.hub
+        # A client that reads nothing is closed after so long, and gets a heartbeat of each channel until then.
+        patience_s = max(hub_settings.behind_max_ms / 1000, hub_settings.ping_interval_s) + 1
+        beats = (patience_s / hub_settings.beat_interval_s + 1) * len(self.world.channels)
+        most = limits["unsent_bytes"] + limits["write_bytes"] + SLACK_BYTES + int(beats * BEAT_BYTES)
         for client in self.clients:
             for hub in self.hubs:
                 waiting = max(
