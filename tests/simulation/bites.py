@@ -32,6 +32,11 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "reverts/10-a-gap-begins-before-the-position": ("tests/subscribe/test_resume_state.py", ""),
     # The hub's floor is there a moment later.
     "reverts/13-publishers-have-no-floor": ("tests/publish/test_pipeline.py", "set_back"),
+    # Memory has to be set back and to get as far again between two probes.
+    "reverts/18-other-events-at-known-positions-are-duplicates": (
+        "tests/hub/test_sequencer.py",
+        "set_back_while_nobody",
+    ),
 }
 """Per patch the file of the tests that fail with it, and words to choose among them."""
 
