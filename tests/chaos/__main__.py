@@ -34,7 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     counts: Counter[str] = Counter()
     failing = 0
     while time.monotonic() < end:
-        outcome = asyncio.run(run_seed(seed))
+        try:
+            outcome = asyncio.run(run_seed(seed))
+        except Exception:
+            print(f"seed {seed} cannot be run: make chaos SEED={seed}", flush=True)
+            raise
         counts.update(outcome.counts)
         if outcome.failures:
             failing += 1

@@ -72,6 +72,27 @@ def test_whatever_was_answered_is_in_the_journal_when_redis_is_killed(tmp_path: 
         truth.end()
 
 
+def test_an_event_that_was_taken_back_leaves_its_place_to_another(tmp_path: Path) -> None:
+    """What Redis stored, but refused to publish."""
+    truth = Truth(tmp_path, time.monotonic)
+    try:
+        truth.life = life = truth.begin(None)
+        life.start()
+        publish(life.server.url, "a")
+        entry = ("XADD", "{events.critical}:log", "2-0", "e")
+        life.ask(*entry, '{"event_id":"taken back"}')
+        life.ask("XDEL", "{events.critical}:log", "2-0")
+        life.ask("XSETID", "{events.critical}:log", "1-0")
+        publish(life.server.url, "b")
+        truth.pump()
+        assert [event.offset for event in truth.journal.accepted["events.critical"] if truth.is_stored(event)] == [
+            1,
+            2,
+        ]
+    finally:
+        truth.end()
+
+
 def test_a_step_that_is_cut_has_not_happened() -> None:
     step = b"*1\r\n$5\r\nMULTI\r\n*2\r\n$3\r\nDEL\r\n$1\r\na\r\n*1\r\n$4\r\nEXEC\r\n"
     one = b"*2\r\n$3\r\nDEL\r\n$1\r\nb\r\n"

@@ -26,7 +26,7 @@ _OPTIONS: Final = (
     *("--auto-aof-rewrite-percentage", "0", "--aof-use-rdb-preamble", "no"),
 )
 
-_FOLLOWED: Final = (b"XADD", b"XDEL", b"HSET", b"HDEL", b"DEL", b"UNLINK")
+_FOLLOWED: Final = (b"XADD", b"XDEL", b"XSETID", b"HSET", b"HDEL", b"DEL", b"UNLINK")
 """What changes a log or a meta key. Expiry is a `DEL` in the file, trimming is exact."""
 
 
