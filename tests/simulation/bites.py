@@ -24,7 +24,27 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
 MOST_SEEDS: Final = 2000
 
-FOUND: Final[dict[str, int]] = {}
+FOUND: Final[dict[str, int]] = {
+    "reverts/01-order-by-a-table-of-sixteen": 8,
+    "reverts/02-an-older-memory-is-replayed": 8,
+    "reverts/03-unknown-epochs-are-one": 8,
+    "reverts/04-recovered-false-because-of-a-later-gap": 10,
+    "reverts/05-recovered-without-since": 11,
+    "reverts/06-a-hub-behind-sixteen-epochs": 146,
+    "reverts/07-a-connection-is-opened-by-who-waits": 20,
+    "reverts/08-without-history-a-lost-connection-is-silent": 27,
+    "reverts/11-a-welcome-moves-before-its-gap": 124,
+    "reverts/12-hubs-have-no-floor": 243,
+    "reverts/14-redis-may-stand-before-the-floor": 3,
+    "reverts/15-an-epoch-is-named-by-the-clock-alone": 7,
+    "reverts/16-a-head-that-went-back-is-taken": 243,
+    "reverts/17-a-position-of-a-later-epoch-is-waited-for": 8,
+    "reverts/19-what-is-refused-is-of-the-first-epoch": 44,
+    "reverts/20-a-gap-in-the-ring-is-told-as-it-is": 11,
+    "reverts/21-what-was-forgotten-has-expired": 331,
+    "reverts/24-a-silent-position-is-forgotten": 142,
+    "reverts/25-who-owes-a-reply-may-be-silent": 19,
+}
 """Per patch a seed that finds it."""
 
 SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
@@ -37,6 +57,9 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
         "tests/hub/test_sequencer.py",
         "set_back_while_nobody",
     ),
+    # A page has to be cached, or under way, in the moment in which an epoch begins.
+    "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
+    "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
 }
 """Per patch the file of the tests that fail with it, and words to choose among them."""
 
