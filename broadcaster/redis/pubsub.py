@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from asyncio import FIRST_COMPLETED
 from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
-from broadcaster.core.errors import RedisRefused, RedisUnavailable, RedisUnreachable
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable, RedisUnreachable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
@@ -37,8 +39,10 @@ class PubSubLink:
         self._url = redis.pubsub_url
         self._clock = runtime.clock
         self._chance = runtime.chance
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self._link: RedisConnection | None = None
         self._ever_confirmed = False
+        self._why = ""  # there is no connection, by the last attempt
         self._handlers: SubscriptionHandlers | None = None
         self.channels: dict[str, None] = {}
         self.confirmed: set[str] = set()
@@ -67,17 +71,20 @@ class PubSubLink:
             RedisUnavailable: There is no connection, or it has ended.
         """
         if self._link is None:
-            raise RedisUnavailable("there is no subscription link")
+            raise RedisUnavailable(self._why or "there is no subscription link")
         channels = list(self.channels)
         *confirmations, pong = [*self._link.subscribe(*channels), *self._link.send(("PING",))]
-        await pong
+        with contextlib.suppress(
+            RedisErrorReply
+        ):  # PING may be disabled or renamed; this, too, has come in its turn
+            await pong
         self._note_refused(channels, await asyncio.gather(*confirmations, return_exceptions=True))
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.
 
         Raises:
-            RedisRefused: Redis refuses all of them, and a retry would not help.
+            RedisRefused: Redis refuses all of them, and has done so from the beginning.
         """
         self._handlers = handlers
         attempts = 0
@@ -87,13 +94,17 @@ class PubSubLink:
                 why = await self._run_one_connection(handlers)
                 attempts = 0
                 waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
-            except RedisUnavailable as error:
+            except (RedisUnavailable, RedisRefused) as error:
+                if isinstance(error, RedisRefused) and not self._ever_confirmed:
+                    raise
                 why = error.reason if isinstance(error, RedisUnreachable) else str(error)
+                self._why = str(error)
                 attempts += 1
             await asyncio.sleep(next(waits_s))
             if attempts <= 1:  # logged after the wait: when all processes are stopped, a lost Redis is expected
                 if self._ever_confirmed:
-                    log.warning("redis: %s (%s); trying again", why, redact(self._url))
+                    where = redact(self._url)
+                    self._log.log(logging.WARNING, why, "redis: %s (%s); trying again", why, where)
                 else:
                     log.info("waiting for Redis at %s (%s)", redact(self._url), why)
 
@@ -139,7 +150,7 @@ class PubSubLink:
         if others or (refused and len(refused) == len(channels)):
             raise (others or [*errors.values()])[0]
         for name in sorted(refused - self.refused):
-            log.warning("redis: the channel %s is not for us: %s", name, errors[name])
+            self._log.log(logging.WARNING, name, "redis: the channel %s is not for us: %s", name, errors[name])
         self.refused = refused
 
     def _on_subscribed(self, name: bytes, subscribed: bool) -> None:
@@ -150,7 +161,9 @@ class PubSubLink:
             self._handlers.on_confirmed(channel)
         elif not subscribed and channel in self.confirmed:
             self.confirmed.discard(channel)
-            log.warning("redis: the subscription to %s was taken away", channel)
+            self._log.log(
+                logging.WARNING, f"away {channel}", "redis: the subscription to %s was taken away", channel
+            )
             self._handlers.on_lost(channel)
 
     async def _watch(self, link: RedisConnection) -> str:
