@@ -77,7 +77,7 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client fleet latency ledger machine measuring publishing records report run target",
+        "archive client fleet latency ledger machine measuring outcome publishing records report run target",
         "auth core publish redis settings subscribe wire",
     ),
     "cli": Room(

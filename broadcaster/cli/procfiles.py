@@ -49,12 +49,15 @@ def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> N
     Its exit code is that of `broadcaster report`.
     """
     require("hub loadtest")
+    from broadcaster.loadtest.report import check_results
+
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
             "events": "loadtest.events", "port": "hub.port", "results": "loadtest.results"}  # fmt: skip
     given = [f"{keys[name]}={value}" for name, value in options.items() if value is not None]
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings
+    check_results(settings)
     _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
 
 

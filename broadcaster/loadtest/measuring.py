@@ -13,7 +13,6 @@ from pathlib import Path
 
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, HubUnavailable
-from broadcaster.core.files import whole_file
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records
@@ -57,7 +56,7 @@ async def measure_run(settings: Settings) -> None:
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
-    with whole_file(run.fleet(number)) as file:
+    with records.result_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
 

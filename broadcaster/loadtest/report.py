@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tomllib
-from collections.abc import Callable
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tabulate import tabulate
 
-from broadcaster.core.errors import HubUnavailable, RunIncomplete, Unavailable
-from broadcaster.core.files import whole_file
+from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError, RunIncomplete, Unavailable
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records
-from broadcaster.loadtest.latency import Figures, figures
-from broadcaster.loadtest.ledger import Ledger, balance, complaint, in_words
-from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
-from broadcaster.loadtest.run import Run
+from broadcaster.loadtest.latency import Figures
+from broadcaster.loadtest.ledger import Ledger, in_words
+from broadcaster.loadtest.outcome import Outcome, disconnects, hub_numbers, outcome_of
+from broadcaster.loadtest.run import Run, results_folder
 from broadcaster.redis import commands
-from broadcaster.settings import LoadtestTable, ReportTable, Settings, dump
+from broadcaster.settings import Settings, dump
 from broadcaster.subscribe import hub_status
+
+_DELIVERY_BYTES: Final = 120
+_PUBLISHED_BYTES: Final = 250
+_OTHER_BYTES: Final = 200_000
+"""At most about so many bytes a delivery, an event, and all the rest of a run take in its folder."""
 
 _MEANINGS: Final = """\
 Dropped: a delivery that was expected (every event published, to every client) and did not come.
@@ -38,134 +41,75 @@ Ledger: every event that was to be published, for every client. What was lost wa
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The contents of a report, read from the files of a run."""
+class Filed:
+    """A run that has ended: its folder, its outcome, and why not all of it could be kept (empty if it was)."""
 
-    name: str
-    rate_hz: float
-    whole: Figures
-    ledger: Ledger
-    per_process: dict[int, tuple[Figures, Ledger]]
-    fleet: dict[int, dict[str, Any]]
-    hub: dict[str, Any]
-    machine: dict[str, Any]
-    publish_failed: int
-    broken: list[str]
-
-    @property
-    def disconnects(self) -> int:
-        return sum(disconnects(result) for result in self.fleet.values())
+    folder: Path
+    outcome: Outcome
+    problem: str
 
 
-def disconnects(result: dict[str, Any]) -> int:
-    """Connections of a fleet process that were lost, and clients that never had one."""
-    lost: int = sum(result["disconnects"].values())
-    never: int = result["clients"] - result["connected"]
-    return lost + never
-
-
-async def report_run(settings: Settings) -> Path:
-    """Wait for this run, complete its folder, add it to the archive; return the folder.
+def check_results(settings: Settings) -> None:
+    """Refuse a load test whose results could not be kept.
 
     Raises:
+        ConfigurationError: Their folder cannot be written, its disk is too full, or the archive takes no row.
+    """
+    results = results_folder(settings.loadtest)
+    archive.check(results / archive.NAME)
+    events, clients = settings.loadtest.events, settings.fleet.clients
+    needed = _OTHER_BYTES + events * (_PUBLISHED_BYTES + clients * _DELIVERY_BYTES)
+    disk = shutil.disk_usage(results)
+    if disk.total and disk.free < needed:  # some network disks say 0 of 0
+        raise ConfigurationError(
+            f"loadtest.results: {results} has {disk.free / 1e6:,.1f} MB left, and {events} events to {clients} "
+            f"clients take about {needed / 1e6:,.1f} MB: make room, or give another folder"
+        )
+
+
+async def report_run(settings: Settings) -> Filed:
+    """Wait for this run, complete its folder, add it to the archive.
+
+    Raises:
+        ConfigurationError: Its results could not be kept; this is looked at first.
         RunIncomplete: A part did not deliver its result in time.
+        RunDamaged: A part has delivered something else.
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.config)
+    check_results(settings)
     _write(run.config, dump(settings))
     await _wait_for_files(run, settings)
-    _write(run.hub, json.dumps(await _hub_says(settings), indent=2))
-    _write(run.machine, json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
-    rows = summary_rows(read_run(run.folder))
-    archive.write_summary(run.summary, rows)
-    archive.append(run.folder.parent / "archive.csv", rows[0])
-    return run.folder
+    hub = await _hub_says(settings)
+    described = asdict(machine.describe(await _redis_version(settings)))
+    outcome = outcome_of(run, hub, described)
+    return Filed(run.folder, outcome, _file(run, outcome))
+
+
+def _file(run: Run, outcome: Outcome) -> str:
+    """Write what is known at the end of a run: each file, though another one cannot be written; what cannot be."""
+    rows = summary_rows(outcome)
+    problems = []
+    for path, content in ((run.hub, outcome.hub), (run.machine, outcome.machine)):
+        try:
+            _write(path, json.dumps(content, indent=2))
+        except OutputError as error:
+            problems.append(str(error))
+    try:
+        archive.write_summary(run.summary, rows)
+    except OutputError as error:
+        problems.append(str(error))
+    try:
+        archive.append(run.archive, rows[0])
+    except OutputError as error:
+        kept = f"; the row of this run is in {run.summary}" if run.summary.exists() else ""
+        problems.append(f"{error}{kept}")
+    return problems[0] if problems else ""
 
 
 def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
+    with records.result_file(path) as file:
         file.write(text)
-
-
-def read_run(folder: Path) -> Outcome:
-    """Read a run from its folder.
-
-    Raises:
-        RunIncomplete: A file is missing or damaged.
-    """
-    try:
-        return _read_run(Run(folder))
-    except FileNotFoundError as error:
-        raise RunIncomplete(f"{folder} is not a complete run: there is no {error.filename}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunIncomplete(f"{folder} is damaged: {error}") from None
-
-
-def _read_run(run: Run) -> Outcome:
-    config = _parsed(run.config, tomllib.loads)
-    processes = range(1, config["fleet"]["processes"] + 1)
-    for path in map(run.losses, processes):
-        if not path.exists():
-            raise RunIncomplete(
-                f"{run.folder} has no {path.name}: not a complete run, or of version 0.1.0, which kept no ledger"
-            )
-    published = records.read(run.published, PublishedRecord)
-    fleet = {number: _parsed(run.fleet(number), json.loads) for number in processes}
-    deliveries = {number: records.read(run.deliveries(number), DeliveryRecord) for number in processes}
-    losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
-    hub, described = _parsed(run.hub, json.loads), _parsed(run.machine, json.loads)
-    clients = range(config["fleet"]["clients"])
-    everything = [row for rows in deliveries.values() for row in rows]
-    every_loss = [row for rows in losses.values() for row in rows]
-    per_process = {}
-    first = 0
-    for number in processes:
-        share = range(first, first + fleet[number]["clients"])
-        first = share.stop
-        per_process[number] = (
-            figures(published, deliveries[number], len(share)),
-            balance(published, deliveries[number], losses[number], share),
-        )
-    outcome = Outcome(
-        name=run.name,
-        rate_hz=config["loadtest"]["rate_hz"],
-        whole=figures(published, everything, len(clients)),
-        ledger=balance(published, everything, every_loss, clients),
-        per_process=per_process,
-        fleet=fleet,
-        hub=hub,
-        machine=described,
-        publish_failed=sum(bool(row.error) for row in published),
-        broken=[],
-    )
-    limits, loadtest = ReportTable(**config["report"]), LoadtestTable(**config["loadtest"])
-    outcome.broken.extend(broken_limits(outcome, limits, loadtest))
-    return outcome
-
-
-def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-
-
-def broken_limits(outcome: Outcome, limits: ReportTable, loadtest: LoadtestTable) -> list[str]:
-    """One sentence per limit that is exceeded."""
-    whole = outcome.whole
-    counted = {
-        "dropped deliveries": (whole.dropped, limits.max_dropped),
-        "duplicates": (whole.duplicates, limits.max_duplicates),
-        "deliveries out of order": (whole.out_of_order, limits.max_out_of_order),
-        "disconnects": (outcome.disconnects, limits.max_disconnects),
-        "events that could not be published": (loadtest.events - whole.events, 0),
-    }
-    broken = [f"{count} {what}, {limit} allowed" for what, (count, limit) in counted.items() if count > limit]
-    if limits.max_p99_ms and (whole.p99_ms is None or whole.p99_ms > limits.max_p99_ms):
-        broken.append(f"p99 is {whole.p99_ms} ms, {limits.max_p99_ms:g} ms allowed")
-    if outcome.ledger.unexplained:  # regardless of the limits
-        broken.append(complaint(outcome.ledger))
-    return broken
 
 
 def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
@@ -290,8 +234,8 @@ async def _redis_version(settings: Settings) -> str:
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
         url = hub_status.base_url(settings.fleet_url)
-        return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
-    except HubUnavailable as error:
+        return hub_numbers(await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca))
+    except (HubUnavailable, ValueError) as error:
         return {"error": f"no statistics: {error}"}
 
 
