@@ -103,6 +103,9 @@ class Limits:
         known_epochs: Epochs without a time that a hub remembers of a channel.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
         known_labels: Distinct labels per channel that are one object each, and whose matching filters are known.
+        compress_bytes: Largest event that is compressed: some 10 ms, in which the hub does nothing else.
+        made_bytes: Bytes of frames in another format (compressed, or Server-Sent Events) that are kept for other
+            clients, with those that they were made of: per format.
         ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.
         warn_at: Share of the allowed lag (`hub.behind_max_*`) at which a slow consumer is warned.
         warn_every_s: Seconds between two such warnings.
@@ -138,6 +141,8 @@ class Limits:
     known_epochs: int = 64
     known_gaps: int = 1000
     known_labels: int = 4096
+    compress_bytes: int = 2**20
+    made_bytes: int = 16 * 2**20
     ring_slack: int = 1024
     warn_at: float = 0.5
     warn_every_s: float = 1.0

@@ -1,7 +1,7 @@
 """The WebSocket protocol: handshake, frames, control frames, close codes; the only importer of `websockets`.
 
-Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. The hub offers no
-extensions, so a frame is the same for every subscriber and is built once per event.
+Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. Nothing is masked and
+no side keeps a window, so a frame, compressed or not, is the same for every subscriber and built once per event.
 """
 
 from broadcaster.wire.bearer import token_in
@@ -14,6 +14,7 @@ from broadcaster.wire.control import (
     read_control,
     welcome_frame,
 )
+from broadcaster.wire.deflate import deflated_frame
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
@@ -55,6 +56,7 @@ __all__ = [
     "answer_upgrade",
     "beat_frame",
     "close_frame",
+    "deflated_frame",
     "drain_frame",
     "gap_frame",
     "is_close",

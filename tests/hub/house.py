@@ -27,6 +27,7 @@ from broadcaster.hub.connections.connection import Connection, ConnectionContext
 from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
 from broadcaster.hub.connections.timer import Timer
 from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.format import PLAIN
 from broadcaster.hub.fanout.message import Message, read_message
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.publish.publisher import Publisher
@@ -592,7 +593,13 @@ class House:
         return sequencer
 
     def connect(
-        self, query: str = "", *, v1: bool = False, reads_along: bool = True, address: str = "192.0.2.1"
+        self,
+        query: str = "",
+        *,
+        v1: bool = False,
+        deflate: bool = False,
+        reads_along: bool = True,
+        address: str = "192.0.2.1",
     ) -> Peer:
         """Somebody who has asked for `/ws?query`."""
         socket = self.socket()
@@ -600,7 +607,12 @@ class House:
         admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), address)
         assert isinstance(admitted, Admitted), admitted
         connection = Connection(
-            socket, self.context, wants_control=v1, address=admitted.address, grant=admitted.grant
+            socket,
+            self.context,
+            wants_control=v1,
+            address=admitted.address,
+            grant=admitted.grant,
+            form=self.context.formats.deflate if deflate else PLAIN,
         )
         socket.protocol = connection
         channels = [

@@ -23,6 +23,7 @@ from broadcaster import wire
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.fanout.format import PLAIN
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -136,7 +137,10 @@ class HandshakeProtocol(asyncio.Protocol):
         address = self._address()
         self._release()
         try:
-            answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address))
+            compress = self.context.settings.compress
+            answer = wire.answer_upgrade(
+                head, lambda target: self.admission.admit(target, address), compress=compress
+            )
         except BaseException:
             transport.abort()  # a bug, but the client is not left waiting for an answer
             raise
@@ -147,17 +151,18 @@ class HandshakeProtocol(asyncio.Protocol):
         if answer.admitted is None:
             transport.close()
         else:
-            self._open(transport, answer.admitted, wants_control=answer.subprotocol == wire.V1)
+            self._open(transport, answer.admitted, answer)
         return False
 
-    def _open(self, transport: asyncio.Transport, admitted: Admitted, *, wants_control: bool) -> None:
+    def _open(self, transport: asyncio.Transport, admitted: Admitted, answer: wire.Answer[Admitted]) -> None:
         """From here on the transport is a `Connection`'s."""
         connection = Connection(
             transport,
             self.context,
-            wants_control=wants_control,
+            wants_control=answer.subprotocol == wire.V1,
             address=sys.intern(admitted.address),
             grant=admitted.grant,
+            form=self.context.formats.deflate if answer.compressed else PLAIN,
         )
         transport.set_protocol(connection)
         request = admitted.request
