@@ -13,6 +13,8 @@ from broadcaster import wire
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import LIMITS, Limits
 
+NAMES: Final = ("plain", "deflate")
+
 
 class Format:
     """Frames as they are: those of a WebSocket, not compressed.
