@@ -59,7 +59,7 @@ ROOMS = {
     "settings": Room("layers origin secret_files tables urls", "core"),
     "auth": Room("access tokens", "core settings"),
     "wire": Room(
-        "bearer client control deflate dispose frames handshake inbound outbound retry_after tls", "core"
+        "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
     ),
     "redis": Room("commands connection pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
@@ -73,7 +73,7 @@ ROOMS = {
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),
     "hub.connections": Room(
-        "admission closed connection drain handshake registry request timer",
+        "admission closed connection drain event_stream handshake registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
     "hub": Room(

@@ -113,6 +113,8 @@ class Limits:
         probe_pause_s: Least seconds between two delivery probes.
         touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis; or
             `history.dedupe_s` if that is less.
+        comment_every_s: Seconds between two comments in an event stream (SSE), however much else is in it: proxies
+            cut what is silent, some after 30 s.
         log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
         expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
         retry_after_s: Seconds that a client is asked to stay away when the hub is full.
@@ -149,6 +151,7 @@ class Limits:
     unavailable_s: float = 1.0
     probe_pause_s: float = 0.01
     touch_every_s: float = 60.0
+    comment_every_s: float = 15.0
     log_every_s: float = 1.0
     expiry_ticks: int = 10
     retry_after_s: int = 5

@@ -1,4 +1,4 @@
-"""The WebSocket protocol: handshake, frames, control frames, close codes; the only importer of `websockets`.
+"""The wire: WebSocket and Server-Sent Events, handshake, frames, close codes; the only importer of `websockets`.
 
 Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. Nothing is masked and
 no side keeps a window, so a frame, compressed or not, is the same for every subscriber and built once per event.
@@ -39,11 +39,25 @@ from broadcaster.wire.handshake import (
 )
 from broadcaster.wire.inbound import Inbound
 from broadcaster.wire.outbound import Outbound
+from broadcaster.wire.sse import (
+    COMMENT,
+    STREAM_HEAD,
+    STREAM_METHODS,
+    StreamRequest,
+    read_stream_request,
+    sse_close,
+    sse_control,
+    sse_event,
+    sse_retry,
+)
 
 __all__ = [
+    "COMMENT",
     "HEAD_END",
     "PING",
     "PLAIN",
+    "STREAM_HEAD",
+    "STREAM_METHODS",
     "TRY_LATER",
     "V1",
     "Answer",
@@ -51,6 +65,7 @@ __all__ = [
     "Inbound",
     "Outbound",
     "Refusal",
+    "StreamRequest",
     "Target",
     "Terms",
     "answer_upgrade",
@@ -65,8 +80,13 @@ __all__ = [
     "is_whole_control_frame",
     "lag_frame",
     "read_control",
+    "read_stream_request",
     "refusal",
     "response_head",
+    "sse_close",
+    "sse_control",
+    "sse_event",
+    "sse_retry",
     "text_frame",
     "token_in",
     "welcome_frame",

@@ -24,6 +24,7 @@ from broadcaster.hub.channels.delivery_probe import DeliveryProbe
 from broadcaster.hub.channels.dispatch import Dispatcher
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.event_stream import EventStream
 from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
 from broadcaster.hub.connections.timer import Timer
 from broadcaster.hub.fanout.fanout import Fanout
@@ -619,6 +620,17 @@ class House:
             (self.channels.get(name, admitted.address), since) for name, since in admitted.request.channels
         ]
         connection.open(channels, admitted.request.filter)
+        return Peer(connection, socket)
+
+    def stream(self, query: str = "", *, reads_along: bool = True, address: str = "192.0.2.1") -> Peer:
+        """Somebody who has asked for `/sse?query`."""
+        socket = self.socket()
+        socket.reads_along = reads_along
+        admitted = self.admission.admit(wire.Target.parse(f"/sse?{query}"), address, most_channels=1)
+        assert isinstance(admitted, Admitted), admitted
+        connection = socket.protocol = EventStream(socket, self.context, admitted)
+        [(name, since)] = admitted.request.channels
+        connection.open([(self.channels.get(name, admitted.address), since)], admitted.request.filter)
         return Peer(connection, socket)
 
     def be_proven(self) -> None:

@@ -133,7 +133,7 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "ready": True,
             "channel": "events.critical",
             "connected": 2,
-            "formats": {"plain": 2, "deflate": 0},
+            "formats": {"plain": 2, "deflate": 0, "sse": 0},
             "ending": 0,
             "peak": 3,
             "opened": 3,

@@ -147,8 +147,10 @@ class AdmissionControl:
 
     # What it asks for
 
-    def admit(self, target: wire.Target, address: str) -> Admitted | wire.Refusal:
-        """Admit a well-formed request, or say why not."""
+    def admit(
+        self, target: wire.Target, address: str, most_channels: int | None = None
+    ) -> Admitted | wire.Refusal:
+        """Admit a well-formed request, or say why not; it may ask for `most_channels`, or those of `channels`."""
         hub, registry = self._settings.hub, self._registry
         if self.stopping:
             return self._refuse(address, "stopping", 503, "the hub is stopping", retry_after_s=1)
@@ -159,7 +161,7 @@ class AdmissionControl:
             return self._refuse_for_now(address, "address_full", "too many of this address")
         if target.fault:
             return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
-        if not self._is_allowed_origin(target):
+        if not self.allows_origin(target):
             return self._refuse(address, "origin", 403, "this origin is not allowed")
         try:
             grant = self._access.grant(target.token)
@@ -169,15 +171,17 @@ class AdmissionControl:
             request = read_query(target.query, self._channels.default, self._limits)
         except ValueError as error:
             return self._refuse(address, "query", 400, str(error))
-        if refusal := self._refuse_channels(request, grant, address):
+        if refusal := self._refuse_channels(request, grant, address, most_channels):
             return refusal
         return Admitted(request, address, grant)
 
-    def _refuse_channels(self, request: SubscribeRequest, grant: Grant, address: str) -> wire.Refusal | None:
+    def _refuse_channels(
+        self, request: SubscribeRequest, grant: Grant, address: str, most: int | None
+    ) -> wire.Refusal | None:
         names = [name for name, _ in request.channels]
-        most = self._settings.channels.max_per_connection
+        most = most or self._settings.channels.max_per_connection
         if len(names) > most:
-            return self._refuse(address, "query", 400, f"more than {most} channels")
+            return self._refuse(address, "query", 400, f"more than {most} channel{'s'[: most > 1]}")
         for name in names:
             if grant is not UNRESTRICTED and not grant.may_subscribe(name):
                 return self._refuse(address, "forbidden_channel", 403, f"not for you: {name}")
@@ -195,7 +199,7 @@ class AdmissionControl:
             )
         return None
 
-    def _is_allowed_origin(self, target: wire.Target) -> bool:
+    def allows_origin(self, target: wire.Target) -> bool:
         """Only a browser sends an origin, on behalf of whatever page: it must be the hub's own, or a known one.
 
         A page whose name was made to resolve to this machine (DNS rebinding) believes that it talks to its own

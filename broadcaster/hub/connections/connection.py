@@ -172,8 +172,12 @@ class Connection(asyncio.Protocol):
             code, reason = registry.due.pop(self, (code, reason))
             registry.note_closed(self, code)
             self._context.log.log(logging.INFO, f"closed {code}", "closed %s: %d %s", self.name, code, reason)
-            self.write(wire.close_frame(code, reason))
+            self.say_goodbye(code, reason)
             self._begin_close()
+
+    def say_goodbye(self, code: wire.CloseCode, reason: str) -> None:
+        """The last that is written."""
+        self.write(wire.close_frame(code, reason))
 
     def close_in_turn(self, code: wire.CloseCode, reason: str) -> None:
         if not self.closing and not self._context.registry.close_in_turn(self, code, reason):

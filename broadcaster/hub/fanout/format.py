@@ -13,7 +13,7 @@ from broadcaster import wire
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import LIMITS, Limits
 
-NAMES: Final = ("plain", "deflate")
+NAMES: Final = ("plain", "deflate", "sse")
 
 
 class Format:
@@ -22,10 +22,12 @@ class Format:
     Attributes:
         name: In `/stats`.
         compressed: Whether the client may compress what it sends.
+        answers_pings: Whether a client that is there answers a ping; else it is sent comments.
     """
 
     name = "plain"
     compressed = False
+    answers_pings = True
 
     def event(self, frame: bytes, position: Position | None) -> bytes:
         """An event; `position` is its own, None if it is not stored."""
@@ -67,6 +69,28 @@ class Deflate(Format):
         return found
 
 
+class ServerSentEvents(Format):
+    """Events of an event stream."""
+
+    name = "sse"
+    answers_pings = False
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._kept = KeptFrames(limits.made_bytes)
+
+    def event(self, frame: bytes, position: Position | None) -> bytes:
+        found = self._kept.get(frame)
+        if found is None:
+            found = self._kept[frame] = wire.sse_event(frame, position)
+        return found
+
+    def control(self, frame: bytes) -> bytes:
+        found = self._kept.get(frame)
+        if found is None:
+            found = self._kept[frame] = wire.sse_control(frame)
+        return found
+
+
 class KeptFrames(dict[bytes, bytes]):
     """What was made of frames, for the others that are given them; of too many bytes the oldest are dropped."""
 
@@ -88,7 +112,9 @@ class Formats:
 
     Attributes:
         deflate: For clients that have agreed to compression.
+        sse: For those that listen over plain HTTP.
     """
 
     def __init__(self, compress_min_bytes: int = 1024, limits: Limits = LIMITS) -> None:
         self.deflate = Deflate(compress_min_bytes, limits)
+        self.sse = ServerSentEvents(limits)
