@@ -47,10 +47,14 @@ def sse_event(frame: bytes, position: Position | None) -> bytes:
 
 
 def sse_control(frame: bytes) -> bytes:
-    """A control frame: its name is the type of the event, and its position, if there is one, the id."""
+    """A control frame: its name is the type of the event, and its position, if there is one, the id.
+
+    But for a `welcome` after which a gap follows: who is cut between the two has to come back for the gap.
+    """
     payload = payload_of(frame)
     fields = json.loads(payload)
-    return _message(payload, fields.get("position") or "", fields["control"])
+    reached = None if fields.get("recovered") is False else fields.get("position")
+    return _message(payload, reached or "", fields["control"])
 
 
 def sse_close(code: CloseCode, reason: str, retry_ms: int) -> bytes:
