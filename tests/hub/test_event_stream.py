@@ -155,7 +155,7 @@ async def test_a_gap_and_a_heartbeat_are_events_of_their_kind() -> None:
 
 @in_loop
 async def test_a_client_that_is_cut_before_the_gap_of_its_welcome_stays_where_it_was() -> None:
-    """A welcome that says that something is missing moves no position: a browser would come back behind the gap."""
+    """A welcome that something is missing moves no position, or a browser would come back behind the gap."""
     house = await House.opened(stored=3)
     stream = house.stream("since=e1-100")
     await house.settle()
