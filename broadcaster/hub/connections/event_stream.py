@@ -33,11 +33,15 @@ class EventStream(Connection):
         self._notice_silence()
 
     def _notice_silence(self) -> None:
-        """It answers no pings: the system gives up a connection on which nothing is acknowledged any more."""
+        """It answers no pings: the system gives up a connection on which nothing is acknowledged any more.
+
+        A window that stays closed counts, too, so that what a slow client is allowed is the least.
+        """
         connection = self.transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
             with contextlib.suppress(OSError, AttributeError):  # Linux has it
-                within_ms = round(2000 * self._context.settings.ping_interval_s)
+                settings = self._context.settings
+                within_ms = max(round(2000 * settings.ping_interval_s), 2 * settings.behind_max_ms)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, within_ms)
 
     def data_received(self, data: bytes) -> None:
