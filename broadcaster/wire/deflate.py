@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Sequence
 from typing import Final
 
-from websockets.exceptions import NegotiationError
+from websockets.exceptions import NegotiationError, PayloadTooBig
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
+from websockets.frames import CONT, CTRL_OPCODES, Frame
 from websockets.typing import ExtensionParameter
 
 from broadcaster.wire.frames import payload_of, text_frame
@@ -38,12 +39,27 @@ def deflated_frame(frame: bytes) -> bytes:
 
 
 def inflation(max_bytes: int) -> Extension:
-    """What inflates the messages of one client, none of which may have more than so many bytes.
+    """What inflates the messages of one client, none of which may have more than so many bytes."""
+    return _Inflation(max_bytes)
 
-    Its window is no larger than such a message. A client without a sense of measure finds nothing further back.
+
+class _Inflation(PerMessageDeflate):
+    """The library's, with a window no larger than a message, and with a limit of what comes, too.
+
+    What inflates to nothing (bytes behind the end of the deflate stream, empty blocks) has no size, but is kept.
     """
-    bits = min(15, max(9, max_bytes.bit_length()))
-    return PerMessageDeflate(True, True, bits, WINDOW_BITS)
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(True, True, min(15, max(9, max_bytes.bit_length())), WINDOW_BITS)
+        self._most = max_bytes + max_bytes // 8 + 256  # what cannot be compressed becomes a little longer
+        self._came = 0
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        if frame.opcode not in CTRL_OPCODES:
+            self._came = len(frame.data) + (self._came if frame.opcode is CONT else 0)
+            if self._came > self._most:
+                raise PayloadTooBig(self._came, self._most)
+        return super().decode(frame, max_size=max_size)
 
 
 class Compression(ServerPerMessageDeflateFactory):

@@ -192,6 +192,7 @@ HELLO: Final = b"\xf2\x48\xcd\xc9\xc9\x07\x00"
 SAID: Final = {
     **{f"12.3 text of {size}": Case(compressed(TEXT, text(size))) for size in (0, 1, 16, 64, 256, 1024, LIMIT)},
     **{f"12.2 binary of {size}": Case(compressed(BINARY, b"\xfe" * size)) for size in (16, 1024, LIMIT)},
+    "12.2 binary of 4096 that cannot be compressed": Case(compressed(BINARY, RANDOM.randbytes(LIMIT), 100)),
     **{
         f"12.3 text of {LIMIT} in fragments of {size}": Case(compressed(TEXT, text(LIMIT), size))
         for size in FRAGMENTS[2:]
@@ -216,6 +217,17 @@ SAID: Final = {
     "a bomb in fragments": Case(cut(BINARY, BOMB, 100), [], 1009),
     "a bomb in bombs": Case(frame(BINARY, deflate(deflate(b"\0" * (1 << 25))), rsv=RSV1), [], 1009),
     "many small fragments of a bomb": Case(cut(BINARY, deflate(b"\0" * 200_000), 8), [], 1009),
+    "more after its end, which inflates to nothing": Case(
+        frame(TEXT, b"\xf3\x48\xcd\xc9\xc9\x07\0", fin=False, rsv=RSV1) + frame(CONT, b"x" * 1000, fin=False) * 6,
+        [],
+        1009,
+    ),
+    "empty blocks for ever": Case(
+        frame(TEXT, HELLO + b"\0\0\xff\xff", fin=False, rsv=RSV1)
+        + frame(CONT, b"\0\0\0\xff\xff" * 200, fin=False) * 6,
+        [],
+        1009,
+    ),
     "no deflate": Case(frame(TEXT, b"\xff\xff\xff\xff", rsv=RSV1), [], 1002),
     "damaged in the middle": Case(frame(TEXT, deflate(text(400))[:40] + b"\xff" * 40, rsv=RSV1), [], 1002),
     "back to before its beginning": Case(frame(TEXT, b"\x4a\x04\x13\0\xff\xff", rsv=RSV1), [], 1002),
