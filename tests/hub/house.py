@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from broadcaster import wire
@@ -624,9 +624,10 @@ class House:
 
     def stream(self, query: str = "", *, reads_along: bool = True, address: str = "192.0.2.1") -> Peer:
         """Somebody who has asked for `/sse?query`."""
+        target = replace(wire.Target.parse(f"/sse?{query}"), host="127.0.0.1")
         socket = self.socket()
         socket.reads_along = reads_along
-        admitted = self.admission.admit(wire.Target.parse(f"/sse?{query}"), address, most_channels=1)
+        admitted = self.admission.admit(target, address, is_stream=True)
         assert isinstance(admitted, Admitted), admitted
         connection = socket.protocol = EventStream(socket, self.context, admitted)
         [(name, since)] = admitted.request.channels

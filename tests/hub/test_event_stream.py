@@ -353,6 +353,9 @@ REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [
     ("", ("Accept: text/event-stream;q=0, */*",), 406, "Accept"),
     ("", ("Origin: https://evil.example",), 403, "origin"),
     ("", ("Origin: null",), 403, "origin"),
+    ("", ("-Host: evil.example:8765",), 403, "origin"),
+    ("", ("-Host: 127.0.0.1.evil.example",), 403, "origin"),
+    ("", ("-Host: a..b",), 403, "origin"),
     ("", ("Content-Length: 3",), 400, "with a body"),
     ("", ("Transfer-Encoding: chunked",), 400, "with a body"),
     ("", ("Upgrade: websocket", "Connection: Upgrade"), 400, "/ws"),
@@ -429,6 +432,15 @@ def test_a_page_of_an_allowed_site_may_read_it(scene: Scene) -> None:
     scene.hub.until_connected(0)
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1", "[::1]:8765", "wall.example", "WALL.example:443"])
+def test_the_page_of_a_known_host_needs_no_origin(scene: Scene, host: str) -> None:
+    """A browser sends none to the page itself. A name that was made to point here (DNS rebinding) is not ours."""
+    with StreamClient(scene.port, "", f"-Host: {host}") as client:
+        assert client.status == 200
+        assert "access-control-allow-origin" not in client.headers
+    scene.hub.until_connected(0)
+
+
 def test_who_was_closed_for_good_is_sent_away(scene: Scene) -> None:
     """204 is the end for a browser, which comes back by itself with the id of the close."""
     with StreamClient(scene.port) as client:
@@ -469,8 +481,9 @@ def test_a_token_is_taken_from_the_header_only(redis: RedisServer) -> None:
         bearer = "Authorization: Bearer wall-key_0123456789"
         with StreamClient(port, "?channel=events.info", bearer) as client:
             assert (client.status, client.error) == (403, "not for you: events.info")
-        with StreamClient(port, "", bearer) as client:
-            client.until("welcome")
+        for host in ("-Host: 127.0.0.1", "-Host: hub.example"):
+            with StreamClient(port, "", bearer, host) as client:
+                client.until("welcome")
         hub.until_connected(0)
 
 

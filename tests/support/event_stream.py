@@ -75,7 +75,7 @@ class Reader:
 
 
 class StreamClient:
-    """Somebody who has asked for a stream.
+    """Somebody who has asked for a stream; a header `-Host: …` stands in the place of its own.
 
     Attributes:
         status: Of the answer.
@@ -89,7 +89,9 @@ class StreamClient:
     ) -> None:
         self.reader = Reader()
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10 * UNIT_S)
-        lines = [f"{method} /sse{query} HTTP/{version}", "Host: 127.0.0.1", *headers, "", ""]
+        replaced = [line.removeprefix("-") for line in headers if line.startswith("-Host:")]
+        others = [line for line in headers if not line.startswith("-Host:")]
+        lines = [f"{method} /sse{query} HTTP/{version}", *(replaced or ["Host: 127.0.0.1"]), *others, "", ""]
         try:
             self.socket.sendall("\r\n".join(lines).encode("latin-1"))
             read = b""
@@ -101,9 +103,9 @@ class StreamClient:
             self.socket.close()
             raise
         head, _, rest = read.partition(b"\r\n\r\n")
-        first, *others = head.decode("latin-1").split("\r\n")
+        first, *rest_of_head = head.decode("latin-1").split("\r\n")
         self.status = int(first.split(" ")[1])
-        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in others)}
+        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest_of_head)}
         self.body = rest
         if self.headers.get("content-type") == "text/event-stream":
             self.reader.feed(rest)

@@ -88,7 +88,7 @@ def answer_stream_request(
         return StreamAnswer(_preflight(target, allow))
     if request.told_to_stay_away:
         return StreamAnswer(wire.response_head(204, 0, allow + _NO_STORE))
-    decision = admission.admit(target, address, most_channels=1)
+    decision = admission.admit(target, address, is_stream=True)
     if isinstance(decision, wire.Refusal):
         headers = allow + _NO_STORE
         if decision.retry_after_s is not None:
