@@ -58,18 +58,22 @@ ROOMS = {
     ),
     "settings": Room("layers origin secret_files tables urls", "core"),
     "auth": Room("access tokens", "core settings"),
-    "wire": Room("bearer client control dispose frames handshake inbound outbound retry_after tls", "core"),
+    "wire": Room(
+        "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
+    ),
     "redis": Room("commands connection error_replies pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
-    "hub.fanout": Room("fanout filters groups message ring scheduler slow subscription", "core settings wire"),
+    "hub.fanout": Room(
+        "audiences fanout filters format message ring scheduler slow subscription", "core settings wire"
+    ),
     "hub.broker": Room("broker redis_broker", "core publish redis settings"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),
     "hub.connections": Room(
-        "admission connection drain handshake registry request timer",
+        "admission closed connection drain event_stream handshake registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
     "hub": Room(

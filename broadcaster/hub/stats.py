@@ -85,6 +85,7 @@ class HubStatistics:
         ready: Whether delivery is proven; see `/health/ready`.
         channel: The default channel.
         connected: Subscribers now.
+        formats: The same by the format in which they are given events.
         ending: Those of them that the hub has closed, and that are not gone yet.
         peak: Most subscribers at one time.
         opened: Subscribers that were let in.
@@ -102,6 +103,7 @@ class HubStatistics:
         filtered: Events held back by filters, once per subscriber.
         shed: Events that slow subscribers were not given, once per subscriber.
         sent_bytes: Bytes of the deliveries.
+        compressed: Events that were compressed, however many subscribers were given them.
         resumed: Subscriptions that began at an earlier position.
         resumed_whole: Those of them that had missed nothing.
         slow_closed: Subscribers closed as too slow (4008).
@@ -123,6 +125,7 @@ class HubStatistics:
     ready: bool
     channel: str
     connected: int
+    formats: dict[str, int]
     ending: int
     peak: int
     opened: int
@@ -140,6 +143,7 @@ class HubStatistics:
     filtered: int
     shed: int
     sent_bytes: int
+    compressed: int
     resumed: int
     resumed_whole: int
     slow_closed: int
@@ -166,6 +170,7 @@ class HubStatistics:
             ready=hub.ready,
             channel=hub.channels.default,
             connected=registry.connected,
+            formats=dict(registry.by_format),
             ending=len(registry.ending),
             peak=registry.peak,
             opened=registry.opened,
@@ -183,6 +188,7 @@ class HubStatistics:
             filtered=totals["filtered"],
             shed=totals["shed"],
             sent_bytes=totals["sent_bytes"],
+            compressed=hub.context.formats.deflate.made,
             resumed=totals["resumed"],
             resumed_whole=totals["resumed_whole"],
             slow_closed=registry.closed[CloseCode.SLOW],

@@ -185,6 +185,8 @@ class HubTable(Table):
     handshake_timeout_s: Seconds = 5.0
     inbound_max_bytes: Annotated[int, Field(ge=128, le=2**20)] = 4096
     inbound_max_per_s: Annotated[float, Field(gt=0)] = 100.0
+    compress: bool = True
+    compress_min_bytes: Annotated[int, Field(ge=64, le=2**20)] = 1024
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20
     behind_max_ms: Positive = 5000
     behind_max_events: Positive = 50_000

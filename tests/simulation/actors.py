@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -250,8 +251,17 @@ class ClientActor(Actor):
         else:
             client, ports = self._client, list(self.sim.world.hubs)
             beat_s = self.sim.settings.hub.beat_interval_s
-            rest = self.sim.world.token, client.naps_s, self.sim.world.calm_from_s
+            rest = self.sim.world.token, client.naps_s, self.sim.world.calm_from_s, self._form()
             await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, *rest).run()
+
+    def _form(self) -> str:
+        """How it is given events; not drawn, so that what else happens in a seed does not depend on it."""
+        forms = ["ws", "deflate"]
+        if self._client.kind == "v1" and len(self._client.channels) == 1:
+            forms += ["sse", "sse"]
+        form = forms[zlib.crc32(f"{self.sim.world.seed}/{self._client.name}".encode()) % len(forms)]
+        self.sim.counts[f"clients by {form}"] += 1
+        return form
 
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop

@@ -213,7 +213,7 @@ class Channel:
         if subscription.since is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position
-                subscription.sink.write(wire.welcome_frame(self.name, position, self._terms, None))
+                subscription.sink.tell(wire.welcome_frame(self.name, position, self._terms, None))
             self.fanout.join(subscription)
         else:
             self.replay.begin(subscription)
@@ -252,4 +252,4 @@ class Channel:
         position = self.fanout.position_of(subscription)
         if self._beat[0] != position or not self._beat[1]:
             self._beat = (position, wire.beat_frame(self.name, position))
-        subscription.sink.write(self._beat[1])
+        subscription.sink.tell(self._beat[1])

@@ -23,11 +23,14 @@ from broadcaster import wire
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.event_stream import EventStream, answer_stream_request
+from broadcaster.hub.fanout.format import PLAIN
 
 log = logging.getLogger("broadcaster.hub")
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
+_STREAM_PATHS: Final = ("/sse", "/sse/")
 _RETRY: Final = "Retry-After: 1\r\n"
 
 
@@ -103,14 +106,14 @@ class HandshakeProtocol(asyncio.Protocol):
         request_line = _REQUEST_LINE.match(head)
         if request_line is None or (path := _path_of(request_line[2])) is None:
             self._refuse(400, "this is no HTTP request")
-        elif path not in _WEBSOCKET_PATHS:
+        elif path not in _WEBSOCKET_PATHS + _STREAM_PATHS:
             self._on_plain_request(request_line[1].decode(), path)
         elif len(head) > length:
             self._refuse(400, "there are bytes after the request")
         elif self.admission.allows_handshake():
             self.admission.forget(self)  # it has done its part in time
             self._waiting = True
-            self.context.scheduler.add(self._upgrade)
+            self.context.scheduler.add(self._upgrade if path in _WEBSOCKET_PATHS else self._stream)
         else:
             self._refuse(503, "too many handshakes at once", _RETRY)
 
@@ -136,7 +139,10 @@ class HandshakeProtocol(asyncio.Protocol):
         address = self._address()
         self._release()
         try:
-            answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address))
+            compress = self.context.settings.compress
+            answer = wire.answer_upgrade(
+                head, lambda target: self.admission.admit(target, address), compress=compress
+            )
         except BaseException:
             transport.abort()  # a bug, but the client is not left waiting for an answer
             raise
@@ -147,18 +153,39 @@ class HandshakeProtocol(asyncio.Protocol):
         if answer.admitted is None:
             transport.close()
         else:
-            self._open(transport, answer.admitted, wants_control=answer.subprotocol == wire.V1)
+            admitted = answer.admitted
+            connection = Connection(
+                transport,
+                self.context,
+                wants_control=answer.subprotocol == wire.V1,
+                address=sys.intern(admitted.address),
+                grant=admitted.grant,
+                form=self.context.formats.deflate if answer.compressed else PLAIN,
+            )
+            self._open(transport, connection, admitted)
         return False
 
-    def _open(self, transport: asyncio.Transport, admitted: Admitted, *, wants_control: bool) -> None:
+    def _stream(self) -> bool:
+        """For the scheduler: the same for a request that asks for an event stream."""
+        head, transport = self._head, self._transport
+        if transport is None or transport.is_closing():
+            return False
+        address = self._address()
+        self._release()
+        try:
+            answer = answer_stream_request(head, address, self.admission, self.context)
+        except BaseException:
+            transport.abort()
+            raise
+        transport.write(answer.response)
+        if answer.admitted is None:
+            transport.close()
+        else:
+            self._open(transport, EventStream(transport, self.context, answer.admitted), answer.admitted)
+        return False
+
+    def _open(self, transport: asyncio.Transport, connection: Connection, admitted: Admitted) -> None:
         """From here on the transport is a `Connection`'s."""
-        connection = Connection(
-            transport,
-            self.context,
-            wants_control=wants_control,
-            address=sys.intern(admitted.address),
-            grant=admitted.grant,
-        )
         transport.set_protocol(connection)
         request = admitted.request
         if log.isEnabledFor(logging.DEBUG):
