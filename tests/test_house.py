@@ -32,7 +32,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pydantic": ("broadcaster.settings",),
     "pydantic_settings": ("broadcaster.settings",),
     "tomli_w": ("broadcaster.settings",),
-    "tabulate": ("broadcaster.loadtest.report",),
+    "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
     "msgspec": ("broadcaster.core.event",),
@@ -77,12 +77,13 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client fleet latency ledger machine measuring publishing records report run target",
+        "archive client fleet latency ledger machine measuring publishing records run target",
         "auth core publish redis settings subscribe wire",
     ),
+    "loadtest.report": Room("collect outcome summary text", "core loadtest redis settings subscribe"),
     "cli": Room(
         "common extras output people procfiles resume_file roles streams",
-        "auth core hub loadtest publish redis settings subscribe",
+        "auth core hub loadtest loadtest.report publish redis settings subscribe",
     ),
 }
 """Every folder below `broadcaster`, in the order in which a folder may import those before it."""

@@ -133,7 +133,9 @@ def report(context: click.Context, loadtest: bool, explain: bool, folder: Path |
     FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken; 69: the run
     is not complete.
     """
-    from broadcaster.loadtest import report as reports
+    from broadcaster.loadtest.report.collect import report_run
+    from broadcaster.loadtest.report.outcome import read_run
+    from broadcaster.loadtest.report.text import present
 
     if loadtest == (folder is not None):
         raise click.UsageError("give the folder of a run, or --loadtest inside of one")
@@ -142,15 +144,15 @@ def report(context: click.Context, loadtest: bool, explain: bool, folder: Path |
 
         async def main(stop: asyncio.Event) -> int:
             nonlocal folder
-            folder = await process.unless_stopped(stop, reports.report_run(settings))
+            folder = await process.unless_stopped(stop, report_run(settings))
             return 0
 
         code = process.run(main)
         if folder is None:
             fail("stopped before the run was complete", code or 143)
     assert folder is not None
-    outcome = reports.read_run(folder)
-    say(reports.present(outcome, folder, explain=explain))
+    outcome = read_run(folder)
+    say(present(outcome, folder, explain=explain))
     if loadtest:
         say(f"One row added to {folder.parent / 'archive.csv'}")
     if not explain:

@@ -16,7 +16,9 @@ import pytest
 from broadcaster.core.errors import RunIncomplete
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
-from broadcaster.loadtest.report import present, read_run, summary_rows
+from broadcaster.loadtest.report.outcome import read_run
+from broadcaster.loadtest.report.summary import summary_rows
+from broadcaster.loadtest.report.text import present
 from broadcaster.loadtest.run import Run
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import dump, load
