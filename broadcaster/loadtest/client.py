@@ -118,6 +118,11 @@ class Client:
             self._unclosed.clear()
         self._resume_state.on_event(event)  # a hole that was not announced is found by the ledger
 
+    def on_warmup(self, event: Event) -> None:
+        """An event that does not count: only the position moves."""
+        self._brought_event = True
+        self._resume_state.on_event(event)
+
     def on_control(self, frame: dict[str, Any], stamp_ns: int) -> None:
         """Handle a control frame; those with neither gap nor position are ignored."""
         kind = frame["control"]

@@ -90,6 +90,15 @@ class Run:
     def summary(self) -> Path:
         return self.folder / "summary.csv"
 
+    @property
+    def rig(self) -> Path:
+        return self.folder / "rig.csv"
+
+    @property
+    def publisher(self) -> Path:
+        """What the publisher has measured of itself."""
+        return self.folder / "publisher.json"
+
     def deliveries(self, process: int) -> Path:
         return self.folder / f"deliveries.{process}.csv"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 from broadcaster.core.errors import HubUnavailable, RunIncomplete, Unavailable
 from broadcaster.core.files import whole_file
 from broadcaster.core.runtime import CLOCK
-from broadcaster.loadtest import archive, machine
+from broadcaster.loadtest import archive, machine, records, rig
 from broadcaster.loadtest.report.outcome import read_run
 from broadcaster.loadtest.report.summary import summary_rows
+from broadcaster.loadtest.rig import SAMPLE_EVERY_S, MachineMeter, MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis import commands
 from broadcaster.settings import Settings, dump
@@ -29,13 +31,26 @@ async def report_run(settings: Settings) -> Path:
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.config)
     _write(run.config, dump(settings))
+    rig.announce(run.folder, "report", os.getpid())
+    meter = MachineMeter(run.folder)
+    samples = [meter.sample()]
+    measuring = asyncio.create_task(_measure(meter, samples))
     await _wait_for_files(run, settings)
+    measuring.cancel()
+    samples.append(meter.sample())
+    records.write(run.rig, MachineSample, samples)
     _write(run.hub, json.dumps(await _hub_says(settings), indent=2))
     _write(run.machine, json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
     rows = summary_rows(read_run(run.folder))
     archive.write_summary(run.summary, rows)
     archive.append(run.folder.parent / "archive.csv", rows[0])
     return run.folder
+
+
+async def _measure(meter: MachineMeter, samples: list[MachineSample]) -> None:
+    while True:
+        await asyncio.sleep(SAMPLE_EVERY_S)
+        samples.append(meter.sample())
 
 
 def _write(path: Path, text: str) -> None:

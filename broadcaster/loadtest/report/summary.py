@@ -15,9 +15,14 @@ def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
     """The rows of `summary.csv`; the first is the run's row in the archive."""
     common: dict[str, object] = {
         "run": outcome.name,
-        "verdict": "FAILED" if outcome.broken else "PASSED",
+        "verdict": outcome.verdict,
         "rate_hz": outcome.rate_hz,
         "publish_failed": outcome.publish_failed,
+        "validity": outcome.validity.word,
+        "reasons": "; ".join(outcome.validity.reasons),
+        "settings_sha256": outcome.settings_sha256,
+        "steal_pct": outcome.validity.rig.steal_pct,
+        "others_cpu_pct": outcome.validity.rig.others_cpu_pct,
     }
     common |= {key: value for key, value in outcome.machine.items() if key in archive.COLUMNS}
     rows = [_row("run", outcome.whole, outcome.ledger, list(outcome.fleet.values()))]
@@ -29,7 +34,7 @@ def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
 def _row(scope: str, part: Figures, ledger: Ledger, results: list[dict[str, Any]]) -> dict[str, object]:
     return {
         "scope": scope,
-        **asdict(part),
+        **{name: value for name, value in asdict(part).items() if name in archive.COLUMNS},
         "disconnects": sum(disconnects(result) for result in results),
         "fleet_lag_p99_ms": max(result["lag_p99_ms"] for result in results),
         "fleet_lag_max_ms": max(result["lag_max_ms"] for result in results),

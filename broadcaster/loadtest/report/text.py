@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from tabulate import tabulate
 
+from broadcaster.loadtest.latency import SAMPLES_BEYOND
 from broadcaster.loadtest.ledger import in_words
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
@@ -14,10 +16,16 @@ _MEANINGS: Final = """\
 Dropped: a delivery that was expected (every event published, to every client) and did not come.
 Latency: from the moment the schedule meant an event to be published to the moment the read that brought it
   to a client returned; both on the same clock (CLOCK_MONOTONIC), so publisher, Redis, hub and network are in it.
-p99: 99 of 100 deliveries were as fast or faster; max is the slowest of all. Each is a measured value.
-Fleet lag: how late the subscribers' own event loop ran a timer (1 ms coarse): the error bar of the figures.
+p99: 99 of 100 deliveries were as fast or faster; max is the slowest of all. Each is a measured value, and told
+  where at least ten lie beyond it.
+Last subscriber: from the same moment to the read of the last subscriber; of events that all have received.
+Fleet lag: how late the subscribers' own event loop ran a timer: the error bar of the figures.
+VALID: the rig has judged itself (docs/measuring.md): it did not stand still, and others left the machine to it.
 Ledger: every event that was to be published, for every client. What was lost was named by the hub (a gap), or
   the client had no connection and could not go on where it was, or the event could not be published."""
+
+_CLASSES: Final = 10
+_BAR_LENGTH: Final = 40
 
 
 def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
@@ -39,6 +47,11 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
         ("Duplicates", [part.duplicates for part, _ in columns.values()]),
         ("Out of order", [part.out_of_order for part, _ in columns.values()]),
         ("Disconnects", [lost for _, lost in columns.values()]),
+        ("p90 latency (ms)", [_ms(part.p90_ms) for part, _ in columns.values()]),
+        ("p99.9 latency (ms)", [_ms(part.p999_ms) for part, _ in columns.values()]),
+        ("p50 to last subscriber (ms)", [_ms(part.last_p50_ms) for part, _ in columns.values()]),
+        ("p99 to last subscriber (ms)", [_ms(part.last_p99_ms) for part, _ in columns.values()]),
+        ("max to last subscriber (ms)", [_ms(part.last_max_ms) for part, _ in columns.values()]),
     ]
     table = tabulate(
         [[name, *values] for name, values in lines],
@@ -47,10 +60,44 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
         disable_numparse=True,
         colalign=["left"] + ["right"] * len(columns),
     )
-    ledger = in_words(outcome.ledger)
     meanings = ["", _MEANINGS] if explain else []
-    text = [f"Run {outcome.name}", table, *ledger, *_notes(outcome), *meanings, "", _verdict(outcome, folder)]
+    text = [
+        f"Run {outcome.name}",
+        *(f"INVALID: {reason}." for reason in outcome.validity.reasons),
+        table,
+        *_histogram(outcome),
+        *in_words(outcome.ledger),
+        *_notes(outcome),
+        *(f"  {limit.line}" for limit in outcome.limits),
+        *meanings,
+        "",
+        *_verdict(outcome),
+        f"Results: {folder}",
+    ]
     return "\n".join(text)
+
+
+def _histogram(outcome: Outcome) -> list[str]:
+    """How many deliveries had which latency, in ten classes, each as many times as wide as the one before it."""
+    ordered_ns = outcome.latencies.ordered_ns
+    if not len(ordered_ns) or ordered_ns[0] <= 0 or ordered_ns[0] == ordered_ns[-1]:
+        return []
+    edges_ns = np.geomspace(ordered_ns[0], ordered_ns[-1], _CLASSES + 1)
+    below = np.searchsorted(ordered_ns, edges_ns[1:-1], side="right")
+    counts = np.diff(np.r_[0, below, len(ordered_ns)])
+    width = max(len(f"{edge / 1e6:.2f}") for edge in edges_ns)
+    lines = []
+    for low_ns, high_ns, count in zip(edges_ns[:-1], edges_ns[1:], counts, strict=True):
+        bar = _bar(count / counts.max())
+        lines.append(
+            f"{low_ns / 1e6:{width}.2f} to {high_ns / 1e6:{width}.2f} ms  {bar:<{_BAR_LENGTH}}  {count:,}"
+        )
+    return lines
+
+
+def _bar(share: float) -> str:
+    whole, eighths = divmod(round(share * _BAR_LENGTH * 8), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
 
 
 def _notes(outcome: Outcome) -> list[str]:
@@ -65,6 +112,7 @@ def _notes(outcome: Outcome) -> list[str]:
         f"Versions: broadcaster {host['broadcaster']}, Python {host['python']}, Redis {host['redis_server']}, "
         f"{sanic}uvloop {host['uvloop']}, websockets {host['websockets']}.",
     ]
+    notes += _samples(outcome)
     if "error" in hub:
         notes.append(f"Hub: {hub['error']}.")
     else:
@@ -81,14 +129,41 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(f"{outcome.whole.negative} latencies are negative: the clocks cannot be trusted.")
     for number, result in outcome.fleet.items():
         notes.extend(f"fleet.{number}: {count} x {why}" for why, count in result["failures"].items())
+    return [*notes, *outcome.validity.notes]
+
+
+def _samples(outcome: Outcome) -> list[str]:
+    """What the percentiles are made of, and what the rig has used."""
+    whole, rig = outcome.whole, outcome.validity.rig
+    notes = []
+    if whole.received:
+        of = f"of {whole.beyond_p99_events:,} event{'s' if whole.beyond_p99_events != 1 else ''}"
+        few = "" if whole.p99_ms is not None else f"; fewer than {SAMPLES_BEYOND} are too few, and told as -"
+        notes.append(f"Beyond p99: {whole.beyond_p99:,} deliveries, {of}{few}.")
+    if whole.complete != whole.events:
+        notes.append(f"Events that every subscriber received: {whole.complete:,} of {whole.events:,}.")
+    if rig.others_cpu_pct is not None:
+        parts = [f"{role} {pct:.0f} %" for role, pct in rig.cpu_pct.items() if pct is not None]
+        notes.append(
+            f"CPU, of one core: {', '.join(parts) or 'not known'}. "
+            f"Of the machine: others {rig.others_cpu_pct:.1f} %, steal {rig.steal_pct:.1f} %."
+        )
     return notes
 
 
-def _verdict(outcome: Outcome, folder: Path) -> str:
-    where = f"Results: {folder}"
-    if outcome.broken:
-        return "\n".join([*(f"FAILED: {reason}" for reason in outcome.broken), where])
-    return f"PASSED: all limits of [report] hold.\n{where}"
+def _verdict(outcome: Outcome) -> list[str]:
+    validity = outcome.validity
+    if validity.reasons:
+        lines = [
+            "INVALID: the rig was disturbed, so these figures are not those of the system: see above the table."
+        ]
+    else:
+        stall_ms, late_ms = max(validity.rig.stalls_ms.values()), validity.rig.late_ms
+        lines = [f"VALID: no part of the rig stood still ({stall_ms:.0f} ms) or was late ({late_ms:.1f} ms)."]
+    lines += [f"FAILED: {reason}" for reason in outcome.broken]
+    if outcome.is_failure:
+        return lines if outcome.broken else [*lines, "FAILED: the run is INVALID; all limits of [report] hold."]
+    return [*lines, "PASSED: all limits of [report] hold."]
 
 
 def _ms(value: float | None) -> str:
