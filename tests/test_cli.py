@@ -114,7 +114,7 @@ HELP: dict[str, tuple[str, ...]] = {
     "hub": ("--host", "--port", "--redis-url", "--loadtest"),
     "publisher": ("--loadtest",),
     "fleet": ("--loadtest", "--clients", "--url"),
-    "report": ("--loadtest", "--explain", "FOLDER"),
+    "report": ("--loadtest", "--explain", "--json", "--markdown", "--junit", "--hgrm", "FOLDER"),
     "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
     "subscribe": ("--channel", "--type", "--source", "--severity", "--since", "--resume-file", "--url", "--json",
                   "--log"),

@@ -193,7 +193,8 @@ def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
     [folder] = smoke.runs()
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert files == {"broadcaster.toml", "published.csv", "deliveries.1.csv", "losses.1.csv", "fleet.1.json",
-                     "hub.json", "machine.json", "publisher.json", "rig.csv", "summary.csv"}  # fmt: skip
+                     "hub.json", "machine.json", "publisher.json", "rig.csv", "summary.csv",
+                     "summary.json"}  # fmt: skip
     config = tomllib.loads((folder / "broadcaster.toml").read_text())
     assert (config["fleet"]["clients"], config["hub"]["port"]) == (5, smoke.ports[1])
     published, deliveries = rows_of(folder / "published.csv"), rows_of(folder / "deliveries.1.csv")

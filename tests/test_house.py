@@ -87,7 +87,7 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "collect limits outcome summary text validity", "core loadtest redis settings subscribe"
+        "ci collect hgrm limits outcome summary text validity", "core loadtest redis settings subscribe"
     ),
     "cli": Room(
         "common extras output people procfiles resume_file roles streams",

@@ -14,6 +14,9 @@ from broadcaster.loadtest.records import PublishedRecord
 SAMPLES_BEYOND: Final = 10
 """A percentile with fewer samples beyond it is not told: it would be that of a few samples, and chance."""
 
+_CLASSES: Final = 10
+"""Of a histogram."""
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -164,6 +167,20 @@ def to_last_ns(measured: Latencies, events: int, clients: int) -> Integers:
     return np.sort(largest[is_complete]) if clients else largest[:0]
 
 
+def histogram(ordered_ns: Integers) -> list[tuple[float, float, int]]:
+    """From and to, in ms, and how many latencies: ten classes, each as many times as wide as the one before it.
+
+    Empty if all latencies are equal, or the smallest is not above zero.
+    """
+    if not len(ordered_ns) or ordered_ns[0] <= 0 or ordered_ns[0] == ordered_ns[-1]:
+        return []
+    edges_ns = np.geomspace(ordered_ns[0], ordered_ns[-1], _CLASSES + 1)
+    below = np.searchsorted(ordered_ns, edges_ns[1:-1], side="right")
+    counts = np.diff(np.r_[0, below, len(ordered_ns)])
+    edges_ms = [to_ms(edge_ns) for edge_ns in edges_ns]
+    return [*zip(edges_ms[:-1], edges_ms[1:], map(int, counts), strict=True)]
+
+
 def rank(count: int, permille: int) -> int:
     """Nearest rank: so many of `count` samples are at or below this percentile; exact, without fractions."""
     return -(-permille * count // 1000)
@@ -185,6 +202,6 @@ def largest_ms(ordered_ns: Integers) -> float | None:
     return to_ms(int(ordered_ns[-1])) if len(ordered_ns) else None
 
 
-def to_ms(ns: int) -> float:
+def to_ms(ns: float) -> float:
     """Milliseconds to the microsecond."""
-    return round(ns / 1e6, 3)
+    return round(float(ns) / 1e6, 3)

@@ -99,6 +99,10 @@ class Run:
         """What the publisher has measured of itself."""
         return self.folder / "publisher.json"
 
+    @property
+    def summary_json(self) -> Path:
+        return self.folder / "summary.json"
+
     def deliveries(self, process: int) -> Path:
         return self.folder / f"deliveries.{process}.csv"
 

@@ -14,7 +14,7 @@ from broadcaster.core.files import whole_file
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records, rig
 from broadcaster.loadtest.report.outcome import read_run
-from broadcaster.loadtest.report.summary import summary_rows
+from broadcaster.loadtest.report.summary import summary, summary_rows
 from broadcaster.loadtest.rig import SAMPLE_EVERY_S, MachineMeter, MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis import commands
@@ -41,7 +41,9 @@ async def report_run(settings: Settings) -> Path:
     records.write(run.rig, MachineSample, samples)
     _write(run.hub, json.dumps(await _hub_says(settings), indent=2))
     _write(run.machine, json.dumps(asdict(machine.describe(await _redis_version(settings))), indent=2))
-    rows = summary_rows(read_run(run.folder))
+    outcome = read_run(run.folder)
+    rows = summary_rows(outcome)
+    _write(run.summary_json, json.dumps(summary(outcome), indent=2))
     archive.write_summary(run.summary, rows)
     archive.append(run.folder.parent / "archive.csv", rows[0])
     return run.folder

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from tabulate import tabulate
 
-from broadcaster.loadtest.latency import SAMPLES_BEYOND
+from broadcaster.loadtest.latency import SAMPLES_BEYOND, histogram
 from broadcaster.loadtest.ledger import in_words
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
@@ -24,7 +23,6 @@ VALID: the rig has judged itself (docs/measuring.md): it did not stand still, an
 Ledger: every event that was to be published, for every client. What was lost was named by the hub (a gap), or
   the client had no connection and could not go on where it was, or the event could not be published."""
 
-_CLASSES: Final = 10
 _BAR_LENGTH: Final = 40
 
 
@@ -78,21 +76,13 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
 
 
 def _histogram(outcome: Outcome) -> list[str]:
-    """How many deliveries had which latency, in ten classes, each as many times as wide as the one before it."""
-    ordered_ns = outcome.latencies.ordered_ns
-    if not len(ordered_ns) or ordered_ns[0] <= 0 or ordered_ns[0] == ordered_ns[-1]:
-        return []
-    edges_ns = np.geomspace(ordered_ns[0], ordered_ns[-1], _CLASSES + 1)
-    below = np.searchsorted(ordered_ns, edges_ns[1:-1], side="right")
-    counts = np.diff(np.r_[0, below, len(ordered_ns)])
-    width = max(len(f"{edge / 1e6:.2f}") for edge in edges_ns)
-    lines = []
-    for low_ns, high_ns, count in zip(edges_ns[:-1], edges_ns[1:], counts, strict=True):
-        bar = _bar(count / counts.max())
-        lines.append(
-            f"{low_ns / 1e6:{width}.2f} to {high_ns / 1e6:{width}.2f} ms  {bar:<{_BAR_LENGTH}}  {count:,}"
-        )
-    return lines
+    classes = histogram(outcome.latencies.ordered_ns)
+    largest = max((count for _, _, count in classes), default=0)
+    width = max((len(f"{to_ms:.2f}") for _, to_ms, _ in classes), default=0)
+    return [
+        f"{from_ms:{width}.2f} to {to_ms:{width}.2f} ms  {_bar(count / largest):<{_BAR_LENGTH}}  {count:,}"
+        for from_ms, to_ms, count in classes
+    ]
 
 
 def _bar(share: float) -> str:
