@@ -194,7 +194,7 @@ def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert files == {"broadcaster.toml", "published.csv", "deliveries.1.csv", "losses.1.csv", "fleet.1.json",
                      "hub.json", "machine.json", "publisher.json", "rig.csv", "summary.csv",
-                     "summary.json"}  # fmt: skip
+                     "summary.json", "report.html"}  # fmt: skip
     config = tomllib.loads((folder / "broadcaster.toml").read_text())
     assert (config["fleet"]["clients"], config["hub"]["port"]) == (5, smoke.ports[1])
     published, deliveries = rows_of(folder / "published.csv"), rows_of(folder / "deliveries.1.csv")
@@ -230,6 +230,7 @@ def test_the_report_can_be_printed_again(smoke: Honcho) -> None:
     assert f"What the lines mean: broadcaster report results/{folder.name} --explain" in again.stdout
     printed = smoke.printed("report.1")
     printed.remove("One row added to results/archive.csv")
+    printed.remove(f"Pictures: results/{folder.name}/report.html")
     assert again.stdout.splitlines() == printed
     explained = finished("report", f"results/{folder.name}", "--explain", cwd=smoke.folder).stdout
     assert "Dropped: a delivery that was expected" in explained

@@ -38,6 +38,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "broadcaster.loadtest.ledger",
         "broadcaster.loadtest.report",
     ),
+    "matplotlib": ("broadcaster.loadtest.report.drawing", "broadcaster.loadtest.report.pictures"),
     "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
@@ -87,10 +88,11 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "ci collect hgrm limits outcome summary text validity", "core loadtest redis settings subscribe"
+        "ci collect drawing hgrm limits outcome page pictures series summary text validity",
+        "core loadtest redis settings subscribe",
     ),
     "cli": Room(
-        "common extras output people procfiles resume_file roles streams",
+        "common extras output people procfiles reports resume_file roles streams",
         "auth core hub loadtest loadtest.report publish redis settings subscribe",
     ),
 }

@@ -12,6 +12,7 @@ EXTRAS: Final = {
     "jwt": "hub",
     "sanic": "hub",
     "honcho": "loadtest",
+    "matplotlib": "report",
     "numpy": "loadtest",
     "tabulate": "loadtest",
 }

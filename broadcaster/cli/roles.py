@@ -1,26 +1,22 @@
-"""The subcommands of the Procfiles, one per role: redis, hub, publisher, fleet and report."""
+"""The subcommands of the Procfiles, one per role: redis, hub, publisher and fleet."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
-from broadcaster.cli.common import cli, examples, fail, load_settings, program, say
+from broadcaster.cli.common import cli, examples, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import BroadcasterError, PortTaken
 from broadcaster.settings import Settings
-
-if TYPE_CHECKING:
-    from broadcaster.loadtest.report.outcome import Outcome
 
 log = logging.getLogger("broadcaster")
 
@@ -124,63 +120,6 @@ def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str 
         return 0
 
     sys.exit(process.run(main))
-
-
-@cli.command(epilog=examples("broadcaster report results/20260101-120000-1-2 --explain"))
-@click.option("--loadtest", is_flag=True, help="Wait for this load test, and file it in the archive.")
-@click.option("--explain", is_flag=True, help="Also say what the lines mean.")
-@click.option("--json", "form", flag_value="json", help="Print it for programs (docs/measuring.md).")
-@click.option("--markdown", "form", flag_value="markdown", help="Print it for a pull request.")
-@click.option("--junit", "form", flag_value="junit", help="Print it for CI: each limit is a test case.")
-@click.option("--hgrm", "form", flag_value="hgrm", help="Print the percentiles as HdrHistogram does, in ms.")
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.pass_context
-def report(context: click.Context, loadtest: bool, explain: bool, form: str | None, folder: Path | None) -> None:
-    """Print the report of a load test again.
-
-    FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken, or the
-    run is INVALID; 69: the run is not complete.
-    """
-    from broadcaster.loadtest.report.collect import report_run
-    from broadcaster.loadtest.report.outcome import read_run
-    from broadcaster.loadtest.report.text import present
-
-    if loadtest == (folder is not None):
-        raise click.UsageError("give the folder of a run, or --loadtest inside of one")
-    if form and (loadtest or explain):
-        raise click.UsageError(f"--{form} is of a run that has ended, and explains nothing")
-    if loadtest:
-        settings = load_settings(context).settings
-
-        async def main(stop: asyncio.Event) -> int:
-            nonlocal folder
-            folder = await process.unless_stopped(stop, report_run(settings))
-            return 0
-
-        code = process.run(main)
-        if folder is None:
-            fail("stopped before the run was complete", code or 143)
-    assert folder is not None
-    outcome = read_run(folder)
-    if form:
-        click.echo(_rendered(form, outcome, folder), nl=False)
-        sys.exit(1 if outcome.is_failure else 0)
-    say(present(outcome, folder, explain=explain))
-    if loadtest:
-        say(f"One row added to {folder.parent / 'archive.csv'}")
-    if not explain:
-        say(f"What the lines mean: {program()} report {folder} --explain")
-    sys.exit(1 if outcome.is_failure else 0)
-
-
-def _rendered(form: str, outcome: Outcome, folder: Path) -> str:
-    from broadcaster.loadtest.report import ci, hgrm, summary
-
-    if form == "json":
-        return json.dumps(summary.summary(outcome), indent=2) + "\n"
-    if form == "hgrm":
-        return hgrm.hgrm(outcome.latencies.ordered_ns)
-    return ci.markdown(outcome, folder) if form == "markdown" else ci.junit(outcome)
 
 
 def what_to_type() -> str:

@@ -26,7 +26,7 @@ def hgrm(ordered_ns: Integers) -> str:
     """
     count = len(ordered_ns)
     lines = [f"{'Value':>12} {'Percentile':>14} {'TotalCount':>10} {'1/(1-Percentile)':>14}", ""]
-    for share in _shares(count):
+    for share in shares(count):
         value_ns = ordered_ns[max(1, ceil(share * count)) - 1]
         total = int(np.searchsorted(ordered_ns, value_ns, side="right"))
         beyond = f" {float(1 / (1 - share)):14.2f}" if share < 1 else ""
@@ -42,7 +42,7 @@ def hgrm(ordered_ns: Integers) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shares(count: int) -> Iterator[Fraction]:
+def shares(count: int) -> Iterator[Fraction]:
     """From 0 on, each half of what remains above in as many steps, up to the last sample, and 1."""
     if not count:
         return

@@ -43,7 +43,7 @@ class Outcome:
     latencies: Latencies
     lags: dict[str, Lag]
     config: dict[str, Any]
-    settings_sha256: str
+    settings: str
 
     @property
     def broken(self) -> list[str]:
@@ -54,6 +54,10 @@ class Outcome:
     def is_failure(self) -> bool:
         """Whether a limit is broken, or the run is INVALID and may not be."""
         return bool(self.broken) or (bool(self.validity.reasons) and not self.config["report"]["allow_invalid"])
+
+    @property
+    def settings_sha256(self) -> str:
+        return hashlib.sha256(self.settings.encode()).hexdigest()
 
     @property
     def verdict(self) -> str:
@@ -134,7 +138,7 @@ def _read_run(run: Run) -> Outcome:
         latencies=measured,
         lags=lags,
         config=config,
-        settings_sha256=hashlib.sha256(settings.encode()).hexdigest(),
+        settings=settings,
     )
 
 

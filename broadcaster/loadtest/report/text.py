@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tabulate import tabulate
 
-from broadcaster.loadtest.latency import SAMPLES_BEYOND, histogram
+from broadcaster.loadtest.latency import SAMPLES_BEYOND, Figures, histogram
 from broadcaster.loadtest.ledger import in_words
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
@@ -26,37 +26,52 @@ Ledger: every event that was to be published, for every client. What was lost wa
 _BAR_LENGTH: Final = 40
 
 
-def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
-    """The report as text; with what its lines mean, if `explain`."""
-    columns = {"whole run": (outcome.whole, outcome.disconnects)}
+def columns(outcome: Outcome) -> dict[str, tuple[Figures, int]]:
+    """The figures and disconnects of the whole run, and of each fleet process if there are several."""
+    found = {"whole run": (outcome.whole, outcome.disconnects)}
     if len(outcome.per_process) > 1:
         for number, (part, _) in outcome.per_process.items():
-            columns[f"fleet.{number}"] = (part, disconnects(outcome.fleet[number]))
-    lines: list[tuple[str, list[Any]]] = [
-        ("Clients", [part.clients for part, _ in columns.values()]),
-        ("Events", [part.events for part, _ in columns.values()]),
-        ("Expected deliveries", [part.expected for part, _ in columns.values()]),
-        ("Received deliveries", [part.received for part, _ in columns.values()]),
-        ("Dropped deliveries", [part.dropped for part, _ in columns.values()]),
-        ("p50 latency (ms)", [_ms(part.p50_ms) for part, _ in columns.values()]),
-        ("p95 latency (ms)", [_ms(part.p95_ms) for part, _ in columns.values()]),
-        ("p99 latency (ms)", [_ms(part.p99_ms) for part, _ in columns.values()]),
-        ("max latency (ms)", [_ms(part.max_ms) for part, _ in columns.values()]),
-        ("Duplicates", [part.duplicates for part, _ in columns.values()]),
-        ("Out of order", [part.out_of_order for part, _ in columns.values()]),
-        ("Disconnects", [lost for _, lost in columns.values()]),
-        ("p90 latency (ms)", [_ms(part.p90_ms) for part, _ in columns.values()]),
-        ("p99.9 latency (ms)", [_ms(part.p999_ms) for part, _ in columns.values()]),
-        ("p50 to last subscriber (ms)", [_ms(part.last_p50_ms) for part, _ in columns.values()]),
-        ("p99 to last subscriber (ms)", [_ms(part.last_p99_ms) for part, _ in columns.values()]),
-        ("max to last subscriber (ms)", [_ms(part.last_max_ms) for part, _ in columns.values()]),
+            found[f"fleet.{number}"] = (part, disconnects(outcome.fleet[number]))
+    return found
+
+
+def rows(scopes: dict[str, tuple[Figures, int]]) -> list[tuple[str, list[Any]]]:
+    """The rows of the table: a name, and a value for each column."""
+    parts = [part for part, _ in scopes.values()]
+    return [
+        ("Clients", [part.clients for part in parts]),
+        ("Events", [part.events for part in parts]),
+        ("Expected deliveries", [part.expected for part in parts]),
+        ("Received deliveries", [part.received for part in parts]),
+        ("Dropped deliveries", [part.dropped for part in parts]),
+        ("p50 latency (ms)", [_ms(part.p50_ms) for part in parts]),
+        ("p95 latency (ms)", [_ms(part.p95_ms) for part in parts]),
+        ("p99 latency (ms)", [_ms(part.p99_ms) for part in parts]),
+        ("max latency (ms)", [_ms(part.max_ms) for part in parts]),
+        ("Duplicates", [part.duplicates for part in parts]),
+        ("Out of order", [part.out_of_order for part in parts]),
+        ("Disconnects", [lost for _, lost in scopes.values()]),
+        ("p90 latency (ms)", [_ms(part.p90_ms) for part in parts]),
+        ("p99.9 latency (ms)", [_ms(part.p999_ms) for part in parts]),
+        ("p50 to last subscriber (ms)", [_ms(part.last_p50_ms) for part in parts]),
+        ("p99 to last subscriber (ms)", [_ms(part.last_p99_ms) for part in parts]),
+        ("max to last subscriber (ms)", [_ms(part.last_max_ms) for part in parts]),
     ]
+
+
+def schedule(outcome: Outcome) -> str:
+    return f"{outcome.rate_hz:g} events a second" if outcome.rate_hz else "all events at once"
+
+
+def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
+    """The report as text; with what its lines mean, if `explain`."""
+    scopes = columns(outcome)
     table = tabulate(
-        [[name, *values] for name, values in lines],
-        headers=["", *columns],
+        [[name, *values] for name, values in rows(scopes)],
+        headers=["", *scopes],
         tablefmt="simple_outline",
         disable_numparse=True,
-        colalign=["left"] + ["right"] * len(columns),
+        colalign=["left"] + ["right"] * len(scopes),
     )
     meanings = ["", _MEANINGS] if explain else []
     text = [
@@ -93,11 +108,10 @@ def _bar(share: float) -> str:
 def _notes(outcome: Outcome) -> list[str]:
     host, hub = outcome.machine, outcome.hub
     sanic = f"Sanic {host['sanic']}, " if host["sanic"] else ""
-    rhythm = f"{outcome.rate_hz:g} events a second" if outcome.rate_hz else "all events at once"
     lags = [result["lag_p99_ms"] for result in outcome.fleet.values()]
     highest = max(result["lag_max_ms"] for result in outcome.fleet.values())
     notes = [
-        f"Schedule: {rhythm}. Fleet lag: p99 {max(lags):.1f} ms, max {highest:.1f} ms.",
+        f"Schedule: {schedule(outcome)}. Fleet lag: p99 {max(lags):.1f} ms, max {highest:.1f} ms.",
         f"Machine: {host['cpu']}, {host['cores']} cores, {host['system']}, load {host['load_1m']}.",
         f"Versions: broadcaster {host['broadcaster']}, Python {host['python']}, Redis {host['redis_server']}, "
         f"{sanic}uvloop {host['uvloop']}, websockets {host['websockets']}.",
