@@ -247,7 +247,7 @@ def _rates(outcome: Outcome) -> Picture:
     edges, per_s = rates(outcome)
 
     def draw(axes: Axes, is_narrow: bool) -> None:
-        axes.bar(edges[:-1], per_s, np.diff(edges) * 0.9, align="edge", color=BLUE, linewidth=0, gid="rates")
+        axes.bar(edges[:-1], per_s, np.diff(edges) * 0.9, align="edge", color=BLUE, linewidth=0)
         axes.set_xlim(0, edges[-1])
         axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 10))
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -289,7 +289,7 @@ def _ledger(outcome: Outcome) -> Picture:
         names = [*shown]
         shares = [100 * count / max(ledger.expected, 1) for count in shown.values()]
         colours = [GREEN if name == "delivered" else RED if name == "unexplained" else ORANGE for name in names]
-        axes.barh(range(len(names)), shares, 0.55, color=colours, linewidth=0, gid="ledger")
+        axes.barh(range(len(names)), shares, 0.55, color=colours, linewidth=0)
         axes.set_yticks([])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
