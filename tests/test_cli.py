@@ -108,7 +108,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 HELP: dict[str, tuple[str, ...]] = {
     "": ("--config", "--preset", "--set", "--version", "--help"),
     "demo": ("--help",),
-    "loadtest": ("--preset", "--clients", "--events", "--rate", "--processes", "--port", "--results"),
+    "loadtest": ("--preset", "--clients", "--events", "--rate", "--processes", "--port", "--results",
+                 "--quiet"),
     "init": ("FOLDER", "--force"),
     "redis": ("--verbose",),
     "hub": ("--host", "--port", "--redis-url", "--loadtest"),

@@ -44,7 +44,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "uvloop": ("broadcaster.core.process",),
     "msgspec": ("broadcaster.core.event",),
     "jwt": ("broadcaster.auth",),
-    "honcho": ("broadcaster.cli.procfiles",),
+    "honcho": ("broadcaster.cli.procfiles", "broadcaster.cli.progress"),
+    "rich": ("broadcaster.cli.progress",),
 }
 """Third-party packages and the only modules (with what is inside of them) that may import them."""
 
@@ -88,11 +89,11 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "ci collect drawing hgrm limits outcome page pictures series summary text validity",
+        "ci collect drawing hgrm limits outcome page pictures progress series summary text validity",
         "core loadtest redis settings subscribe",
     ),
     "cli": Room(
-        "common extras output people procfiles reports resume_file roles streams",
+        "common extras output people procfiles progress reports resume_file roles streams",
         "auth core hub loadtest loadtest.report publish redis settings subscribe",
     ),
 }

@@ -14,6 +14,7 @@ EXTRAS: Final = {
     "honcho": "loadtest",
     "matplotlib": "report",
     "numpy": "loadtest",
+    "rich": "loadtest",
     "tabulate": "loadtest",
 }
 """The modules that are not of the base, and which extra brings each."""

@@ -81,6 +81,11 @@ class Client:
         self._highest: int | None = None
         self._unclosed: list[int] = []  # losses after which no event has arrived yet
 
+    @property
+    def highest_sequence(self) -> int | None:
+        """Of the events that it has received; None: none."""
+        return self._highest
+
     def url(self) -> str:
         """The URL to connect to, so that it resumes at its position if that is known."""
         positions = self._resume_state.positions

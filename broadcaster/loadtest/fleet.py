@@ -22,7 +22,7 @@ from broadcaster.core.event import Event, decode
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
-from broadcaster.loadtest.rig import LagMeter, Stall
+from broadcaster.loadtest.rig import LagMeter, Stall, step_of
 from broadcaster.settings import SubscriberTable, websocket_url
 from broadcaster.wire import read_control, tls
 
@@ -84,6 +84,7 @@ class Fleet:
         reconnects: How often a client that had lost its connection has reconnected.
         inbox: What has arrived and is not parsed.
         lag: Measures how late its event loop is.
+        latencies: Of the deliveries so far, roughly: how many by `step_of` the time since they were written.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Fleet:
         self._known = BoundedDict[bytes, Event](_KNOWN_EVENTS)
         self._wall_ahead_ns = CLOCK.wall_ahead_ns()
         self.lag = LagMeter()
+        self.latencies: Counter[int] = Counter()
 
     # Connecting
 
@@ -226,6 +228,16 @@ class Fleet:
             if self._is_time_to_parse():
                 self.parse(_SLICE_S)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all that has come is parsed: nothing disturbs the measurement now."""
+        return not self.inbox.arrivals
+
+    @property
+    def highest_sequence(self) -> int:
+        """Of the events that have come; 0: none has."""
+        return max((client.highest_sequence or 0 for client in self._clients), default=0)
+
     def _is_time_to_parse(self) -> bool:
         # A client can reconnect only once it is known up to where everything had arrived on its lost connection.
         if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
@@ -284,6 +296,8 @@ class Fleet:
             if self._only_count:
                 continue
             wall_us = (stamp_ns + self._wall_ahead_ns) // 1000
+            if event.published_at_us:
+                self.latencies[step_of(wall_us - event.published_at_us)] += 1
             row = DeliveryRecord(client.number, event.event_id, event.sequence, stamp_ns, wall_us)
             self.deliveries.append(row)
 

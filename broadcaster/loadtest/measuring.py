@@ -7,9 +7,10 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, HubUnavailable
@@ -49,7 +50,9 @@ async def measure_run(settings: Settings) -> None:
         subscriber=target.subscriber,
         warmup_source=records.WARMUP_SOURCE,
     )
-    async with _background(fleet):
+    async with _background(
+        fleet, *([_keep_telling(fleet, run.progress(number))] if settings.loadtest.progress else [])
+    ):
         await fleet.connect()
         _check_connected(fleet)
         log.info("%d of %d subscribers connected", fleet.connected, clients)
@@ -138,6 +141,21 @@ async def _check_the_others(run: Run, settings: Settings) -> None:
         await asyncio.sleep(0.05)
 
 
+async def _keep_telling(fleet: Fleet, progress: Path) -> None:
+    """Write once a second how far this process is, while nothing arrives; runs until cancelled."""
+    told_s, told = 0.0, 0
+    while True:
+        await asyncio.sleep(0.05)
+        if fleet.is_quiet and fleet.received != told and CLOCK.monotonic_s() - told_s >= 1:
+            told_s, told = CLOCK.monotonic_s(), fleet.received
+            said = {"events": fleet.highest_sequence, "received": told, "latencies": dict(fleet.latencies)}
+            with (
+                contextlib.suppress(OSError),
+                whole_file(progress) as file,
+            ):  # the end will say it
+                json.dump(said, file)
+
+
 async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> list[PublishedRecord]:
     """Wait until all events meant to be published have arrived, or no missing one has arrived for `drain_s`.
 
@@ -166,9 +184,9 @@ async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> li
 
 
 @contextlib.asynccontextmanager
-async def _background(fleet: Fleet) -> AsyncIterator[None]:
+async def _background(fleet: Fleet, *more: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """The fleet's own tasks, for as long as the block lasts; if one fails, so does the block."""
-    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.lag.keep_measuring())
+    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.lag.keep_measuring(), *more)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in work]

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import log2
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +31,20 @@ _KEPT_LAGS: Final = 200_000
 _KEPT_STALLS: Final = 1000
 _BEFORE_NS: Final = 1_000_000_000
 """The lag is that of the run and of the second before it: a burst is over before a timer has run."""
+
+
+_STEPS: Final = 20
+"""Steps of a rough latency for each doubling: 3.5 % each."""
+
+
+def step_of(latency_us: int) -> int:
+    """A latency, roughly, for the line of progress: these of several processes can be added."""
+    return round(_STEPS * log2(max(latency_us, 1)))
+
+
+def latency_of(step: int) -> float:
+    """Milliseconds of such a step."""
+    return float(2 ** (step / _STEPS) / 1000)
 
 
 class Stall(NamedTuple):

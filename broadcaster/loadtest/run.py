@@ -113,6 +113,10 @@ class Run:
         """The result of a fleet process; written last, so that it marks the end."""
         return self.folder / f"fleet.{process}.json"
 
+    def progress(self, process: int) -> Path:
+        """How far a fleet process is; written again once a second."""
+        return self.folder / f".progress.{process}.json"
+
     def present(self, process: int) -> Path:
         """The file that marks that a fleet process has started."""
         return self.folder / f".fleet.{process}"

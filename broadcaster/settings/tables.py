@@ -223,6 +223,7 @@ class LoadtestTable(Table):
     results: str = "results"
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
     start_timeout_s: Seconds = 30.0
+    progress: bool = True
 
 
 class ReportTable(Table):

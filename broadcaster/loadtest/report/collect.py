@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +15,15 @@ from broadcaster.core.files import whole_file
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records, rig
 from broadcaster.loadtest.report.outcome import read_run
+from broadcaster.loadtest.report.progress import so_far
 from broadcaster.loadtest.report.summary import summary, summary_rows
 from broadcaster.loadtest.rig import SAMPLE_EVERY_S, MachineMeter, MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis import commands
 from broadcaster.settings import Settings, dump
 from broadcaster.subscribe import hub_status
+
+log = logging.getLogger("broadcaster.report")
 
 
 async def report_run(settings: Settings) -> Path:
@@ -67,7 +71,13 @@ async def _wait_for_files(run: Run, settings: Settings) -> None:
     within_s = planned_s + settings.report.timeout_s
     wanted = [run.published, *(run.fleet(number) for number in range(1, fleet.processes + 1))]
     deadline = CLOCK.loop_s() + within_s
+    said, said_s = "", CLOCK.loop_s()
     while missing := [path.name for path in wanted if not path.exists()]:
+        if settings.loadtest.progress and CLOCK.loop_s() - said_s >= 1:
+            said_s = CLOCK.loop_s()
+            if (line := so_far(run, settings)) != said:
+                said = line
+                log.info("%s", line)
         if CLOCK.loop_s() > deadline:
             raise RunIncomplete(f"waited {within_s:.0f} s for the run {run.name}: no {', '.join(missing)}")
         await asyncio.sleep(0.05)
