@@ -198,8 +198,6 @@ USAGE_ERRORS = {
     "count_no_number": (*PUBLISH, "--count", "ten"),
     "rate_negative": (*PUBLISH, "--rate", "-1"),
     "rate_not_a_number": (*PUBLISH, "--rate", "nan"),
-    "report_of_nothing": ("report",),
-    "report_of_a_missing_folder": ("report", "nowhere"),
     "report_of_both": ("report", "--loadtest", "."),
     "unknown_config_command": ("config", "set"),
 }

@@ -89,7 +89,7 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "ci collect drawing hgrm limits outcome page pictures progress series summary text validity",
+        "ci collect drawing hgrm limits outcome page pictures progress series shapes summary text validity",
         "core loadtest redis settings subscribe",
     ),
     "cli": Room(

@@ -55,7 +55,9 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
+    except click.Abort as ended:
+        if isinstance(ended.__cause__, EOFError):  # nothing is asked here: it came from elsewhere
+            fail(*_explain(ended.__cause__))
         return 130
     except Exception as error:
         if streams.is_theirs(error):

@@ -50,6 +50,8 @@ def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **optio
     Its exit code is that of `broadcaster report`.
     """
     require("hub loadtest")
+    from broadcaster.loadtest.report.collect import check_results
+
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
             "events": "loadtest.events", "port": "hub.port", "results": "loadtest.results"}  # fmt: skip
@@ -58,6 +60,7 @@ def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **optio
         given.append("loadtest.progress=false")
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings
+    check_results(settings)
     _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
 
 

@@ -14,10 +14,11 @@ import click
 from broadcaster.cli.common import cli, examples, fail, load_settings, program, say
 from broadcaster.cli.extras import extra_of
 from broadcaster.core import process
-from broadcaster.core.errors import BroadcasterError
+from broadcaster.core.errors import BroadcasterError, OutputError
 from broadcaster.core.text import reason
 
 if TYPE_CHECKING:
+    from broadcaster.loadtest.report.collect import Filed
     from broadcaster.loadtest.report.outcome import Outcome
 
 _PAGE: Final = "report.html"
@@ -26,8 +27,8 @@ _PAGE: Final = "report.html"
 
 @cli.command(
     epilog=examples(
+        "broadcaster report --open",
         "broadcaster report results/20260101-120000-1-2 --explain",
-        "broadcaster report results/20260101-120000-1-2 --open",
     )
 )
 @click.option("--loadtest", is_flag=True, help="Wait for this load test, and file it in the archive.")
@@ -38,7 +39,7 @@ _PAGE: Final = "report.html"
 @click.option("--hgrm", "form", flag_value="hgrm", help="Print the percentiles as HdrHistogram does, in ms.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write its page with pictures.")
 @click.option("--open", "is_open", is_flag=True, help="Open this page in a browser.")
-@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.pass_context
 def report(
     context: click.Context,
@@ -51,25 +52,25 @@ def report(
 ) -> None:
     """Print the report of a load test again.
 
-    FOLDER is that of the run, in results/. Exit code 0: all limits of [report] hold; 1: one is broken, or the
-    run is INVALID; 69: the run is not complete.
+    FOLDER is that of the run, by default the newest one in results/. Exit code 0: all limits of [report] hold;
+    1: one is broken, or the run is INVALID; 65: the folder is not that of a complete run.
     """
-    from broadcaster.loadtest.report.outcome import read_run
     from broadcaster.loadtest.report.text import present
 
-    if loadtest == (folder is not None):
+    if loadtest and folder is not None:
         raise click.UsageError("give the folder of a run, or --loadtest inside of one")
     if form and (loadtest or explain or html or is_open):
         raise click.UsageError(f"--{form} is of a run that has ended, and goes with nothing else")
     if loadtest and (html or is_open):
         raise click.UsageError("a load test writes its page into its folder")
-    if folder is None:
-        folder = _collect(context)
-    outcome = read_run(folder)
+    filed = _collect(context) if loadtest else _read(context, folder)
+    folder, outcome = filed.folder, filed.outcome
     if form:
         click.echo(_rendered(form, outcome, folder), nl=False)
         sys.exit(1 if outcome.is_failure else 0)
     say(present(outcome, folder, explain=explain))
+    if filed.problem:
+        fail(filed.problem, OutputError.exit_code)
     if loadtest:
         say(f"One row added to {folder.parent / 'archive.csv'}")
         say(_with_pictures(outcome, folder))
@@ -80,22 +81,31 @@ def report(
     sys.exit(1 if outcome.is_failure else 0)
 
 
-def _collect(context: click.Context) -> Path:
-    """Wait for the run that this process is a part of; its folder."""
+def _collect(context: click.Context) -> Filed:
+    """Wait for the run that this process is a part of."""
     from broadcaster.loadtest.report.collect import report_run
 
     settings = load_settings(context).settings
-    folder: Path | None = None
+    filed: Filed | None = None
 
     async def main(stop: asyncio.Event) -> int:
-        nonlocal folder
-        folder = await process.unless_stopped(stop, report_run(settings))
+        nonlocal filed
+        filed = await process.unless_stopped(stop, report_run(settings))
         return 0
 
     code = process.run(main)
-    if folder is None:
+    if filed is None:
         fail("stopped before the run was complete", code or 143)
-    return folder
+    return filed
+
+
+def _read(context: click.Context, folder: Path | None) -> Filed:
+    """Read a run that has ended; without a folder the newest one."""
+    from broadcaster.loadtest.report.collect import Filed
+    from broadcaster.loadtest.report.outcome import newest_run, read_run
+
+    folder = folder or newest_run(Path(load_settings(context).settings.loadtest.results))
+    return Filed(folder, read_run(folder), "")
 
 
 def _show(outcome: Outcome, path: Path, *, is_open: bool) -> None:

@@ -4,6 +4,7 @@ BroadcasterError                 70  a bug, or an unforeseen error
 ├── ConfigurationError           78  a setting that is wrong, unknown or contradicts another
 ├── InvalidEvent                  2  an event that violates the schema
 ├── OutputError                  74  a file, or standard output, that cannot be written any more
+├── RunDamaged                   65  the folder of a run that cannot be read
 └── Unavailable                  69  something this process depends on is not available
     ├── RedisUnavailable             Redis does not answer (temporary)
     │   ├── RedisUnreachable         there is no connection (temporary)
@@ -58,12 +59,19 @@ class InvalidEvent(BroadcasterError, ValueError):
 
 
 class OutputError(BroadcasterError):
-    """A file cannot be written any more: its disk is full, or has failed."""
+    """A file cannot be written any more: its disk is full, or has failed, or it is not what it was."""
 
     exit_code = 74
 
-    def __init__(self, where: object, error: OSError) -> None:
-        super().__init__(f"cannot write {where}: {error.strerror or type(error).__name__}")
+    def __init__(self, where: object, why: OSError | str) -> None:
+        said = why if isinstance(why, str) else why.strerror or type(why).__name__
+        super().__init__(f"cannot write {where}: {said}")
+
+
+class RunDamaged(BroadcasterError):
+    """The folder of a load test's run lacks a file, or a file of it is no such file; it says which, and where."""
+
+    exit_code = 65
 
 
 class Unavailable(BroadcasterError):

@@ -18,7 +18,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
     """Open a file for writing that replaces `path`, complete, when the block ends without an error.
 
     A link stays one, and the mode of a file is kept. A file that cannot be replaced, since it is mounted, is
-    overwritten.
+    overwritten; so is a device, such as /dev/null.
 
     Args:
         path: Its name.
@@ -29,6 +29,10 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
         OSError: It cannot be written; `path` is left as it was, or replaced and perhaps not on the disk.
     """
     path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        return
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with draft.open("w", newline="", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broadcaster.core.errors import RunDamaged
+from broadcaster.loadtest import records
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
 
 Integers = NDArray[np.int64]
@@ -40,23 +43,26 @@ def read(path: Path, published: Sequence[PublishedRecord]) -> Deliveries:
     """Read a delivery log.
 
     Raises:
-        ValueError: Another header, too few or too many cells, or a value of another type; it names the file.
+        RunDamaged: It is not there, is cut off, or has other columns or values; it says where.
     """
     longest = max((len(row.event_id) for row in published), default=0)
     kind = np.dtype([("client", "i8"), ("event_id", f"S{longest + 1}"), ("received_mono_ns", "i8")])
-    with path.open(newline="", encoding="utf-8") as file:
-        header = tuple(file.readline().rstrip("\r\n").split(","))
-        if header != _COLUMNS:
-            raise ValueError(f"{path}: expected the columns {[*_COLUMNS]}, found {[*header]}")
-        is_empty = not file.readline()
     try:
-        rows = np.empty(0, kind) if is_empty else _rows(path, kind)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        rows = _rows(path, kind)
+    except (OSError, ValueError):
+        records.read(path, DeliveryRecord)  # slower, and knows what is wrong, and in which line
+        raise RunDamaged(f"{path}: has values that are too large") from None
     return joined(published, rows["client"], rows["event_id"], rows["received_mono_ns"])
 
 
 def _rows(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    with path.open("rb") as file:
+        header, rest = file.readline(), file.readline()
+        file.seek(-1, os.SEEK_END)
+        if header.decode().rstrip("\r\n") != ",".join(_COLUMNS) or file.read() != b"\n":
+            raise ValueError("is another file, or cut off")
+    if not rest:
+        return np.empty(0, kind)
     # All columns are parsed, so that a row with a cell too few is found.
     whole = np.dtype([(name, kind[name] if name in _READ else "i8") for name in _COLUMNS])
     return np.loadtxt(

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from broadcaster.core import process
-from broadcaster.core.errors import ConfigurationError, HubUnavailable
-from broadcaster.core.files import whole_file
+from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records, rig
@@ -62,7 +61,7 @@ async def measure_run(settings: Settings) -> None:
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
-    with whole_file(run.fleet(number)) as file:
+    with records.result_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
 
@@ -149,10 +148,7 @@ async def _keep_telling(fleet: Fleet, progress: Path) -> None:
         if fleet.is_quiet and fleet.received != told and CLOCK.monotonic_s() - told_s >= 1:
             told_s, told = CLOCK.monotonic_s(), fleet.received
             said = {"events": fleet.highest_sequence, "received": told, "latencies": dict(fleet.latencies)}
-            with (
-                contextlib.suppress(OSError),
-                whole_file(progress) as file,
-            ):  # the end will say it
+            with contextlib.suppress(OutputError), records.result_file(progress) as file:  # its end will say it
                 json.dump(said, file)
 
 

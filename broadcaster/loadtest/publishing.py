@@ -15,7 +15,6 @@ from typing import Final
 
 from broadcaster.core.errors import Unavailable
 from broadcaster.core.event import Draft
-from broadcaster.core.files import whole_file
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.records import PublishedRecord
@@ -84,7 +83,7 @@ async def publish_run(settings: Settings) -> None:
         lag=lag,
         warmup_events=loadtest.warmup_events,
     )
-    with whole_file(run.publisher) as file:
+    with records.result_file(run.publisher) as file:
         json.dump(asdict(result), file, indent=2)
     records.write(run.published, PublishedRecord, rows)
     log.info("%s", in_words(rows, "stored" if settings.history.enabled else "published"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 
+from broadcaster.core.errors import OutputError, RunDamaged
 from broadcaster.core.files import whole_file
+from broadcaster.core.text import reason
 
 Row = TypeVar("Row", bound="Record")
 
@@ -116,9 +119,27 @@ class LossRecord(Record):
         return self.cause != NEVER_CONNECTED and not self.cause.startswith(DISCONNECTED)
 
 
+@contextlib.contextmanager
+def result_file(path: Path) -> Iterator[TextIO]:
+    """Open a result for writing; it appears only when it is complete.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        with whole_file(path) as file:
+            yield file
+    except OSError as error:
+        raise OutputError(path, error) from None
+
+
 def write(path: Path, kind: type[Row], rows: Iterable[Row]) -> None:
-    """Write a CSV with a header made from the record's fields; the file appears only when it is complete."""
-    with whole_file(path) as file:
+    """Write a CSV with a header made from the record's fields; the file appears only when it is complete.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with result_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(field.name for field in fields(kind))
         writer.writerows(map(astuple, rows))
@@ -128,15 +149,69 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
     """Read what `write` wrote.
 
     Raises:
-        ValueError: Another header, or a value of another type.
+        RunDamaged: It is not there, has other columns, or a value of another type, or is cut off.
     """
     names = [field.name for field in fields(kind)]
     readers = [_READERS[str(field.type)] for field in fields(kind)]
-    with path.open(newline="") as file:
-        rows = csv.reader(file)
-        if (header := next(rows, None)) != names:
-            raise ValueError(f"{path}: expected the columns {names}, found {header}")
-        return [kind(*(read(cell) for read, cell in zip(readers, row, strict=True))) for row in rows]
+    found = []
+    with _opened(path) as file:
+        rows = csv.reader(_whole_lines(file))
+        try:
+            if next(rows, None) != names:
+                raise ValueError(f"has other columns than this version writes ({', '.join(names)})")
+            for row in rows:
+                try:
+                    found.append(kind(*(read(cell) for read, cell in zip(readers, row, strict=True))))
+                except ValueError:
+                    raise ValueError(_what_is_wrong(row, names, readers)) from None
+        except UnicodeDecodeError:
+            raise RunDamaged(f"{path}, line {rows.line_num + 1} or later: is no UTF-8") from None
+        except (ValueError, csv.Error) as error:
+            raise RunDamaged(f"{path}, line {max(rows.line_num, 1)}: {error}") from None
+    return found
+
+
+def _whole_lines(file: TextIO) -> Iterator[str]:
+    for line in file:
+        yield line
+        if not line.endswith("\n"):
+            raise ValueError("is cut off")
+
+
+def _what_is_wrong(row: list[str], names: list[str], readers: list[Any]) -> str:
+    if len(row) != len(names):
+        return f"has {len(row)} columns, and should have {len(names)}"
+    for name, read, cell in zip(names, readers, row, strict=True):
+        with contextlib.suppress(ValueError):
+            read(cell)
+            continue
+        return f"{name} is no whole number"
+    raise AssertionError(row)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a run.
+
+    Raises:
+        RunDamaged: It is not there, or is no text.
+    """
+    with _opened(path) as file:
+        try:
+            return file.read()
+        except UnicodeDecodeError as error:
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise RunDamaged(f"{path}, line {line}: is no UTF-8") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield file
+    except FileNotFoundError:
+        raise RunDamaged(f"{path.parent} is not a complete run: there is no {path.name}") from None
+    except OSError as error:
+        raise RunDamaged(f"{path} cannot be read: {reason(error)}") from None
 
 
 _READERS: dict[str, Any] = {"int": int, "str": str, "int | None": lambda cell: int(cell) if cell else None}

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.text import reason
 from broadcaster.settings import LoadtestTable
+
+log = logging.getLogger("broadcaster")
+
+_PROBE_BYTES: Final = 16_384
+_NOT_FOUND: Final = (OSError, ValueError, LookupError, subprocess.CalledProcessError)
+"""What looking at a process that is not there, or cannot be seen, ends with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +40,17 @@ class Run:
         """The run this process is part of; its folder is made by the first process that asks.
 
         Raises:
-            ConfigurationError: The folder cannot be made.
+            ConfigurationError: The folder cannot be made, or nothing can be written in it.
         """
-        results = Path(loadtest.results)
+        results = results_folder(loadtest)
         try:
-            results.mkdir(parents=True, exist_ok=True)
-            if loadtest.run:
-                folder = results / loadtest.run
-                folder.mkdir(exist_ok=True)
-                return cls(folder)
             with locked(results / ".lock"):
-                return cls(_find_or_make(results, _starter()))
+                folder = results / loadtest.run if loadtest.run else _find_or_make(results, _starter())
+                folder.mkdir(exist_ok=True)
+            _check_writable(folder)
         except OSError as error:
-            raise ConfigurationError(f"loadtest.results: {error.filename or results}: {reason(error)}") from None
+            raise ConfigurationError(_cannot_write(error, results)) from None
+        return cls(folder)
 
     def refuse_if_there(self, result: Path) -> None:
         """Refuse to begin a part that writes `result` if that exists already: it is of another run.
@@ -67,8 +74,12 @@ class Run:
         """Whether a process is one of the run's own, all of which honcho has started."""
         try:
             return _starter_of(_parent_and_start(pid)[0]) == _starter_of(os.getppid())
-        except (OSError, ValueError, subprocess.CalledProcessError):
+        except _NOT_FOUND:
             return False  # there is no such process on this machine
+
+    @property
+    def archive(self) -> Path:
+        return self.folder.parent / "archive.csv"
 
     @property
     def published(self) -> Path:
@@ -130,20 +141,69 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def results_folder(loadtest: LoadtestTable) -> Path:
+    """The folder of all results, which is made if it is missing.
+
+    Raises:
+        ConfigurationError: It cannot be made, or nothing can be written in it.
+    """
+    results = Path(loadtest.results)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        _check_writable(results)
+    except OSError as error:
+        raise ConfigurationError(_cannot_write(error, results)) from None
+    return results
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        with contextlib.suppress(OSError):  # the reason is told
+            probe.unlink()
+
+
+def _cannot_write(error: OSError, results: Path) -> str:
+    where = Path(error.filename or results)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"loadtest.results: {where} is a file, and should be a folder"
+    if where.name.startswith("."):
+        where = where.parent
+    return f"loadtest.results: nothing can be written in {where}: {reason(error)}"
+
+
 def _find_or_make(results: Path, starter: str) -> Path:
     for folder in results.glob(f"*-{starter}"):
         return folder
-    folder = results / f"{CLOCK.date('%Y%m%d-%H%M%S')}-{starter}"
-    folder.mkdir()
-    return folder
+    return results / f"{CLOCK.date('%Y%m%d-%H%M%S')}-{starter}"
 
 
+@functools.cache
 def _starter() -> str:
-    """A unique name of the process that started the run: its process id, and when it was started."""
-    starter, started = _parent_and_start(os.getppid())
-    if is_under_honcho():
-        return f"{starter}-{_parent_and_start(starter)[1]}"
-    return f"{os.getppid()}-{started}"
+    """A unique name of the process that started the run: its process id, and when it was started.
+
+    The first process of a container has no parent, and where there is neither /proc nor `ps` no process can be
+    looked at: then it is a name of this process alone.
+    """
+    try:
+        helper = _running_parent(os.getpid())
+        pid = _running_parent(helper) if is_under_honcho() else helper
+        return f"{pid}-{_parent_and_start(pid)[1]}"
+    except _NOT_FOUND:
+        log.warning(
+            "which run this process belongs to cannot be told from the process that started it: "
+            "give all parts of a run the same loadtest.run"
+        )
+        return f"{os.getpid()}-{CLOCK.wall_ns() // 1_000_000}"
+
+
+def _running_parent(pid: int) -> int:
+    parent = _parent_and_start(pid)[0]
+    if not parent:
+        raise ProcessLookupError
+    return parent
 
 
 def is_under_honcho() -> bool:

@@ -53,6 +53,14 @@ def _token(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
 
+def _run_name(name: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})?", name) or name == "archive.csv":
+        raise ValueError(
+            "should be a name for a folder, of A-Z a-z 0-9 . _ - only, at most 64 long, not beginning with a point"
+        )
+    return name
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
@@ -221,7 +229,7 @@ class LoadtestTable(Table):
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 10.0
     warmup_events: Annotated[int, Field(ge=0, le=10_000)] = 10
     results: str = "results"
-    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    run: Annotated[str, AfterValidator(_run_name)] = ""
     start_timeout_s: Seconds = 30.0
     progress: bool = True
 

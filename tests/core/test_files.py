@@ -156,3 +156,18 @@ def test_a_file_that_cannot_be_replaced_is_overwritten(tmp_path: Path, monkeypat
         file.write("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """A device, such as /dev/null, stays one: here a named pipe, which is read meanwhile."""
+    path = tmp_path / "device"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with whole_file(path, durable=True) as file:
+            file.write("all of it")
+        assert os.read(reader, 100) == b"all of it"
+    finally:
+        os.close(reader)
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]

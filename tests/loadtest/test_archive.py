@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError, OutputError
 from broadcaster.loadtest import archive
 from tests.support import ROOT, clean_environment
 
@@ -116,7 +118,9 @@ def test_another_file_is_left_alone(text: str, tmp_path: Path) -> None:
     """An archive with other columns is refused with a hint, and stays as it is."""
     path = tmp_path / "archive.csv"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match=r"archive\.csv has other columns; move it away"):
+    with pytest.raises(ConfigurationError, match=r"archive\.csv: has other columns; move it away"):
+        archive.check(path)
+    with pytest.raises(OutputError, match=r"archive\.csv: has other columns; move it away"):
         archive.append(path, {"run": "mine"})
     assert path.read_text() == text
 
@@ -166,3 +170,106 @@ def test_a_summary_has_the_same_columns(tmp_path: Path) -> None:
     rows = rows_of(path)
     assert list(rows[0]) == list(archive.COLUMNS)
     assert [row["scope"] for row in rows] == ["run", "fleet.1"]
+
+
+def kept(change: Callable[[str], bytes | str]) -> bytes:
+    """An archive with a run of 0.61 ms, as something else has saved it again."""
+    header = ",".join(archive.COLUMNS)
+    text = f"{header}\n" + ",".join("0.61" if name == "p50_ms" else "1" for name in archive.COLUMNS) + "\n"
+    changed = change(text)
+    return changed if isinstance(changed, bytes) else changed.encode()
+
+
+SAVED = {
+    "semicolons": (lambda text: text.replace(",", ";").replace("0.61", "0,61"), "semicolons"),
+    "tabs": (lambda text: text.replace(",", "\t"), "tabs"),
+    "byte_order_mark": (lambda text: f"\ufeff{text}", "byte order mark"),
+    "all_of_it": (lambda text: "\ufeff" + text.replace(",", ";").replace("\n", "\r\n"), "spreadsheet"),
+    "utf_16": (lambda text: text.encode("utf-16"), "UTF-16"),
+    "decimal_commas": (lambda text: text.replace("0.61", '"0,61"'), "p50_ms of the run 1 has a decimal comma"),
+    "latin_1": (lambda text: text.replace("0.61", "0.61 µs").encode("latin-1"), "no UTF-8"),
+    "no_csv": (lambda text: text + '"' + "x" * 200_000, "line 3"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), SAVED.values(), ids=SAVED.keys())
+def test_an_archive_that_a_spreadsheet_has_saved_is_recognised(
+    change: Callable[[str], bytes | str], said: str, tmp_path: Path
+) -> None:
+    """Before a run and after it, in one line that says what was seen and what to do; it stays as it is."""
+    path = tmp_path / "archive.csv"
+    path.write_bytes(before := kept(change))
+    with pytest.raises(ConfigurationError, match=said) as refused:
+        archive.check(path)
+    if "line" not in said and "decimal" not in said and "UTF-8" not in said:  # not in the first line
+        with pytest.raises(OutputError, match=said):
+            archive.append(path, {"run": "mine"})
+    assert "move it away" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [str.strip, lambda text: text.replace("\n", "\r\n"), lambda text: text.strip() + "\r"]
+)
+def test_a_row_has_a_line_of_its_own(change: Callable[[str], str], tmp_path: Path) -> None:
+    """Whatever an editor has put at the end of the last one."""
+    path = tmp_path / "archive.csv"
+    path.write_bytes(kept(change))
+    archive.check(path)
+    archive.append(path, {"run": "mine"})
+    assert [row["run"] for row in rows_of(path)] == ["1", "mine"]
+
+
+def test_what_is_no_file_is_no_archive(tmp_path: Path) -> None:
+    """A folder of that name, or a pipe, which would wait for a reader."""
+    folder, pipe = tmp_path / "a.csv", tmp_path / "b.csv"
+    folder.mkdir()
+    os.mkfifo(pipe)
+    for path in (folder, pipe):
+        with pytest.raises(ConfigurationError, match=f"{path.name}: is no file"):
+            archive.check(path)
+        with pytest.raises(OutputError, match="is no file"):
+            archive.append(path, {"run": "mine"})
+
+
+APPEND_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from broadcaster.core.errors import OutputError
+from broadcaster.loadtest import archive
+path = Path(sys.argv[1])
+archive.append(path, {"run": "first"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10,) * 2)
+try:
+    archive.append(path, {"run": "second", "cpu": "x" * 100})
+except OutputError as error:
+    print(error)
+"""
+
+
+def test_a_row_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A disk that is full in the middle of a row: what was there is there, and nothing else."""
+    path = tmp_path / "archive.csv"
+    done = subprocess.run(
+        [sys.executable, "-c", APPEND_ON_A_FULL_DISK, str(path)],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"cannot write {path}: file too large\n"
+    assert [row["run"] for row in rows_of(path)] == ["first"]
+    assert path.read_text().endswith("\n")
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    """An archive that all machines share is written where it is."""
+    shared = tmp_path / "shared.csv"
+    (tmp_path / "archive.csv").symlink_to(shared)
+    for name in ("first", "second"):
+        archive.check(tmp_path / "archive.csv")
+        archive.append(tmp_path / "archive.csv", {"run": name})
+    assert [row["run"] for row in rows_of(shared)] == ["first", "second"]
+    assert (tmp_path / "archive.csv").is_symlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord, Record
 
@@ -65,22 +66,25 @@ def test_any_csv_reader_can_read_it(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "another_header": ("client,event_id,sequence,received_ns\n0,a,1,2\n", "expected the columns"),
+    "another_header": (
+        "client,event_id,sequence,received_ns\n0,a,1,2\n",
+        "line 1: has other columns than",
+    ),
     "columns_in_another_order": ("event_id,client,sequence,received_mono_ns,received_wall_us\n", "columns"),
-    "no_header": ("0,a,1,2,3\n", "expected the columns"),
-    "empty": ("", "expected the columns"),
-    "text_for_a_number": ("{header}\nx,a,1,2,3\n", "invalid literal"),
-    "too_few_cells": ("{header}\n0,a,1\n", "zip"),
-    "too_many_cells": ("{header}\n0,a,1,2,3,4\n", "zip"),
+    "no_header": ("0,a,1,2,3\n", "line 1: has other columns than"),
+    "empty": ("", "line 1: has other columns than"),
+    "text_for_a_number": ("{header}\nx,a,1,2,3\n", "line 2: client is no whole number"),
+    "too_few_cells": ("{header}\n0,a,1\n", "line 2: has 3 columns, and should have 5"),
+    "too_many_cells": ("{header}\n0,a,1,2,3,4\n", "line 2: has 6 columns"),
 }
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG.keys())
 def test_another_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
-    """Other columns, or a value of another type, are a ValueError and never a wrong figure."""
+    """Other columns, or a value of another type, are refused, and never a wrong figure."""
     path = tmp_path / "rows.csv"
     path.write_text(text.format(header=",".join(field.name for field in fields(DeliveryRecord))))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(RunDamaged, match=words):
         records.read(path, DeliveryRecord)
 
 

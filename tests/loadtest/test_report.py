@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from broadcaster.core.errors import RunIncomplete
+from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import archive, machine, records
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.report.outcome import read_run
@@ -23,7 +24,7 @@ from broadcaster.loadtest.rig import MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import dump, load
-from tests.support import CommandLine, finished, free_port
+from tests.support import CommandLine, broadcaster, eventually, finished, free_port
 
 MS = 1_000_000
 MACHINE = {
@@ -561,13 +562,13 @@ def test_the_command_fails_as_the_run_did(name: str, run: Run) -> None:
 
 
 def test_a_run_of_an_earlier_version_is_told(run: Run, command: CommandLine) -> None:
-    """It has no losses and no positions: one line that says so, exit code 69."""
+    """It has no losses and no positions: one line that says so, exit code 65."""
     for process in (1, 2):
         run.losses(process).unlink()
     lines = [line.rpartition(",")[0].rpartition(",")[0] for line in run.published.read_text().splitlines()]
     run.published.write_text("\n".join(lines) + "\n")
     ended = command("report", str(run.folder))
-    assert (ended.code, ended.stdout) == (69, "")
+    assert (ended.code, ended.stdout) == (65, "")
     assert "has no losses.1.csv: not a complete run, or of an earlier version" in ended.complaint
 
 
@@ -583,12 +584,12 @@ FILES = ["broadcaster.toml", "published.csv", "deliveries.1.csv", "deliveries.2.
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_incomplete_run_is_told(name: str, run: Run, command: CommandLine) -> None:
-    """A run without one of its files is one line that names it, exit code 69: no figures are made up."""
+    """A run without one of its files is one line that names it, exit code 65: no figures are made up."""
     (run.folder / name).unlink()
-    with pytest.raises(RunIncomplete, match=re.escape(name)):
+    with pytest.raises(RunDamaged, match=re.escape(name)):
         read_run(run.folder)
     ended = command("report", str(run.folder))
-    assert (ended.code, ended.stdout) == (69, "")
+    assert (ended.code, ended.stdout) == (65, "")
     assert name in ended.complaint
 
 
@@ -597,9 +598,82 @@ def test_a_damaged_run_is_told(name: str, run: Run, command: CommandLine) -> Non
     """A file that is something else is one line that names it, and no traceback."""
     (run.folder / name).write_text("{ damaged")
     ended = command("report", str(run.folder))
-    assert ended.stdout == ""
-    assert ended.code not in (0, 1)
-    assert name in ended.complaint
+    assert (ended.code, ended.stdout) == (65, "")
+    assert re.search(rf"{re.escape(name)}(, line 1)?: ", ended.complaint)
+
+
+def text(said: str) -> Callable[[bytes], bytes]:
+    return lambda before: said.encode()
+
+
+def cut(before: bytes) -> bytes:
+    return before[: len(before) * 2 // 3 - 5]
+
+
+SPOILED: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "empty": ("published.csv", text(""), ", line 1: has other columns than"),
+    "cut_csv": ("deliveries.1.csv", cut, r", line \d+: (is cut off|has \d)"),
+    "cut_json": ("fleet.2.json", cut, ", line 1: "),
+    "cut_toml": ("broadcaster.toml", text("[fleet\n"), ": Expected"),
+    "another_json": ("machine.json", text("[]"), ": is another file"),
+    "no_such_key": ("fleet.1.json", text('{"clients": 3}'), ": has no connected"),
+    "a_wrong_value": ("hub.json", text(json.dumps(HUB | {"invalid": 3})), ": has a wrong invalid"),
+    "deep_json": ("hub.json", text("[" * 100_000), ": "),
+    "no_number": ("losses.1.csv", lambda old: old + b"x,,,,,,,,,\n", ", line 2: client is no whole number"),
+    "too_wide": ("losses.1.csv", lambda old: old + b"1,,,,,,,,,,\n", ", line 2: has 11 columns"),
+    "no_text": ("published.csv", lambda old: old + b"\xff,\n", r", line \d or later: is no UTF-8"),
+    "no_text_json": ("hub.json", lambda old: b"{\n\xff}", ", line 2: is no UTF-8"),
+    "nulls": ("deliveries.2.csv", lambda old: bytes(300_000), ", line 1: "),
+    "a_later_version": ("broadcaster.toml", lambda old: old + b"more = 1\n", ": has settings of"),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), SPOILED.values(), ids=SPOILED.keys())
+def test_damage_is_named_with_file_and_line(
+    name: str, spoil: Callable[[bytes], bytes], said: str, run: Run, command: CommandLine
+) -> None:
+    """One line, exit code 65; no word of the language that this is written in."""
+    path = run.folder / name
+    path.write_bytes(spoil(path.read_bytes()))
+    ended = command("report", str(run.folder))
+    assert (ended.code, ended.stdout) == (65, "")
+    assert re.fullmatch(rf"error: .*/{re.escape(name)}{said}.*\n", ended.stderr)
+    assert not re.search(r"zip|argument|literal|Traceback|codec|Errno|KeyError", ended.stderr)
+
+
+def test_what_is_no_run_is_told(run: Run, command: CommandLine) -> None:
+    """An empty folder, a file, and nothing at all."""
+    results = run.folder.parent
+    empty, folder, hub = results / "empty", results / "folder", results / "hub.json"
+    empty.mkdir()
+    shutil.copytree(run.folder, folder)
+    (folder / "losses.2.csv").unlink()
+    (folder / "losses.2.csv").mkdir()
+    hub.write_text("{}")
+    for path, said in (
+        (empty, "is not a complete run: there is no broadcaster.toml"),
+        (hub, "is a file, not the folder of a run"),
+        (results / "nowhere", "there is no "),
+        (folder, "losses.2.csv cannot be read: is a directory"),
+    ):
+        ended = command("report", str(path))
+        assert (ended.code, ended.stdout) == (65, "")
+        assert said in ended.complaint
+
+
+def test_without_a_folder_it_is_the_newest_run(run: Run, command: CommandLine) -> None:
+    """The one that was begun last, whatever its name is."""
+    older = run.folder.with_name("zzz")
+    shutil.copytree(run.folder, older)
+    os.utime(older / "broadcaster.toml", (1, 1))
+    (run.folder.parent / "not_a_run").mkdir()
+    ended = command("report", BROADCASTER_LOADTEST__RESULTS=str(run.folder.parent))
+    assert (ended.code, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(f"Run {run.name}\n")
+    assert "added" not in ended.stdout
+    ended = command("report", BROADCASTER_LOADTEST__RESULTS=str(run.folder / "nowhere"))
+    assert (ended.code, ended.stdout) == (65, "")
+    assert "there is no run in" in ended.complaint
 
 
 def test_the_files_of_an_earlier_run_are_no_result(run: Run, redis: RedisServer, tmp_path: Path) -> None:
@@ -622,3 +696,58 @@ def test_the_files_of_an_earlier_run_are_no_result(run: Run, redis: RedisServer,
     assert ended.code in (69, 78), f"nobody has run anything, but:\n{ended.stdout}"
     assert "nightly" in ended.complaint
     assert not (tmp_path / "results" / "archive.csv").exists()
+
+
+def spreadsheet(path: Path) -> None:
+    path.write_text(";".join(archive.COLUMNS) + "\n")
+
+
+SPOILED_LATER: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "archive_a_folder": ("../archive.csv", Path.mkdir, "is no file"),
+    "archive_of_a_spreadsheet": ("../archive.csv", spreadsheet, "was saved by a spreadsheet"),
+    "hub": ("hub.json", Path.mkdir, "Is a directory"),
+    "summary": ("summary.csv", Path.mkdir, "Is a directory"),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), SPOILED_LATER.values(), ids=SPOILED_LATER.keys())
+def test_what_cannot_be_kept_at_the_end_is_printed_all_the_same(
+    name: str, spoil: Callable[[Path], None], said: str, run: Run, tmp_path: Path
+) -> None:
+    """Table and verdict, then one line that names the file; the row is in the run's folder, or in the archive."""
+    folder = tmp_path / "results" / "nightly"
+    variables = {
+        "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
+        "BROADCASTER_HUB__PORT": str(free_port()),
+        "BROADCASTER_LOADTEST__RUN": folder.name,
+        "BROADCASTER_LOADTEST__EVENTS": "4",
+        "BROADCASTER_FLEET__CLIENTS": "4",
+        "BROADCASTER_FLEET__PROCESSES": "2",
+    }
+    with broadcaster("report", "--loadtest", cwd=tmp_path, **variables) as running:
+        eventually((folder / "broadcaster.toml").exists, "the report has not begun", 20)
+        spoil(folder / name)
+        for path in run.folder.glob("[dflp]*"):
+            shutil.copy(path, folder)
+        assert running.wait(within=20) == 74, running.output
+        assert "PASSED: all limits" in running.output
+        assert table_of(running.output)["Received deliveries"] == ["16", "12", "4"]
+        [complaint] = [line for line in running.output.splitlines() if line.startswith("error: ")]
+    assert (folder / name).resolve().name in complaint
+    assert said in complaint
+    assert ("; the row of this run is in results/nightly/summary.csv" in complaint) == name.endswith("archive.csv")
+    kept = "archive.csv" if name == "summary.csv" else "nightly/summary.csv"
+    assert (tmp_path / "results" / kept).read_text().count("nightly,run,PASSED,") == 1
+
+
+@pytest.mark.parametrize("spoil", [Path.mkdir, spreadsheet], ids=["a_folder", "a_spreadsheet"])
+@pytest.mark.parametrize("command", [("loadtest",), ("report", "--loadtest")], ids=["loadtest", "report"])
+def test_an_archive_that_takes_no_row_is_refused_before_the_run(
+    command: tuple[str, ...], spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """One line, exit code 78, and nothing was started."""
+    (tmp_path / "results").mkdir()
+    spoil(tmp_path / "results" / "archive.csv")
+    ended = finished(*command, cwd=tmp_path)
+    assert (ended.code, ended.stdout) == (78, "")
+    assert "results/archive.csv: " in ended.complaint

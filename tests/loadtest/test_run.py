@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from broadcaster.core.errors import ConfigurationError
+from broadcaster.loadtest.report.collect import check_results
 from broadcaster.loadtest.run import Run, locked
-from broadcaster.settings import LoadtestTable
-from tests.support import ROOT, Running, eventually, finished, free_port
+from broadcaster.settings import LoadtestTable, load
+from tests.support import ROOT, Running, clean_environment, eventually, finished, free_port
 
 PRINT_FOLDER = """
 from broadcaster.loadtest.run import Run
@@ -98,6 +103,102 @@ def test_results_that_cannot_be_made_are_told(tmp_path: Path) -> None:
     ended = finished("fleet", "--loadtest", cwd=tmp_path, BROADCASTER_HUB__PORT=str(free_port()))
     assert ended.code == 78
     assert "loadtest.results" in ended.complaint
+
+
+FOLDERS = {
+    "a_file_in_its_place": ("results", "is a file, and should be a folder"),
+    "a_file_above_it": ("results/deep/er", "is a file, and should be a folder"),
+    "read_only": ("/proc/results", "no such file"),
+    "full": ("full", "file too large"),
+}
+
+
+@pytest.mark.parametrize(
+    "command", ["loadtest", "hub --loadtest", "publisher --loadtest", "fleet --loadtest", "report --loadtest"]
+)
+@pytest.mark.parametrize(("results", "said"), FOLDERS.values(), ids=FOLDERS.keys())
+def test_results_that_cannot_be_kept_are_refused_before_the_run(
+    command: str, results: str, said: str, tmp_path: Path
+) -> None:
+    """One line that names the key and the place, exit code 78, and nothing was begun."""
+    (tmp_path / "results").write_text("")
+    ended = limited(command, tmp_path, BROADCASTER_LOADTEST__RESULTS=results, BROADCASTER_LOADTEST__RUN="x")
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert re.fullmatch(rf"error: loadtest\.results: .*{said}[^\n]*\n", ended.stderr)
+
+
+def limited(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command that may write only a few bytes into any file."""
+    return subprocess.run(
+        ["bash", "-c", f"ulimit -f 1; exec {sys.executable} -m broadcaster {command}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=folder,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | variables,
+    )
+
+
+NAMES = ["..", ".", "a/b", "/tmp/x", ".hidden", "archive.csv", "a b", "x" * 65, "a\n", "ö"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str, tmp_path: Path) -> None:
+    """In words, without a pattern; the name of a run never leads out of the results."""
+    with pytest.raises(ConfigurationError, match=r"^loadtest\.run: should be a name for a folder") as refused:
+        load(overrides={"loadtest": {"run": name}})
+    assert not re.search(r"[{}^$]|pattern", str(refused.value))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run will write is compared with what is left."""
+    settings = load(
+        overrides={"loadtest": {"results": str(tmp_path), "events": 1000}, "fleet": {"clients": 1000}}
+    ).settings
+    usage = SimpleNamespace(total=10**12, free=110_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(ConfigurationError, match=r"has 110\.0 MB left, and 1000 events to 1000 clients take"):
+        check_results(settings)
+    usage.free *= 2
+    check_results(settings)
+    usage.total = usage.free = 0
+    check_results(settings)
+
+
+LONELY = """
+import os, subprocess, sys
+from broadcaster.loadtest import run
+from broadcaster.settings import load
+{without}
+table = load().settings.loadtest
+print(run.Run.current(table) == run.Run.current(table), run.Run.current(table).has_started(1))
+"""
+NO_PROC = "run.Path = lambda path: __import__('pathlib').Path(path.replace('/proc/', '/nowhere/'))"
+WITHOUT = {
+    "a_parent": "run._parent_and_start = {os.getpid(): (0, '5')}.__getitem__",
+    "honcho": "os.environ['HONCHO_PROCESS_NAME'] = 'fleet.1'; "
+    "run._parent_and_start = {os.getpid(): (7, '5'), 7: (0, '5')}.__getitem__",
+    "proc_and_ps": f"{NO_PROC}; os.environ['PATH'] = ''",
+    "a_ps_that_knows_the_options": f"{NO_PROC}; subprocess.run = lambda *a, **b: subprocess.check_call(['false'])",
+}
+
+
+@pytest.mark.parametrize("without", WITHOUT.values(), ids=WITHOUT.keys())
+def test_the_only_process_of_a_container_has_a_run(without: str, tmp_path: Path) -> None:
+    """Its name has another source, the same at each look; how parts find each other is said once."""
+    done = subprocess.run(
+        [sys.executable, "-c", LONELY.format(without=without)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout == "True False\n"
+    assert done.stderr.count("give all parts of a run the same loadtest.run") == 1
+    [folder] = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
+    assert re.fullmatch(r"\d{8}-\d{6}-\d+-\d+", folder.name)
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def junit(outcome: Outcome) -> str:
     An INVALID run that `report.allow_invalid` lets through has a skipped case.
     """
     reasons = "; ".join(outcome.validity.reasons)
-    is_error = bool(reasons) and not outcome.config["report"]["allow_invalid"]
+    is_error = bool(reasons) and not outcome.config["report"].allow_invalid
     suite = ElementTree.Element(
         "testsuite",
         name=f"load test {outcome.name}",

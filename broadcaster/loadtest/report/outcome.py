@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import tomllib
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from broadcaster.core.errors import RunIncomplete
+from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import deliveries, records
 from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
+from broadcaster.loadtest.report import shapes
 from broadcaster.loadtest.report.limits import Limit, limits
 from broadcaster.loadtest.report.validity import Rig, Validity, judge, used, wall_step_ms
 from broadcaster.loadtest.rig import Lag, MachineSample, Stall
 from broadcaster.loadtest.run import Run
-from broadcaster.settings import LoadtestTable, ReportTable, is_loopback
+from broadcaster.settings import is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Outcome:
     @property
     def is_failure(self) -> bool:
         """Whether a limit is broken, or the run is INVALID and may not be."""
-        return bool(self.broken) or (bool(self.validity.reasons) and not self.config["report"]["allow_invalid"])
+        return bool(self.broken) or (bool(self.validity.reasons) and not self.config["report"].allow_invalid)
 
     @property
     def settings_sha256(self) -> str:
@@ -75,30 +75,57 @@ def disconnects(result: dict[str, Any]) -> int:
     return lost + never
 
 
+def newest_run(results: Path) -> Path:
+    """The folder of the run that was begun last.
+
+    Raises:
+        RunDamaged: There is none.
+    """
+    with contextlib.suppress(OSError):
+        begun = {path.parent: path.stat().st_mtime_ns for path in results.glob("*/broadcaster.toml")}
+        if begun:
+            return max(begun, key=lambda folder: (begun[folder], folder.name))
+    raise RunDamaged(f"there is no run in {results}: broadcaster loadtest makes one; or give the folder of a run")
+
+
 def read_run(folder: Path) -> Outcome:
     """Read a run from its folder.
 
     Raises:
-        RunIncomplete: A file is missing or damaged.
+        RunDamaged: It is no folder, or a file in it is missing or damaged.
     """
-    try:
-        return _read_run(Run(folder))
-    except FileNotFoundError as error:
-        raise RunIncomplete(f"{folder} is not a complete run: there is no {error.filename}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunIncomplete(f"{folder} is damaged: {error}") from None
+    if not folder.is_dir():
+        raise RunDamaged(
+            f"{folder} is a file, not the folder of a run" if folder.exists() else f"there is no {folder}"
+        )
+    return outcome_of(Run(folder))
 
 
-def _read_run(run: Run) -> Outcome:
-    settings = run.config.read_text()
-    config = _parsed(run.config, tomllib.loads)
-    loadtest, report = LoadtestTable(**config["loadtest"]), ReportTable(**config["report"])
+def outcome_of(
+    run: Run,
+    hub: dict[str, Any] | None = None,
+    described: dict[str, Any] | None = None,
+    samples: Sequence[MachineSample] | None = None,
+) -> Outcome:
+    """The outcome of a run; what is given need not be in its folder yet.
+
+    Args:
+        run: Its folder.
+        hub: The counters of its hub.
+        described: Its machine.
+        samples: Of its machine.
+
+    Raises:
+        RunDamaged: A file in it is missing or damaged.
+    """
+    config = shapes.read_settings(run)
+    loadtest, report = config["loadtest"], config["report"]
     processes = range(1, config["fleet"]["processes"] + 1)
-    for path in (*map(run.losses, processes), run.publisher, run.rig):
+    for path in (*map(run.losses, processes), run.publisher, *(() if samples is not None else (run.rig,))):
         if not path.exists():
-            raise RunIncomplete(f"{run.folder} has no {path.name}: not a complete run, or of an earlier version")
+            raise RunDamaged(f"{run.folder} has no {path.name}: not a complete run, or of an earlier version")
     published = records.read(run.published, PublishedRecord)
-    fleet = {number: _parsed(run.fleet(number), json.loads) for number in processes}
+    fleet = {number: shapes.read_fleet(run, number) for number in processes}
     logs = {number: deliveries.read(run.deliveries(number), published) for number in processes}
     losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
     everything = deliveries.merged([*logs.values()])
@@ -117,7 +144,7 @@ def _read_run(run: Run) -> Outcome:
         )
     written = sum(result["deliveries"] + result["losses"] for result in fleet.values())
     lost_rows = written - everything.rows - len(every_loss)
-    publisher = _parsed(run.publisher, json.loads)
+    publisher = shapes.read_publisher(run)
     lags = {"publisher": _lag(publisher["lag"])}
     lags |= {f"fleet.{number}": _lag(result) for number, result in fleet.items()}
     lost = sum(disconnects(result) for result in fleet.values())
@@ -128,22 +155,30 @@ def _read_run(run: Run) -> Outcome:
         ledger=ledger,
         per_process=per_process,
         fleet=fleet,
-        hub=_parsed(run.hub, json.loads),
-        machine=_parsed(run.machine, json.loads),
+        hub=hub or shapes.read_hub(run),
+        machine=described or shapes.read_machine(run),
         publish_failed=sum(bool(row.error) for row in published),
-        validity=_validity(run, published, measured, publisher["late_max_ms"], lags, lost_rows, _local(config)),
+        validity=_validity(
+            records.read(run.rig, MachineSample) if samples is None else samples,
+            published,
+            measured,
+            publisher["late_max_ms"],
+            lags,
+            lost_rows,
+            _local(config),
+        ),
         limits=limits(whole, ledger, lost, loadtest.events - whole.events, report),
         published=published,
         losses=every_loss,
         latencies=measured,
         lags=lags,
         config=config,
-        settings=settings,
+        settings=records.read_text(run.config),
     )
 
 
 def _validity(
-    run: Run,
+    samples: Sequence[MachineSample],
     published: list[PublishedRecord],
     measured: Latencies,
     late_ms: float,
@@ -151,7 +186,6 @@ def _validity(
     lost_rows: int,
     local: Collection[str],
 ) -> Validity:
-    samples = records.read(run.rig, MachineSample)
     first_ns = min((row.published_mono_ns for row in published), default=0)
     last_ns = max(row.published_mono_ns for row in published) if published else 0
     if len(measured.received_ns):
@@ -169,13 +203,16 @@ def _validity(
 
 def _local(config: dict[str, Any]) -> set[str]:
     """The parts of a run that are on the machine which reports it."""
-    hosts = {"redis": _host(config["redis"]["url"]), "hub": _host(config["fleet"]["url"])}
+    hosts = {"redis": _host(config, "redis"), "hub": _host(config, "fleet")}
     return {"publisher", "fleet", *(role for role, host in hosts.items() if not host or is_loopback(host))}
 
 
-def _host(url: str) -> str:
-    """The host of a URL; empty: this one."""
-    return urlsplit(url).hostname or ""
+def _host(config: dict[str, Any], table: str) -> str:
+    """The host of the URL of a table; empty: this one."""
+    try:
+        return urlsplit(str(config[table]["url"])).hostname or ""
+    except (KeyError, TypeError, ValueError):  # a secret may be hidden in it
+        return ""
 
 
 def _lag(fields: dict[str, Any]) -> Lag:
@@ -187,10 +224,3 @@ def _lag(fields: dict[str, Any]) -> Lag:
         busy_pct=fields["busy_pct"],
         stalls=[Stall(*stall) for stall in fields["stalls"]],
     )
-
-
-def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None

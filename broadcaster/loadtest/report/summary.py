@@ -52,8 +52,8 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         },
         "schedule": {
             "rate_hz": outcome.rate_hz,
-            "events": outcome.config["loadtest"]["events"],
-            "warmup_events": outcome.config["loadtest"]["warmup_events"],
+            "events": outcome.config["loadtest"].events,
+            "warmup_events": outcome.config["loadtest"].warmup_events,
             "publish_failed": outcome.publish_failed,
         },
         "scopes": {"run": _scope(outcome.whole, outcome.ledger, list(outcome.fleet.values()))}
