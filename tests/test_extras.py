@@ -47,6 +47,7 @@ MISSING = {
     "signed tokens in the hub": ("jwt", "hub", ("hub",)),
     "signed tokens": ("jwt", "hub", ("token", "create", "--name", "x")),
     "the report": ("tabulate", "loadtest", ("report", ".")),
+    "its figures": ("numpy", "loadtest", ("report", ".")),
     "a load test": ("honcho", "all", ("loadtest",)),
     "a load test's report": ("tabulate", "all", ("loadtest",)),
     "a load test's hub": ("sanic", "all", ("loadtest",)),

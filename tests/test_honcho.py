@@ -52,7 +52,7 @@ class Honcho(Running):
             cwd=folder,
             BROADCASTER_REDIS__URL=f"redis://127.0.0.1:{self.ports[0]}/0",
             BROADCASTER_HUB__PORT=str(self.ports[1]),
-            **variables,
+            **({"BROADCASTER_REPORT__ALLOW_INVALID": "true"} | variables),  # the tests share their cores
         )
 
     def __enter__(self) -> Honcho:
@@ -179,8 +179,9 @@ def test_the_load_test_prints_its_report(smoke: Honcho) -> None:
     counts = {"Clients": 5, "Events": 10, "Expected deliveries": 50, "Received deliveries": 50,
               "Dropped deliveries": 0, "Duplicates": 0, "Out of order": 0, "Disconnects": 0}  # fmt: skip
     assert {name: table[name] for name in counts} == {name: [str(count)] for name, count in counts.items()}
-    latencies = [float(table[f"{which} latency (ms)"][0]) for which in ("p50", "p95", "p99", "max")]
+    latencies = [float(table[f"{which} latency (ms)"][0]) for which in ("p50", "max")]
     assert latencies == sorted(latencies)
+    assert {table[f"{which} latency (ms)"][0] for which in ("p95", "p99")} == {"-"}, "of 50 deliveries"
     assert latencies[0] > 0
     assert any(line.startswith("PASSED") for line in smoke.printed("report.1"))
     assert "all 10 stored and heard" in smoke.printed("publisher.1")
@@ -192,7 +193,8 @@ def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
     [folder] = smoke.runs()
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert files == {"broadcaster.toml", "published.csv", "deliveries.1.csv", "losses.1.csv", "fleet.1.json",
-                     "hub.json", "machine.json", "summary.csv"}  # fmt: skip
+                     "hub.json", "machine.json", "publisher.json", "rig.csv", "summary.csv",
+                     "summary.json", "report.html"}  # fmt: skip
     config = tomllib.loads((folder / "broadcaster.toml").read_text())
     assert (config["fleet"]["clients"], config["hub"]["port"]) == (5, smoke.ports[1])
     published, deliveries = rows_of(folder / "published.csv"), rows_of(folder / "deliveries.1.csv")
@@ -228,7 +230,8 @@ def test_the_report_can_be_printed_again(smoke: Honcho) -> None:
     assert f"What the lines mean: broadcaster report results/{folder.name} --explain" in again.stdout
     printed = smoke.printed("report.1")
     printed.remove("One row added to results/archive.csv")
-    assert again.stdout.splitlines() == printed
+    printed.remove(f"Pictures: results/{folder.name}/report.html")
+    assert again.stdout.splitlines() == [line for line in printed if not re.match(r"\d+ of \d+ events, ", line)]
     explained = finished("report", f"results/{folder.name}", "--explain", cwd=smoke.folder).stdout
     assert "Dropped: a delivery that was expected" in explained
     assert "What the lines mean" not in explained

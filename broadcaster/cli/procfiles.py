@@ -41,20 +41,23 @@ def demo(context: click.Context) -> None:
 @click.option("--processes", type=click.IntRange(1), help="Processes that the subscribers are spread over.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Port of its hub; default: hub.port.")
 @click.option("--results", metavar="FOLDER", help="Where the results go; default: results.")
+@click.option("--quiet", is_flag=True, help="Say nothing of the progress.")
 @click.pass_context
-def loadtest(context: click.Context, /, preset: str | None, **options: Any) -> None:
+def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **options: Any) -> None:
     """Run one load test; its report ends it.
 
     The same as `honcho -f Procfile.loadtest start` with what `broadcaster init` writes, without a file.
     Its exit code is that of `broadcaster report`.
     """
     require("hub loadtest")
-    from broadcaster.loadtest.report import check_results
+    from broadcaster.loadtest.report.collect import check_results
 
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
             "events": "loadtest.events", "port": "hub.port", "results": "loadtest.results"}  # fmt: skip
     given = [f"{keys[name]}={value}" for name, value in options.items() if value is not None]
+    if quiet:
+        given.append("loadtest.progress=false")
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings
     check_results(settings)
@@ -113,13 +116,20 @@ def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoRetu
     from honcho.environ import expand_processes, parse_procfile
     from honcho.manager import Manager
 
+    from broadcaster.cli.progress import printer
+
     # A secret is given once: an option takes the place of the variable, and of the one that names a file with it.
     over = {f"{name}_FILE" for name in variables} | {name.removesuffix("_FILE") for name in variables}
     given = {name: value for name, value in os.environ.items() if name.upper() not in over}
-    manager = Manager()
+    shown = printer()
+    manager = Manager(shown)
     lines = parse_procfile((STARTER / procfile).read_text(encoding="utf-8")).processes
     for process in expand_processes(lines, concurrency=concurrency):
         command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -P -m broadcaster ", 1)
         manager.add_process(process.name, command, env={**given, **variables, **process.env})
-    manager.loop()
+    try:
+        manager.loop()
+    finally:
+        if shown is not None:
+            shown.hide()
     sys.exit(manager.returncode)

@@ -1,4 +1,4 @@
-"""The subcommands of the Procfiles, one per role: redis, hub, publisher, fleet and report."""
+"""The subcommands of the Procfiles, one per role: redis, hub, publisher and fleet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from broadcaster.cli.common import cli, examples, fail, load_settings, program, say
+from broadcaster.cli.common import cli, examples, load_settings, say
 from broadcaster.core import process
-from broadcaster.core.errors import BroadcasterError, OutputError, PortTaken
+from broadcaster.core.errors import BroadcasterError, PortTaken
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster")
@@ -120,47 +120,6 @@ def fleet(context: click.Context, loadtest: bool, clients: int | None, url: str 
         return 0
 
     sys.exit(process.run(main))
-
-
-@cli.command(epilog=examples("broadcaster report", "broadcaster report results/20260101-120000-1-2 --explain"))
-@click.option("--loadtest", is_flag=True, help="Wait for this load test, and file it in the archive.")
-@click.option("--explain", is_flag=True, help="Also say what the lines mean.")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
-@click.pass_context
-def report(context: click.Context, loadtest: bool, explain: bool, folder: Path | None) -> None:
-    """Print the report of a load test again.
-
-    FOLDER is that of the run, by default the newest one in results/. Exit code 0: all limits of [report] hold;
-    1: one is broken; 65: the folder is not that of a complete run.
-    """
-    from broadcaster.loadtest import outcome as outcomes
-    from broadcaster.loadtest import report as reports
-
-    if loadtest and folder is not None:
-        raise click.UsageError("give the folder of a run, or --loadtest inside of one")
-    filed: reports.Filed | None = None
-    if loadtest:
-        settings = load_settings(context).settings
-
-        async def main(stop: asyncio.Event) -> int:
-            nonlocal filed
-            filed = await process.unless_stopped(stop, reports.report_run(settings))
-            return 0
-
-        code = process.run(main)
-        if filed is None:
-            fail("stopped before the run was complete", code or 143)
-    else:
-        folder = folder or outcomes.newest_run(Path(load_settings(context).settings.loadtest.results))
-        filed = reports.Filed(folder, outcomes.read_run(folder), "")
-    say(reports.present(filed.outcome, filed.folder, explain=explain))
-    if filed.problem:
-        fail(filed.problem, OutputError.exit_code)
-    if loadtest:
-        say(f"One row added to {filed.folder.parent / 'archive.csv'}")
-    if not explain:
-        say(f"What the lines mean: {program()} report {filed.folder} --explain")
-    sys.exit(1 if filed.outcome.broken else 0)
 
 
 def what_to_type() -> str:

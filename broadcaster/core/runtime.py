@@ -39,6 +39,17 @@ class Clock:
         """Nanoseconds since 1970 (UTC)."""
         return time.time_ns()
 
+    def wall_ahead_ns(self) -> int:
+        """Nanoseconds that the wall clock is ahead of CLOCK_MONOTONIC, the surest of three readings.
+
+        A reading is as sure as it is short: a process that is interrupted between the two clocks reads nonsense.
+        """
+        readings = []
+        for _ in range(3):
+            before_ns, wall_ns, after_ns = self.monotonic_ns(), self.wall_ns(), self.monotonic_ns()
+            readings.append((after_ns - before_ns, wall_ns - (before_ns + after_ns) // 2))
+        return min(readings)[1]
+
     def thread_cpu_s(self) -> float:
         """Seconds of CPU time that this thread has used."""
         return time.thread_time()

@@ -49,6 +49,16 @@ COLUMNS: Final = (
     "lost_named",
     "lost_unexplained",
     "reconnects",
+    "validity",
+    "reasons",
+    "p90_ms",
+    "p999_ms",
+    "last_p50_ms",
+    "last_p99_ms",
+    "commit",
+    "settings_sha256",
+    "steal_pct",
+    "others_cpu_pct",
 )
 """Columns of `archive.csv` and of each run's `summary.csv`. New ones are only ever added at the end."""
 

@@ -81,6 +81,11 @@ class Client:
         self._highest: int | None = None
         self._unclosed: list[int] = []  # losses after which no event has arrived yet
 
+    @property
+    def highest_sequence(self) -> int | None:
+        """Of the events that it has received; None: none."""
+        return self._highest
+
     def url(self) -> str:
         """The URL to connect to, so that it resumes at its position if that is known."""
         positions = self._resume_state.positions
@@ -117,6 +122,11 @@ class Client:
                 self.losses[at] = replace(self.losses[at], before_sequence=event.sequence)
             self._unclosed.clear()
         self._resume_state.on_event(event)  # a hole that was not announced is found by the ledger
+
+    def on_warmup(self, event: Event) -> None:
+        """An event that does not count: only the position moves."""
+        self._brought_event = True
+        self._resume_state.on_event(event)
 
     def on_control(self, frame: dict[str, Any], stamp_ns: int) -> None:
         """Handle a control frame; those with neither gap nor position are ignored."""

@@ -22,6 +22,7 @@ from broadcaster.core.event import Event, decode
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
+from broadcaster.loadtest.rig import LagMeter, Stall, step_of
 from broadcaster.settings import SubscriberTable, websocket_url
 from broadcaster.wire import read_control, tls
 
@@ -33,7 +34,6 @@ _QUIET_NS: Final = 5_000_000
 """Nothing has arrived for so many ns: parsing may begin."""
 _BACKLOG_BYTES: Final = 64 * 2**20
 """Unparsed bytes beyond which parsing does not wait for a quiet moment."""
-_LAG_EVERY_S: Final = 0.02
 _KNOWN_EVENTS: Final = 1024
 """Decoded events that are cached by their bytes."""
 _CONNECTING_AT_ONCE: Final = 200
@@ -51,8 +51,10 @@ class FleetResult:
         disconnects: Connections that were lost before the end, by close code (`1006`: without).
         failures: Clients that could not connect, or not again, by reason.
         foreign: Messages that were neither events nor control frames.
-        lag_p50_ms, lag_p99_ms, lag_max_ms: How late its event loop ran a timer: the error bar of its stamps.
+        lag_p50_ms, lag_p99_ms, lag_max_ms, lag_usual_ms, busy_pct, stalls: See `Lag`.
         reconnects: Connections that were opened after a client had lost one.
+        deliveries: Rows of its delivery log.
+        losses: Rows of its log of losses.
     """
 
     process: int
@@ -64,7 +66,12 @@ class FleetResult:
     lag_p50_ms: float
     lag_p99_ms: float
     lag_max_ms: float
+    lag_usual_ms: float
+    busy_pct: float
+    stalls: list[Stall]
     reconnects: int
+    deliveries: int
+    losses: int
 
 
 class Fleet:
@@ -76,6 +83,8 @@ class Fleet:
         received: How many deliveries have been parsed.
         reconnects: How often a client that had lost its connection has reconnected.
         inbox: What has arrived and is not parsed.
+        lag: Measures how late its event loop is.
+        latencies: Of the deliveries so far, roughly: how many by `step_of` the time since they were written.
     """
 
     def __init__(
@@ -87,6 +96,7 @@ class Fleet:
         ramp_per_s: float,
         subscriber: SubscriberTable | None = None,
         only_count: bool = False,
+        warmup_source: str = "",
     ) -> None:
         """Prepare a fleet; nothing is connected yet.
 
@@ -97,12 +107,14 @@ class Fleet:
             ramp_per_s: Connections opened per second.
             subscriber: Token, TLS verification and longest wait of each before it reconnects; None: defaults.
             only_count: Keep no deliveries and no losses.
+            warmup_source: Events of this source only warm up: they are received, and not counted.
 
         Raises:
             ConfigurationError: The address cannot be connected to, or has a `since` that is no position, or
                 `subscriber.tls_ca` cannot be read.
         """
         self._only_count = only_count
+        self._warmup_source = warmup_source
         subscriber = subscriber or SubscriberTable()
         longest_s = subscriber.reconnect_max_s
         try:
@@ -131,8 +143,9 @@ class Fleet:
         self._foreign = 0
         self._refused = ""
         self._known = BoundedDict[bytes, Event](_KNOWN_EVENTS)
-        self._wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
-        self._lags_ms: list[float] = []
+        self._wall_ahead_ns = CLOCK.wall_ahead_ns()
+        self.lag = LagMeter()
+        self.latencies: Counter[int] = Counter()
 
     # Connecting
 
@@ -215,6 +228,16 @@ class Fleet:
             if self._is_time_to_parse():
                 self.parse(_SLICE_S)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether all that has come is parsed: nothing disturbs the measurement now."""
+        return not self.inbox.arrivals
+
+    @property
+    def highest_sequence(self) -> int:
+        """Of the events that have come; 0: none has."""
+        return max((client.highest_sequence or 0 for client in self._clients), default=0)
+
     def _is_time_to_parse(self) -> bool:
         # A client can reconnect only once it is known up to where everything had arrived on its lost connection.
         if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
@@ -265,29 +288,34 @@ class Fleet:
                     self._foreign += 1
                     continue
                 self._known[message] = event
+            if event.source == self._warmup_source:
+                client.on_warmup(event)
+                continue
             self.received += 1
             client.on_event(event)
             if self._only_count:
                 continue
             wall_us = (stamp_ns + self._wall_ahead_ns) // 1000
+            if event.published_at_us:
+                self.latencies[step_of(wall_us - event.published_at_us)] += 1
             row = DeliveryRecord(client.number, event.event_id, event.sequence, stamp_ns, wall_us)
             self.deliveries.append(row)
 
-    # Measuring the fleet itself
-
-    async def keep_measuring_lag(self) -> None:
-        """Record how late this loop runs a timer; runs until cancelled."""
-        while True:
-            due = CLOCK.loop_s() + _LAG_EVERY_S
-            await asyncio.sleep(_LAG_EVERY_S)
-            self._lags_ms.append((CLOCK.loop_s() - due) * 1000)
+    # The result
 
     def losses(self) -> list[LossRecord]:
         """The possible losses of all clients, by client and in order."""
         return [row for client in self._all for row in client.losses]
 
-    def result(self, process: int) -> FleetResult:
-        lags = sorted(self._lags_ms) or [0.0]
+    def result(self, process: int, first_publish_ns: int = 0) -> FleetResult:
+        """The result of this process.
+
+        Args:
+            process: Its number.
+            first_publish_ns: When the first event was published: what was before is not measured.
+        """
+        last_ns = max((row.received_mono_ns for row in self.deliveries), default=CLOCK.monotonic_ns())
+        lag = self.lag.between(first_publish_ns, last_ns)
         return FleetResult(
             process=process,
             clients=len(self._all),
@@ -295,10 +323,15 @@ class Fleet:
             disconnects={str(code): count for code, count in self._disconnects.items()},
             failures=dict(self._failures),
             foreign=self._foreign,
-            lag_p50_ms=round(lags[len(lags) // 2], 3),
-            lag_p99_ms=round(lags[int(len(lags) * 0.99)], 3),
-            lag_max_ms=round(lags[-1], 3),
             reconnects=self.reconnects,
+            deliveries=len(self.deliveries),
+            losses=len(self.losses()),
+            lag_p50_ms=lag.lag_p50_ms,
+            lag_p99_ms=lag.lag_p99_ms,
+            lag_max_ms=lag.lag_max_ms,
+            lag_usual_ms=lag.lag_usual_ms,
+            busy_pct=lag.busy_pct,
+            stalls=lag.stalls,
         )
 
     async def close(self) -> None:

@@ -12,8 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broadcaster.core.text import printable_or_repr
-from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, DeliveryRecord, LossRecord, PublishedRecord
+from broadcaster.loadtest.deliveries import Deliveries
+from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, LossRecord, PublishedRecord
 
 PUBLISH_FAILED: Final = "publish failed"
 """The cause of what was not delivered because it was not published."""
@@ -61,7 +65,7 @@ class Ledger:
 
 def balance(
     published: Sequence[PublishedRecord],
-    deliveries: Iterable[DeliveryRecord],
+    deliveries: Deliveries,
     losses: Iterable[LossRecord],
     clients: Sequence[int],
 ) -> Ledger:
@@ -77,17 +81,14 @@ def balance(
         clients: The numbers of the clients that count; rows of others are ignored.
     """
     events = _Events(published)
-    accounts = {client: bytearray(len(published)) for client in clients}  # per event 1 once it is accounted for
-    for delivery in deliveries:
-        account, index = accounts.get(delivery.client), events.indexes.get(delivery.event_id)
-        if account is not None and index is not None:
-            account[index] = 1
-    delivered = sum(account.count(1) for account in accounts.values())
+    accounts = _accounts(events, deliveries, clients)
+    by_client = dict(zip(clients, accounts, strict=True))
+    delivered = int(accounts.sum())
     lost: Counter[str] = Counter()
-    lost[PUBLISH_FAILED] = sum(_settle(account, events.failed) for account in accounts.values())
+    lost[PUBLISH_FAILED] = sum(_settle(account, events.failed) for account in accounts)
     for loss in sorted(losses, key=lambda row: not row.was_announced):
-        if loss.client in accounts:
-            lost[loss.cause] += _settle(accounts[loss.client], events.covered_by(loss))
+        if loss.client in by_client:
+            lost[loss.cause] += _settle(by_client[loss.client], events.covered_by(loss))
     return Ledger(
         expected=len(published) * len(clients),
         delivered=delivered,
@@ -95,8 +96,8 @@ def balance(
         lost={cause: count for cause, count in lost.most_common() if count},
         unexplained=[
             Missing(client, events.rows[index].sequence, events.rows[index].position)
-            for client, account in accounts.items()
-            for index in _unsettled(account)
+            for client, account in by_client.items()
+            for index in np.flatnonzero(~account)
         ],
         unconfirmed=len(events.failed) * len(clients) - lost[PUBLISH_FAILED],
     )
@@ -107,13 +108,14 @@ class _Events:
 
     Attributes:
         rows: The events.
-        indexes: By event_id.
+        indexes: Of the events in the order in which they were published.
         failed: Indexes of those whose publish failed.
     """
 
     def __init__(self, published: Sequence[PublishedRecord]) -> None:
-        self.rows = sorted(published, key=lambda row: row.sequence)
-        self.indexes = {row.event_id: index for index, row in enumerate(self.rows)}
+        order = sorted(range(len(published)), key=lambda index: published[index].sequence)
+        self.rows = [published[index] for index in order]
+        self.indexes = np.argsort(np.array(order, np.int64))
         self.failed = [index for index, row in enumerate(self.rows) if row.error]
         self._sequences = [row.sequence for row in self.rows]
         self._stored: dict[str, list[tuple[int, int]]] = {}  # by epoch: offset and index, in order of the offsets
@@ -123,7 +125,7 @@ class _Events:
         for stored in self._stored.values():
             stored.sort()
 
-    def covered_by(self, loss: LossRecord) -> Iterable[int]:
+    def covered_by(self, loss: LossRecord) -> Sequence[int]:
         """Indexes of the events whose absence a loss explains."""
         if loss.first is not None:
             stored = self._stored.get(loss.epoch, [])
@@ -138,21 +140,24 @@ class _Events:
         return range(start, end)
 
 
-def _settle(account: bytearray, indexes: Iterable[int]) -> int:
+def _accounts(events: _Events, deliveries: Deliveries, clients: Sequence[int]) -> NDArray[np.bool_]:
+    """A row for each client, with an element for each event: whether it is accounted for; now, if delivered."""
+    accounts = np.zeros((len(clients), len(events.rows)), bool)
+    order = np.argsort(np.array(clients, np.int64))
+    ordered = np.array(clients, np.int64)[order]
+    if accounts.size:
+        at = np.minimum(np.searchsorted(ordered, deliveries.client), len(clients) - 1)
+        counts = ordered[at] == deliveries.client
+        accounts[order[at[counts]], events.indexes[deliveries.event[counts]]] = True
+    return accounts
+
+
+def _settle(account: NDArray[np.bool_], indexes: Sequence[int]) -> int:
     """Account for some events; return how many of them were not accounted for before."""
-    count = 0
-    for index in indexes:
-        if not account[index]:
-            account[index] = 1
-            count += 1
+    at = np.array(indexes, np.int64)
+    count = len(at) - int(account[at].sum())
+    account[at] = True
     return count
-
-
-def _unsettled(account: bytearray) -> Iterable[int]:
-    index = account.find(0)
-    while index >= 0:
-        yield index
-        index = account.find(0, index + 1)
 
 
 # In words

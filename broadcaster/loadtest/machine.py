@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from broadcaster.core.version import VERSION
 class Machine:
     """The machine of a run: `cpu` is the model, `cores` those usable here, `load_1m` the load average.
 
-    `sanic` is empty where only the hub, elsewhere, has it.
+    `sanic` is empty where only the hub, elsewhere, has it; `commit` where this is no checkout.
     """
 
     broadcaster: str
@@ -30,6 +31,7 @@ class Machine:
     redis_py: str
     hiredis: str
     redis_server: str
+    commit: str
 
 
 def describe(redis_server: str) -> Machine:
@@ -47,7 +49,18 @@ def describe(redis_server: str) -> Machine:
         redis_py=version("redis"),
         hiredis=version("hiredis"),
         redis_server=redis_server,
+        commit=_commit(Path(__file__).parents[2]),
     )
+
+
+def _commit(checkout: Path) -> str:
+    if not (checkout / ".git").exists():
+        return ""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or another user's folder
+        return ""
 
 
 def _sanic() -> str:

@@ -7,15 +7,16 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from broadcaster.core import process
-from broadcaster.core.errors import ConfigurationError, HubUnavailable
+from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
-from broadcaster.loadtest import records
+from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
 from broadcaster.loadtest.run import Run
@@ -37,6 +38,7 @@ async def measure_run(settings: Settings) -> None:
     _check_number(number, settings)
     run.refuse_if_there(run.fleet(number))
     run.present(number).touch()
+    rig.announce(run.folder, "fleet", os.getpid(), number)
     target = await find_target(settings, run)
     first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
     fleet = Fleet(
@@ -45,14 +47,17 @@ async def measure_run(settings: Settings) -> None:
         clients=clients,
         ramp_per_s=settings.fleet.ramp_per_s,
         subscriber=target.subscriber,
+        warmup_source=records.WARMUP_SOURCE,
     )
-    async with _background(fleet):
+    async with _background(
+        fleet, *([_keep_telling(fleet, run.progress(number))] if settings.loadtest.progress else [])
+    ):
         await fleet.connect()
         _check_connected(fleet)
         log.info("%d of %d subscribers connected", fleet.connected, clients)
         await _check_the_others(run, settings)
-        await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
-    result = fleet.result(number)
+        published = await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
+    result = fleet.result(number, min((row.published_mono_ns for row in published), default=0))
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
@@ -135,15 +140,30 @@ async def _check_the_others(run: Run, settings: Settings) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> None:
+async def _keep_telling(fleet: Fleet, progress: Path) -> None:
+    """Write once a second how far this process is, while nothing arrives; runs until cancelled."""
+    told_s, told = 0.0, 0
+    while True:
+        await asyncio.sleep(0.05)
+        if fleet.is_quiet and fleet.received != told and CLOCK.monotonic_s() - told_s >= 1:
+            told_s, told = CLOCK.monotonic_s(), fleet.received
+            said = {"events": fleet.highest_sequence, "received": told, "latencies": dict(fleet.latencies)}
+            with contextlib.suppress(OutputError), records.result_file(progress) as file:  # its end will say it
+                json.dump(said, file)
+
+
+async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> list[PublishedRecord]:
     """Wait until all events meant to be published have arrived, or no missing one has arrived for `drain_s`.
+
+    Returns what was meant to be published.
 
     Also an event whose publish failed may arrive; and what was announced as lost will not. Heartbeats, duplicates
     and clients that reconnect do not count as arrivals, or this might never end.
     """
     while not published.exists():
         await asyncio.sleep(0.05)
-    events = len(records.read(published, PublishedRecord))
+    rows = records.read(published, PublishedRecord)
+    events = len(rows)
     fewest, changed_at = fleet.awaiting(events), CLOCK.loop_s()
     while missing := fleet.awaiting(events):
         if CLOCK.loop_s() - changed_at > drain_s:
@@ -156,12 +176,13 @@ async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> No
             break
         await asyncio.sleep(0.05)
     await fleet.parse_all()
+    return rows
 
 
 @contextlib.asynccontextmanager
-async def _background(fleet: Fleet) -> AsyncIterator[None]:
+async def _background(fleet: Fleet, *more: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """The fleet's own tasks, for as long as the block lasts; if one fails, so does the block."""
-    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.keep_measuring_lag())
+    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.lag.keep_measuring(), *more)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(part) for part in work]

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Final
 
+from broadcaster.core.errors import Unavailable
 from broadcaster.core.event import Draft
 from broadcaster.core.runtime import CLOCK
-from broadcaster.loadtest import records
+from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.records import PublishedRecord
+from broadcaster.loadtest.rig import Lag, LagMeter
 from broadcaster.loadtest.run import Run
 from broadcaster.loadtest.target import find_target
 from broadcaster.publish.publisher import Publisher
 from broadcaster.publish.schedule import BATCH, on_schedule, padding
+from broadcaster.redis import commands
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.publisher")
 
 _SETTLE_S: Final = 0.3
-"""Pause between the last connect and the first event: the run measures deliveries, not start-up."""
+"""Pause between the last connect, and again the warm-up, and what follows: the run measures no start-up."""
+
+_WARMUP_EVERY_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherResult:
+    """What the publisher has measured of itself.
+
+    Attributes:
+        late_p99_ms, late_max_ms: How late it wrote events, by its schedule, through its own fault: the time in
+            which it waited for Redis to answer an earlier event is not in it. 0 without a schedule.
+        lag: Of its event loop. It blocks that itself, for 12 ms at most, while an event is published.
+        warmup_events: Events before the schedule.
+    """
+
+    late_p99_ms: float
+    late_max_ms: float
+    lag: Lag
+    warmup_events: int
 
 
 async def publish_run(settings: Settings) -> None:
-    """Publish the events of this run and write `published.csv`, which also marks the end.
+    """Publish the events of this run; write `publisher.json`, and `published.csv`, which also marks the end.
 
     Raises:
         HubUnavailable: The hub was not ready, or some subscribers not connected, in time.
@@ -34,15 +60,56 @@ async def publish_run(settings: Settings) -> None:
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.published)
+    rig.announce(run.folder, "publisher", os.getpid())
     target = await find_target(settings, run, subscribers=settings.fleet.clients)
+    await _announce_what_is_here(run, target.hub_pid, settings)
     await asyncio.sleep(_SETTLE_S)
     loadtest = settings.loadtest
     rhythm = f"{loadtest.rate_hz:g} a second" if loadtest.rate_hz else "all at once"
-    log.info("publishing %d events, %s", loadtest.events, rhythm)
+    meter = LagMeter()
+    measuring = asyncio.create_task(meter.keep_measuring())
     async with Publisher(settings, channel=target.channel) as publisher:
-        rows = await _publish_all(publisher, settings)
+        await _warm_up(publisher, settings)
+        log.info("publishing %d events, %s", loadtest.events, rhythm)
+        rows, late_ns = await _publish_all(publisher, settings)
+        ended_ns = CLOCK.monotonic_ns()
+        await asyncio.sleep(2 * _WARMUP_EVERY_S)  # a timer that was late is run, and measured
+    measuring.cancel()
+    lag = meter.between(min((row.published_mono_ns for row in rows), default=0), ended_ns)
+    late_ms = sorted(each / 1e6 for each in late_ns) or [0.0]
+    result = PublisherResult(
+        late_p99_ms=round(late_ms[int(len(late_ms) * 0.99)], 3),
+        late_max_ms=round(late_ms[-1], 3),
+        lag=lag,
+        warmup_events=loadtest.warmup_events,
+    )
+    with records.result_file(run.publisher) as file:
+        json.dump(asdict(result), file, indent=2)
     records.write(run.published, PublishedRecord, rows)
     log.info("%s", in_words(rows, "stored" if settings.history.enabled else "published"))
+
+
+async def _announce_what_is_here(run: Run, hub_pid: int, settings: Settings) -> None:
+    """Say which processes hub and Redis are, if they are on this machine."""
+    if rig.is_program(hub_pid, "broadcaster"):
+        rig.announce(run.folder, "hub", hub_pid)
+    with contextlib.suppress(Unavailable):  # then its CPU time is not known
+        redis_pid = await commands.server_pid(settings.redis)
+        if rig.is_program(redis_pid, "redis", "valkey"):
+            rig.announce(run.folder, "redis", redis_pid)
+
+
+async def _warm_up(publisher: Publisher, settings: Settings) -> None:
+    """Publish events that do not count: scripts are loaded, caches warm, and the first measured event is none."""
+    data = padding(settings)
+    for _ in range(settings.loadtest.warmup_events):
+        draft = publisher.draft(settings.publisher.event_type, records.WARMUP_SOURCE, data=data)
+        [published] = await publisher.publish_all([draft])
+        if published.error:  # the run itself will say it
+            break
+        await asyncio.sleep(_WARMUP_EVERY_S)
+    if settings.loadtest.warmup_events:
+        await asyncio.sleep(_SETTLE_S)
 
 
 def in_words(rows: Sequence[PublishedRecord], done: str) -> str:
@@ -62,18 +129,23 @@ def in_words(rows: Sequence[PublishedRecord], done: str) -> str:
     return f"{len(rows) - failed} of {len(rows)} {done}: {told}"
 
 
-async def _publish_all(publisher: Publisher, settings: Settings) -> list[PublishedRecord]:
+async def _publish_all(publisher: Publisher, settings: Settings) -> tuple[list[PublishedRecord], list[int]]:
+    """Publish on schedule; return the rows, and for each write on a schedule by how many ns it was late itself."""
     rows: list[PublishedRecord] = []
+    late_ns: list[int] = []
+    free_ns = 0  # until then it waited for Redis
     drafts = _drafts_ahead(publisher, settings)
     ready = deque(islice(drafts, BATCH))
     # The publisher shares the machine with what is measured. Once an event is written, this process must not
     # take a core from Redis and the hub, not even to read the reply: it sleeps, event loop included.
     aside_s = min(0.01, 0.25 / settings.loadtest.rate_hz) if settings.loadtest.rate_hz else 0.01
-    wall_ahead_ns = CLOCK.wall_ns() - CLOCK.monotonic_ns()
+    wall_ahead_ns = CLOCK.wall_ahead_ns()
     async for intended in on_schedule(settings.loadtest.events, settings.loadtest.rate_hz):
         batch = [ready.popleft() for _ in intended]
         published_ns = CLOCK.monotonic_ns()
         sent = publisher.send(batch)
+        if settings.loadtest.rate_hz:
+            late_ns.append(published_ns - max(intended[0], free_ns))
         CLOCK.block(aside_s)
         for intended_ns, result in zip(intended, await publisher.settle(sent), strict=True):
             rows.append(
@@ -91,7 +163,8 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> list[Publish
                 )
             )
         ready.extend(islice(drafts, len(batch)))
-    return rows
+        free_ns = CLOCK.monotonic_ns()
+    return rows, late_ns
 
 
 def _drafts_ahead(publisher: Publisher, settings: Settings) -> Iterator[Draft]:

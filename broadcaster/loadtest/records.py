@@ -74,6 +74,9 @@ class DeliveryRecord(Record):
     received_wall_us: int
 
 
+WARMUP_SOURCE: Final = "loadtest-warm-up"
+"""The source of the events before the schedule, which are in no log."""
+
 DISCONNECTED: Final = "disconnected"
 """The cause of a lost connection; followed by the close code, 1006 if there was no close frame."""
 

@@ -101,6 +101,19 @@ class Run:
     def summary(self) -> Path:
         return self.folder / "summary.csv"
 
+    @property
+    def rig(self) -> Path:
+        return self.folder / "rig.csv"
+
+    @property
+    def publisher(self) -> Path:
+        """What the publisher has measured of itself."""
+        return self.folder / "publisher.json"
+
+    @property
+    def summary_json(self) -> Path:
+        return self.folder / "summary.json"
+
     def deliveries(self, process: int) -> Path:
         return self.folder / f"deliveries.{process}.csv"
 
@@ -110,6 +123,10 @@ class Run:
     def fleet(self, process: int) -> Path:
         """The result of a fleet process; written last, so that it marks the end."""
         return self.folder / f"fleet.{process}.json"
+
+    def progress(self, process: int) -> Path:
+        """How far a fleet process is; written again once a second."""
+        return self.folder / f".progress.{process}.json"
 
     def present(self, process: int) -> Path:
         """The file that marks that a fleet process has started."""

@@ -25,11 +25,13 @@ class Target:
         channel: `events.loadtest.<run>` on a hub of the run's own; else what `fleet.url` or `event.channel` says.
         url: Where its fleet connects.
         subscriber: The settings of its clients, with a token.
+        hub_pid: Process id of the hub, on its own machine; 0 if it does not say.
     """
 
     channel: str
     url: str
     subscriber: SubscriberTable
+    hub_pid: int
 
 
 async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> Target:
@@ -48,13 +50,14 @@ async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> 
         # Parts that are started by hand, with a name, have any hub.
         is_ours=run.has_started if brings_a_hub and not settings.loadtest.run else None,
     )
+    pid = found.get("pid", 0)
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
-    if not (brings_a_hub and await asyncio.to_thread(run.has_started, found.get("pid", 0))):
+    if not (brings_a_hub and await asyncio.to_thread(run.has_started, pid)):
         asked = next((value for key, value in query if key == "channel"), settings.event.channel)
-        return Target(asked, url, settings.subscriber)
+        return Target(asked, url, settings.subscriber, pid)
     url = urlunsplit(parts._replace(query=urlencode([("channel", run.channel), *query])))
-    return Target(run.channel, url, _with_token(settings, run.channel))
+    return Target(run.channel, url, _with_token(settings, run.channel), pid)
 
 
 def _with_token(settings: Settings, channel: str) -> SubscriberTable:

@@ -162,14 +162,28 @@ async def server_version(redis: RedisTable) -> str:
     Raises:
         RedisUnavailable, RedisRefused: See `CommandLink.execute`.
     """
+    fields = await _server(redis)
+    version = fields.get("redis_version", "unknown")
+    return f"{version} (Valkey {fields['valkey_version']})" if "valkey_version" in fields else version
+
+
+async def server_pid(redis: RedisTable) -> int:
+    """The process id of Redis, on its own machine; 0 if it does not say.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`.
+    """
+    pid = (await _server(redis)).get("process_id", "")
+    return int(pid) if pid.isdigit() else 0
+
+
+async def _server(redis: RedisTable) -> dict[str, str]:
     commands = CommandLink(redis)
     try:
         [info] = await commands.execute(("INFO", "server"))
     finally:
         commands.close()
-    fields = server_info(info)
-    version = fields.get("redis_version", "unknown")
-    return f"{version} (Valkey {fields['valkey_version']})" if "valkey_version" in fields else version
+    return server_info(info)
 
 
 def server_info(info: bytes) -> dict[str, str]:

@@ -229,9 +229,11 @@ class FleetTable(Table):
 class LoadtestTable(Table):
     events: Positive = 50
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 10.0
+    warmup_events: Annotated[int, Field(ge=0, le=10_000)] = 10
     results: str = "results"
     run: Annotated[str, AfterValidator(_run_name)] = ""
     start_timeout_s: Seconds = 30.0
+    progress: bool = True
 
 
 class ReportTable(Table):
@@ -240,7 +242,10 @@ class ReportTable(Table):
     max_duplicates: Count = 0
     max_out_of_order: Count = 0
     max_disconnects: Count = 0
+    max_p50_ms: Annotated[float, Field(ge=0)] = 0.0
     max_p99_ms: Annotated[float, Field(ge=0)] = 0.0
+    max_last_p99_ms: Annotated[float, Field(ge=0)] = 0.0
+    allow_invalid: bool = False
 
 
 class Settings(BaseSettings):

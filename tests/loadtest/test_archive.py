@@ -24,7 +24,10 @@ RELEASED = [
 ]
 """The columns of version 0.1.0: they never change; others may follow them."""
 
-ADDED = ["lost_named", "lost_unexplained", "reconnects"]
+ADDED = [
+    *("lost_named", "lost_unexplained", "reconnects", "validity", "reasons", "p90_ms", "p999_ms"),
+    *("last_p50_ms", "last_p99_ms", "commit", "settings_sha256", "steal_pct", "others_cpu_pct"),
+]
 """What has followed them since, in this order."""
 
 

@@ -31,6 +31,7 @@ from broadcaster.publish.publisher import Publisher
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, SubscriberTable, load
 from broadcaster.wire import V1
+from tests.loadtest import columns
 from tests.loadtest.test_fleet import fleet_on
 from tests.support import HubProcess, dead, event_payload, eventually, run_async, until
 
@@ -407,7 +408,7 @@ async def publisher_on(redis: RedisServer) -> AsyncIterator[Callable[[int], Awai
 
 
 def ledger_of(fleet: Fleet, published: list[PublishedRecord], clients: int) -> Ledger:
-    return balance(published, fleet.deliveries, fleet.losses(), range(clients))
+    return balance(published, columns(published, fleet.deliveries), fleet.losses(), range(clients))
 
 
 @contextlib.asynccontextmanager
@@ -556,7 +557,7 @@ def test_a_part_ends_with_its_losses(comes_back: bool, redis: RedisServer, tmp_p
     deliveries = records.read(run / "deliveries.1.csv", DeliveryRecord)
     losses = records.read(run / "losses.1.csv", LossRecord)
     result = json.loads((run / "fleet.1.json").read_text())
-    ledger = balance(published, deliveries, losses, range(4))
+    ledger = balance(published, columns(published, deliveries), losses, range(4))
     assert (result["disconnects"], result["reconnects"]) == ({"1006": 4}, 4 if comes_back else 0)
     assert ledger.unexplained == []
     assert (ledger.delivered, ledger.lost) == ((40, {}) if comes_back else (20, {"disconnected 1006": 20}))
@@ -601,5 +602,5 @@ def test_who_never_connected_is_a_named_loss(redis: RedisServer, tmp_path: Path)
     published = asyncio.run(story())
     deliveries = records.read(tmp_path / "test" / "deliveries.1.csv", DeliveryRecord)
     losses = records.read(tmp_path / "test" / "losses.1.csv", LossRecord)
-    ledger = balance(published, deliveries, losses, range(5))
+    ledger = balance(published, columns(published, deliveries), losses, range(5))
     assert (ledger.delivered, ledger.lost, ledger.unexplained) == (12, {"never connected": 8}, [])

@@ -51,7 +51,7 @@ async def fleet_on(
     fleet = Fleet(
         url, first=first, clients=clients, ramp_per_s=ramp_per_s, subscriber=SubscriberTable(reconnect_max_s=0.2)
     )
-    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.keep_measuring_lag())
+    work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.lag.keep_measuring())
     tasks = [asyncio.create_task(part) for part in work]
     try:
         async with asyncio.timeout(20):

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
-from broadcaster.loadtest.latency import figures, percentiles_ms
+from broadcaster.loadtest.latency import figures, largest_ms, latencies, nearest_rank_ms, percentile_ms, rank
 from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from tests.loadtest import columns
 
 MS = 1_000_000
 """Nanoseconds in a millisecond."""
@@ -33,13 +35,13 @@ CASES: dict[str, tuple[list[PublishedRecord], list[DeliveryRecord], int, dict[st
         [published(1), published(2)],
         [delivered(0, 1), delivered(0, 2), delivered(1, 1), delivered(1, 2)],
         2,
-        {"clients": 2, "events": 2, "expected": 4, "received": 4, "p50_ms": 10.0, "max_ms": 10.0},
+        {"clients": 2, "events": 2, "expected": 4, "received": 4, "max_ms": 10.0, "complete": 2},
     ),
     "latency_counts_from_the_intended_time": (
         [published(1, intended_ms=100)],
         [delivered(0, 1, at_ms=112)],
         1,
-        {"received": 1, "p50_ms": 12.0},
+        {"received": 1, "max_ms": 12.0},
     ),
     "one_dropped": (
         [published(1), published(2)],
@@ -103,7 +105,7 @@ CASES: dict[str, tuple[list[PublishedRecord], list[DeliveryRecord], int, dict[st
         [published(1, intended_ms=50), published(2, intended_ms=50)],
         [delivered(0, 1, at_ms=45), delivered(0, 2, at_ms=60)],
         1,
-        {"received": 2, "negative": 1, "p50_ms": -5.0, "max_ms": 10.0},
+        {"received": 2, "negative": 1, "max_ms": 10.0},
     ),
     "a_failed_publish_is_not_expected": (
         [published(1), published(2, error="Redis closed the connection")],
@@ -131,7 +133,7 @@ def test_figures(
     events: list[PublishedRecord], deliveries: list[DeliveryRecord], clients: int, expected: dict[str, Any]
 ) -> None:
     """Each case has exactly the counts that are given; those not given are 0."""
-    counted = asdict(figures(events, deliveries, clients))
+    counted = asdict(figures(events, latencies(events, columns(events, deliveries)), clients))
     wanted = NOTHING | {"clients": clients} | expected
     assert {name: counted[name] for name in wanted} == wanted
     assert counted["dropped"] == counted["expected"] - counted["received"]
@@ -141,7 +143,7 @@ def test_the_order_of_the_log_is_the_order_of_arrival() -> None:
     """Rows of several clients may be mixed: each client's own order counts."""
     events = [published(number) for number in range(1, 101)]
     rows = [delivered(client, number) for number in range(1, 101) for client in (3, 1, 2)]
-    counted = figures(events, rows, 4)
+    counted = figures(events, latencies(events, columns(events, rows)), 4)
     assert (counted.received, counted.out_of_order, counted.dropped) == (300, 0, 100)
 
 
@@ -166,9 +168,47 @@ def test_percentiles_are_measured_values(
     latencies_ms: list[float], expected: tuple[float, float, float, float]
 ) -> None:
     """p50, p95, p99 and max by nearest rank: the smallest value with at least that share at or below it."""
-    assert percentiles_ms([round(latency * MS) for latency in latencies_ms]) == expected
+    ordered_ns = np.sort(np.array([round(latency * MS) for latency in latencies_ms]))
+    found = tuple(nearest_rank_ms(ordered_ns, permille) for permille in (500, 950, 990))
+    assert (*found, largest_ms(ordered_ns)) == expected
 
 
 def test_percentiles_of_nothing() -> None:
     """Without a delivery there is no latency, and none is made up."""
-    assert percentiles_ms([]) == (None, None, None, None)
+    nothing = np.empty(0, np.int64)
+    assert (percentile_ms(nothing, 500), largest_ms(nothing)) == (None, None)
+
+
+ENOUGH = {"p50": (500, 20), "p90": (900, 100), "p95": (950, 200), "p99": (990, 1000), "p99.9": (999, 10_000)}
+
+
+@pytest.mark.parametrize(("permille", "count"), ENOUGH.values(), ids=ENOUGH)
+def test_a_percentile_of_a_few_samples_is_none(permille: int, count: int) -> None:
+    """Ten samples lie beyond it, or it is not told."""
+    samples = np.arange(1, count + 1) * MS
+    assert percentile_ms(samples, permille) == rank(count, permille) == count - 10
+    assert percentile_ms(samples[1:], permille) is None
+
+
+def test_what_lies_beyond_is_counted_in_events_too() -> None:
+    """One slow event is slow for every client: twenty deliveries beyond p99 are one event, not twenty samples."""
+    events = [published(number) for number in range(1, 101)]
+    rows = [
+        delivered(client, number, at_ms=900 if number == 7 else 10)
+        for number in range(1, 101)
+        for client in range(20)
+    ]
+    counted = figures(events, latencies(events, columns(events, rows)), 20)
+    assert (counted.beyond_p99, counted.beyond_p99_events, counted.p99_ms, counted.p999_ms) == (20, 1, 10.0, None)
+
+
+def test_time_to_the_last_subscriber() -> None:
+    """Of an event that all have received it is the slowest delivery; one that somebody missed has none."""
+    events = [published(number, intended_ms=number) for number in range(1, 31)]
+    rows = [
+        delivered(client, number, at_ms=number * (1 + client)) for number in range(1, 31) for client in (0, 1, 2)
+    ]
+    whole = figures(events, latencies(events, columns(events, rows)), 3)
+    assert (whole.complete, whole.last_p50_ms, whole.last_p99_ms, whole.last_max_ms) == (30, 30.0, None, 60.0)
+    without = figures(events, latencies(events, columns(events, rows[:-1])), 3)
+    assert (without.complete, without.last_p50_ms, without.last_max_ms) == (29, 30.0, 58.0)

@@ -10,6 +10,7 @@ import pytest
 
 from broadcaster.loadtest.ledger import Ledger, Missing, balance, complaint, in_words
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
+from tests.loadtest import columns
 from tests.support import UNIT_S
 
 OLD, NEW = "a1b2", "c3d4"
@@ -203,7 +204,7 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_each_loss_is_named_once(case: Case) -> None:
     """Each case has exactly the counts that are given, and its ledger adds up."""
-    ledger = balance(case.published, case.deliveries, case.losses, range(case.clients))
+    ledger = balance(case.published, columns(case.published, case.deliveries), case.losses, range(case.clients))
     positions = {row.sequence: row.position for row in case.published}
     assert (ledger.delivered, ledger.lost, ledger.unconfirmed) == (case.delivered, case.lost, case.unconfirmed)
     assert ledger.unexplained == [
@@ -225,7 +226,7 @@ def adds_up(ledger: Ledger) -> bool:
 def test_causes_are_in_the_order_of_their_weight() -> None:
     """The most frequent cause comes first."""
     losses = [gap(0, 1, 1, cause="refused"), gap(0, 2, 6), away(0, 6, None)]
-    ledger = balance(stored(*range(1, 10)), [], losses, [0])
+    ledger = balance(stored(*range(1, 10)), columns([], []), losses, [0])
     assert list(ledger.lost.items()) == [("expired", 5), ("disconnected 1006", 3), ("refused", 1)]
 
 
@@ -267,7 +268,7 @@ def test_against_a_model(seed: int) -> None:
     losses = [a_random_loss(chance) for _ in range(chance.randint(0, 12))]
     chance.shuffle(published)
     chance.shuffle(deliveries)
-    ledger = balance(published, deliveries, losses, clients)
+    ledger = balance(published, columns(published, deliveries), losses, clients)
 
     arrived = {(row.client, row.event_id) for row in deliveries}
     missing = [(client, row) for client in clients for row in published if (client, row.event_id) not in arrived]
@@ -305,7 +306,7 @@ def a_random_loss(chance: random.Random) -> LossRecord:
 def test_a_large_run_is_fast() -> None:
     """1,000 clients and 2,000 events, of which half came, one tenth were told and the rest is silence: seconds."""
     published = stored(*range(1, 2001))
-    deliveries = [row for client in range(1000) for row in came(client, *range(1, 1001))]
+    deliveries = columns(published, [row for client in range(1000) for row in came(client, *range(1, 1001))])
     losses = [gap(client, first, first + 9) for client in range(1000) for first in range(1001, 1201, 10)]
     began = time.process_time()
     ledger = balance(published, deliveries, losses, range(1000))

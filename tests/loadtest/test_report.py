@@ -16,9 +16,11 @@ import pytest
 
 from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import archive, machine, records
-from broadcaster.loadtest.outcome import read_run
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
-from broadcaster.loadtest.report import present, summary_rows
+from broadcaster.loadtest.report.outcome import read_run
+from broadcaster.loadtest.report.summary import summary_rows
+from broadcaster.loadtest.report.text import present
+from broadcaster.loadtest.rig import MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import dump, load
@@ -28,7 +30,7 @@ MS = 1_000_000
 MACHINE = {
     "broadcaster": "0.1.0", "system": "Linux 6", "cpu": "Test CPU", "cores": 2, "load_1m": 0.5, "python": "3.11.7",
     "sanic": "25.12.1", "uvloop": "0.23.0", "websockets": "17.4", "redis_py": "8.1.0", "hiredis": "3.5.0",
-    "redis_server": "6.2.14",
+    "redis_server": "6.2.14", "commit": "0123456789ab",
 }  # fmt: skip
 HUB = {
     "events_received": 4, "invalid": {"field": 1, "not_json": 2}, "deliveries": 16, "slow_closed": 0,
@@ -40,7 +42,21 @@ def fleet_result(process: int, clients: int, **changes: Any) -> dict[str, Any]:
     return {
         "process": process, "clients": clients, "connected": clients, "disconnects": {}, "failures": {},
         "foreign": 0, "lag_p50_ms": 0.5, "lag_p99_ms": 1.5 * process, "lag_max_ms": 2.0 * process, "reconnects": 0,
+        "lag_usual_ms": 1.5 * process, "busy_pct": 12.5, "stalls": [], "deliveries": clients * 4, "losses": 0,
     } | changes  # fmt: skip
+
+
+def publisher_result(late_max_ms: float = 0.5, **lag: Any) -> dict[str, Any]:
+    calm: dict[str, Any] = {"lag_p50_ms": 0.2, "lag_p99_ms": 0.4, "lag_max_ms": 12.0, "lag_usual_ms": 0.4}
+    calm |= {"busy_pct": 1.0, "stalls": []}
+    return {"late_p99_ms": 0.1, "late_max_ms": late_max_ms, "lag": calm | lag, "warmup_events": 10}
+
+
+def sample(at_ms: int, **changes: Any) -> MachineSample:
+    """What a machine of two cores has used: in each second 100 ms by the run and 10 ms by others."""
+    ours = {f"{role}_ms": at_ms // 50 for role in ("redis", "hub", "publisher", "fleet", "report")}
+    whole = {"user_ms": at_ms // 10 + at_ms // 100, "steal_ms": 0, "wall_ahead_us": 10**15, "cores": 2}
+    return MachineSample(at_mono_ns=at_ms * MS, **(whole | ours | changes))
 
 
 @pytest.fixture
@@ -58,6 +74,8 @@ def run(tmp_path: Path) -> Run:
         records.write(run.deliveries(process), DeliveryRecord, rows)
         records.write(run.losses(process), LossRecord, [])
         run.fleet(process).write_text(json.dumps(fleet_result(process, len(clients))))
+    run.publisher.write_text(json.dumps(publisher_result()))
+    records.write(run.rig, MachineSample, [sample(at_ms) for at_ms in range(0, 2000, 250)])
     run.hub.write_text(json.dumps(HUB))
     run.machine.write_text(json.dumps(MACHINE))
     return run
@@ -73,6 +91,15 @@ def change(run: Run, process: int, change_rows: Callable[[list[DeliveryRecord]],
     """Write another delivery log for one fleet process."""
     path = run.deliveries(process)
     records.write(path, DeliveryRecord, change_rows(records.read(path, DeliveryRecord)))
+    count_rows(run, process)
+
+
+def count_rows(run: Run, process: int) -> None:
+    """Let the fleet process have written as many rows as there are."""
+    result = json.loads(run.fleet(process).read_text())
+    result["deliveries"] = len(records.read(run.deliveries(process), DeliveryRecord))
+    result["losses"] = len(records.read(run.losses(process), LossRecord))
+    run.fleet(process).write_text(json.dumps(result))
 
 
 def table_of(text: str) -> dict[str, list[str]]:
@@ -98,14 +125,63 @@ def test_the_table_has_the_users_lines(run: Run) -> None:
         ("Expected deliveries", ["16", "12", "4"]),
         ("Received deliveries", ["16", "12", "4"]),
         ("Dropped deliveries", ["0", "0", "0"]),
-        ("p50 latency (ms)", ["4.00", "3.00", "5.00"]),
-        ("p95 latency (ms)", ["7.00", "6.00", "7.00"]),
-        ("p99 latency (ms)", ["7.00", "6.00", "7.00"]),
+        ("p50 latency (ms)", ["-", "-", "-"]),
+        ("p95 latency (ms)", ["-", "-", "-"]),
+        ("p99 latency (ms)", ["-", "-", "-"]),
         ("max latency (ms)", ["7.00", "6.00", "7.00"]),
         ("Duplicates", ["0", "0", "0"]),
         ("Out of order", ["0", "0", "0"]),
         ("Disconnects", ["0", "0", "0"]),
+        ("p90 latency (ms)", ["-", "-", "-"]),
+        ("p99.9 latency (ms)", ["-", "-", "-"]),
+        ("p50 to last subscriber (ms)", ["-", "-", "-"]),
+        ("p99 to last subscriber (ms)", ["-", "-", "-"]),
+        ("max to last subscriber (ms)", ["7.00", "6.00", "7.00"]),
     ]
+
+
+def longer(run: Run, events: int) -> None:
+    """Make it a run of so many events to one client and in one process; event n arrives after n ms."""
+    overrides = {"fleet": {"clients": 1}, "loadtest": {"events": events}}
+    run.config.write_text(dump(load(overrides=overrides).settings))
+    numbers = range(1, events + 1)
+    published = [PublishedRecord(n, f"e{n}", n * MS, n * MS, 0, 0, 1, "", "a1b2", n) for n in numbers]
+    records.write(run.published, PublishedRecord, published)
+    rows = [DeliveryRecord(0, f"e{n}", n, 2 * n * MS, 0) for n in numbers]
+    records.write(run.deliveries(1), DeliveryRecord, rows)
+    run.fleet(1).write_text(json.dumps(fleet_result(1, 1, deliveries=events)))
+
+
+def test_percentiles_of_enough_samples_are_told(run: Run) -> None:
+    """Of 1,000 deliveries p99 has the ten beyond it that it needs, p99.9 has not; these are counted in events."""
+    longer(run, 1000)
+    text = printed(run)
+    table = table_of(text)
+    told = {name.partition(" ")[0]: values[0] for name, values in table.items() if "latency (ms)" in name}
+    assert told == {
+        "p50": "500.00",
+        "p90": "900.00",
+        "p95": "950.00",
+        "p99": "990.00",
+        "p99.9": "-",
+        "max": "1000.00",
+    }
+    assert [table[f"{which} to last subscriber (ms)"][0] for which in ("p50", "p99", "max")] == [
+        "500.00",
+        "990.00",
+        "1000.00",
+    ]
+    assert "Beyond p99: 10 deliveries, of 10 events.\n" in text
+
+
+def test_a_histogram_stands_under_the_table(run: Run) -> None:
+    """Ten classes, each delivery in one of them."""
+    lines = re.findall(r"^ *([\d.]+) to +([\d.]+) ms +([█▏▎▍▌▋▊▉]*) +(\d+)$", printed(run), re.MULTILINE)
+    assert len(lines) == 10
+    assert (lines[0][0], lines[-1][1]) == ("1.00", "7.00")
+    assert [later[0] for later in lines[1:]] == [earlier[1] for earlier in lines[:-1]]
+    assert sum(int(count) for *_, count in lines) == 16
+    assert max(len(bar) for *_, bar, _ in lines) == 40
 
 
 def test_what_stands_around_the_table(run: Run) -> None:
@@ -117,7 +193,10 @@ def test_what_stands_around_the_table(run: Run) -> None:
     assert "broadcaster 0.1.0, Python 3.11.7, Redis 6.2.14, Sanic 25.12.1, uvloop 0.23.0, websockets 17.4" in text
     assert "Hub: 4 events received, 3 refused, 16 deliveries, 0 closed as slow, 0 Redis reconnects." in text
     assert "Ledger: 16 expected = 16 delivered + 0 filtered + 0 lost.\nSchedule:" in text
+    assert "CPU, of one core: redis 2 %, hub 2 %, publisher 2 %, fleet 2 %, report 2 %." in text
+    assert "Of the machine: others 0.5 %, steal 0.0 %." in text
     assert text.endswith(f"PASSED: all limits of [report] hold.\nResults: {run.folder}")
+    assert "\nVALID: no part of the rig stood still (0 ms) or was late (0.5 ms).\nPASSED: " in text
 
 
 def test_a_hub_elsewhere_needs_no_sanic_here(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +262,7 @@ def test_what_went_wrong_is_noted(run: Run) -> None:
 
 def write_fleet(run: Run, **changes: Any) -> None:
     run.fleet(2).write_text(json.dumps(fleet_result(2, 1, **changes)))
+    count_rows(run, 2)
 
 
 def publish_with_errors(run: Run) -> None:
@@ -194,6 +274,7 @@ def publish_with_errors(run: Run) -> None:
 
 def announce(run: Run, process: int, *losses: LossRecord) -> None:
     records.write(run.losses(process), LossRecord, losses)
+    count_rows(run, process)
 
 
 def gap(client: int, first: int, last: int | None = None) -> LossRecord:
@@ -220,6 +301,17 @@ def lose_silently(run: Run) -> None:
     change(run, 1, lambda rows: rows[2:])
 
 
+def slow(**report: Any) -> Callable[[Run], None]:
+    """A run of 1,000 deliveries, the n-th after n ms, with these limits."""
+
+    def spoil(run: Run) -> None:
+        longer(run, 1000)
+        config = {"fleet": {"clients": 1}, "loadtest": {"events": 1000}, "report": report}
+        run.config.write_text(dump(load(overrides=config).settings))
+
+    return spoil
+
+
 BROKEN: dict[str, tuple[Callable[[Run], None], str]] = {
     "dropped": (lose_two, "2 dropped deliveries, 0 allowed"),
     "silently_lost": (
@@ -240,8 +332,17 @@ BROKEN: dict[str, tuple[Callable[[Run], None], str]] = {
         publish_with_errors,
         "1 events that could not be published, 0 allowed",
     ),
-    "slow": (lambda run: write_config(run, max_p99_ms=6.9), "p99 is 7.0 ms, 6.9 ms allowed"),
-    "slow_without_deliveries": (lose_everything, "p99 is None ms"),
+    "slow": (slow(max_p99_ms=989.9), "p99 is 990.0 ms, 989.9 ms allowed"),
+    "slow_median": (slow(max_p50_ms=499.9), "p50 is 500.0 ms, 499.9 ms allowed"),
+    "slow_to_the_last": (
+        slow(max_last_p99_ms=989.9),
+        "p99 to the last subscriber is 990.0 ms, 989.9 ms allowed",
+    ),
+    "slow_and_few": (
+        lambda run: write_config(run, max_p99_ms=6.9),
+        "p99 is not known of so few samples, and the largest is 7.0 ms, 6.9 ms allowed",
+    ),
+    "slow_without_deliveries": (lose_everything, "p99 is not known: nothing was delivered, 1 ms allowed"),
 }
 
 
@@ -250,7 +351,7 @@ def test_a_broken_limit_fails_the_run(spoil: Callable[[Run], None], reason: str,
     """One thing is wrong: the verdict says which, and nothing else."""
     spoil(run)
     outcome = read_run(run.folder)
-    assert len(outcome.broken) == 1
+    assert [limit.line[0] for limit in outcome.limits].count("✗") == len(outcome.broken) == 1
     assert reason in outcome.broken[0]
     text = present(outcome, run.folder)
     assert f"FAILED: {outcome.broken[0]}" in text
@@ -262,7 +363,7 @@ ALLOWED: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "duplicates": (BROKEN["duplicates"][0], {"max_duplicates": 1}),
     "out_of_order": (BROKEN["out_of_order"][0], {"max_out_of_order": 1}),
     "disconnected": (BROKEN["disconnected"][0], {"max_disconnects": 3}),
-    "slow": (lambda run: None, {"max_p99_ms": 7.0}),
+    "slow_and_few": (lambda run: None, {"max_p99_ms": 7.0, "max_p50_ms": 7.0, "max_last_p99_ms": 7.0}),
     "no_limit": (lambda run: None, {"max_p99_ms": 0.0}),
 }
 
@@ -336,6 +437,101 @@ def test_the_rows_of_the_summary(run: Run) -> None:
     assert {row["verdict"] for row in summary_rows(read_run(run.folder))} == {"FAILED"}
 
 
+# Whether the rig may be believed
+
+
+DISTURBED: dict[str, tuple[Callable[[Run], object], str]] = {
+    "fleet_stood_still": (
+        lambda run: write_fleet(run, stalls=[[300 * MS, 287.0]]),
+        "fleet.2 stood still for 287 ms: it was stopped, or was given no core (50 ms allowed",
+    ),
+    "publisher_stood_still": (
+        lambda run: run.publisher.write_text(json.dumps(publisher_result(stalls=[[300 * MS, 51.0]]))),
+        "publisher stood still for 51 ms",
+    ),
+    "late": (
+        lambda run: run.publisher.write_text(json.dumps(publisher_result(late_max_ms=20.1))),
+        "the publisher wrote an event 20 ms late, and was not waiting for Redis",
+    ),
+    "others": (
+        lambda run: write_samples(run, lambda at_ms: {"user_ms": at_ms}),
+        "other processes used 45 % of the machine's CPU time (33 % allowed)",
+    ),
+    "steal": (
+        lambda run: write_samples(run, lambda at_ms: {"steal_ms": at_ms // 5}),
+        "the machine itself was given no core for 10 % of the time (steal; 5 % allowed)",
+    ),
+    "wall_clock": (
+        lambda run: write_samples(run, lambda at_ms: {"wall_ahead_us": 10**15 + (5001 if at_ms > 400 else 0)}),
+        "the wall clock was set by 5 ms against CLOCK_MONOTONIC",
+    ),
+    "rows": (
+        lambda run: records.write(run.deliveries(2), DeliveryRecord, []),
+        "4 rows are missing in the logs of the fleet",
+    ),
+}
+
+
+def write_samples(run: Run, changes: Callable[[int], dict[str, Any]]) -> None:
+    rows = [sample(at_ms, **changes(at_ms)) for at_ms in range(0, 2000, 250)]
+    records.write(run.rig, MachineSample, rows)
+
+
+@pytest.mark.parametrize(("spoil", "reason"), DISTURBED.values(), ids=DISTURBED.keys())
+def test_a_disturbed_rig_is_told(spoil: Callable[[Run], object], reason: str, run: Run) -> None:
+    """One reason, above the table, whose figures are there all the same; the run has failed, unless it may."""
+    write_config(run, max_dropped=4)
+    announce(run, 2, gap(3, 1))
+    spoil(run)
+    outcome = read_run(run.folder)
+    [found] = outcome.validity.reasons
+    assert found.startswith(reason)
+    assert (outcome.broken, outcome.is_failure, outcome.verdict) == ([], True, "FAILED")
+    text = present(outcome, run.folder)
+    assert text.startswith(f"Run {run.name}\nINVALID: {found}.\n┌")
+    assert "FAILED: the run is INVALID; all limits of [report] hold." in text
+    assert "\nVALID" not in text
+    assert {(row["validity"], row["reasons"], row["verdict"]) for row in summary_rows(outcome)} == {
+        ("INVALID", found, "FAILED")
+    }
+    write_config(run, max_dropped=4, allow_invalid=True)
+    outcome = read_run(run.folder)
+    assert (outcome.is_failure, outcome.validity.word) == (False, "INVALID")
+    assert "PASSED" in present(outcome, run.folder)
+
+
+CALM: dict[str, Callable[[Run], object]] = {
+    "just_as_allowed": lambda run: run.publisher.write_text(
+        json.dumps(publisher_result(late_max_ms=20.0, stalls=[[0, 50.0]]))
+    ),
+    "a_slow_loop": lambda run: write_fleet(run, stalls=[[300 * MS, 287.0]], lag_usual_ms=30.0),
+    "no_proc": lambda run: write_samples(run, lambda at_ms: {"user_ms": None, "steal_ms": None}),
+    "a_hub_of_which_nothing_is_known": lambda run: write_samples(
+        run, lambda at_ms: {"user_ms": at_ms, "hub_ms": None}
+    ),
+    "a_clock_that_runs_fast": lambda run: write_samples(run, lambda at_ms: {"wall_ahead_us": 10**15 + at_ms}),
+    "no_samples": lambda run: records.write(run.rig, MachineSample, []),
+}
+
+
+@pytest.mark.parametrize("spoil", CALM.values(), ids=CALM.keys())
+def test_what_is_no_disturbance(spoil: Callable[[Run], object], run: Run) -> None:
+    """Within the bounds, a loop that is always slow, and what the system does not say: VALID."""
+    spoil(run)
+    outcome = read_run(run.folder)
+    assert outcome.validity.word == "VALID"
+    is_known = outcome.validity.rig.others_cpu_pct is not None
+    assert ("How much CPU time others have used is not known" in present(outcome, run.folder)) == (not is_known)
+
+
+def test_a_rig_at_its_limit_is_named(run: Run) -> None:
+    """A fleet that is busy all the time is no fault of anybody, but has to be known."""
+    write_fleet(run, busy_pct=93.0)
+    outcome = read_run(run.folder)
+    assert outcome.validity.word == "VALID"
+    assert "fleet.2 was busy for 93 % of the time" in present(outcome, run.folder)
+
+
 # `broadcaster report FOLDER`
 
 
@@ -373,7 +569,7 @@ def test_a_run_of_an_earlier_version_is_told(run: Run, command: CommandLine) -> 
     run.published.write_text("\n".join(lines) + "\n")
     ended = command("report", str(run.folder))
     assert (ended.code, ended.stdout) == (65, "")
-    assert "has no losses.1.csv: not a complete run, or of version 0.1.0" in ended.complaint
+    assert "has no losses.1.csv: not a complete run, or of an earlier version" in ended.complaint
 
 
 def test_the_limits_are_those_of_the_run(run: Run, command: CommandLine) -> None:
@@ -383,7 +579,7 @@ def test_the_limits_are_those_of_the_run(run: Run, command: CommandLine) -> None
 
 
 FILES = ["broadcaster.toml", "published.csv", "deliveries.1.csv", "deliveries.2.csv", "losses.1.csv",
-         "losses.2.csv", "fleet.2.json", "hub.json", "machine.json"]  # fmt: skip
+         "losses.2.csv", "fleet.2.json", "hub.json", "machine.json", "publisher.json", "rig.csv"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)

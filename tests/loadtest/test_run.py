@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.loadtest.report import check_results
+from broadcaster.loadtest.report.collect import check_results
 from broadcaster.loadtest.run import Run, locked
 from broadcaster.settings import LoadtestTable, load
 from tests.support import ROOT, Running, clean_environment, eventually, finished, free_port

@@ -1,0 +1,226 @@
+"""The contents of a report: a pure function of the files of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from broadcaster.core.errors import RunDamaged
+from broadcaster.loadtest import deliveries, records
+from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies
+from broadcaster.loadtest.ledger import Ledger, balance
+from broadcaster.loadtest.records import LossRecord, PublishedRecord
+from broadcaster.loadtest.report import shapes
+from broadcaster.loadtest.report.limits import Limit, limits
+from broadcaster.loadtest.report.validity import Rig, Validity, judge, used, wall_step_ms
+from broadcaster.loadtest.rig import Lag, MachineSample, Stall
+from broadcaster.loadtest.run import Run
+from broadcaster.settings import is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The contents of a report, read from the files of a run."""
+
+    name: str
+    rate_hz: float
+    whole: Figures
+    ledger: Ledger
+    per_process: dict[int, tuple[Figures, Ledger]]
+    fleet: dict[int, dict[str, Any]]
+    hub: dict[str, Any]
+    machine: dict[str, Any]
+    publish_failed: int
+    validity: Validity
+    limits: list[Limit]
+    published: list[PublishedRecord]
+    losses: list[LossRecord]
+    latencies: Latencies
+    lags: dict[str, Lag]
+    config: dict[str, Any]
+    settings: str
+
+    @property
+    def broken(self) -> list[str]:
+        """One sentence per limit that is exceeded."""
+        return [limit.broken for limit in self.limits if not limit.holds]
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a limit is broken, or the run is INVALID and may not be."""
+        return bool(self.broken) or (bool(self.validity.reasons) and not self.config["report"].allow_invalid)
+
+    @property
+    def settings_sha256(self) -> str:
+        return hashlib.sha256(self.settings.encode()).hexdigest()
+
+    @property
+    def verdict(self) -> str:
+        return "FAILED" if self.is_failure else "PASSED"
+
+    @property
+    def disconnects(self) -> int:
+        return sum(disconnects(result) for result in self.fleet.values())
+
+
+def disconnects(result: dict[str, Any]) -> int:
+    """Connections of a fleet process that were lost, and clients that never had one."""
+    lost: int = sum(result["disconnects"].values())
+    never: int = result["clients"] - result["connected"]
+    return lost + never
+
+
+def newest_run(results: Path) -> Path:
+    """The folder of the run that was begun last.
+
+    Raises:
+        RunDamaged: There is none.
+    """
+    with contextlib.suppress(OSError):
+        begun = {path.parent: path.stat().st_mtime_ns for path in results.glob("*/broadcaster.toml")}
+        if begun:
+            return max(begun, key=lambda folder: (begun[folder], folder.name))
+    raise RunDamaged(f"there is no run in {results}: broadcaster loadtest makes one; or give the folder of a run")
+
+
+def read_run(folder: Path) -> Outcome:
+    """Read a run from its folder.
+
+    Raises:
+        RunDamaged: It is no folder, or a file in it is missing or damaged.
+    """
+    if not folder.is_dir():
+        raise RunDamaged(
+            f"{folder} is a file, not the folder of a run" if folder.exists() else f"there is no {folder}"
+        )
+    return outcome_of(Run(folder))
+
+
+def outcome_of(
+    run: Run,
+    hub: dict[str, Any] | None = None,
+    described: dict[str, Any] | None = None,
+    samples: Sequence[MachineSample] | None = None,
+) -> Outcome:
+    """The outcome of a run; what is given need not be in its folder yet.
+
+    Args:
+        run: Its folder.
+        hub: The counters of its hub.
+        described: Its machine.
+        samples: Of its machine.
+
+    Raises:
+        RunDamaged: A file in it is missing or damaged.
+    """
+    config = shapes.read_settings(run)
+    loadtest, report = config["loadtest"], config["report"]
+    processes = range(1, config["fleet"]["processes"] + 1)
+    for path in (*map(run.losses, processes), run.publisher, *(() if samples is not None else (run.rig,))):
+        if not path.exists():
+            raise RunDamaged(f"{run.folder} has no {path.name}: not a complete run, or of an earlier version")
+    published = records.read(run.published, PublishedRecord)
+    fleet = {number: shapes.read_fleet(run, number) for number in processes}
+    logs = {number: deliveries.read(run.deliveries(number), published) for number in processes}
+    losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
+    everything = deliveries.merged([*logs.values()])
+    every_loss = [row for rows in losses.values() for row in rows]
+    clients = range(config["fleet"]["clients"])
+    measured = latencies(published, everything)
+    whole, ledger = figures(published, measured, len(clients)), balance(published, everything, every_loss, clients)
+    per_process = {1: (whole, ledger)}
+    first = 0
+    for number in processes if len(processes) > 1 else ():
+        share = range(first, first + fleet[number]["clients"])
+        first = share.stop
+        per_process[number] = (
+            figures(published, latencies(published, logs[number]), len(share)),
+            balance(published, logs[number], losses[number], share),
+        )
+    written = sum(result["deliveries"] + result["losses"] for result in fleet.values())
+    lost_rows = written - everything.rows - len(every_loss)
+    publisher = shapes.read_publisher(run)
+    lags = {"publisher": _lag(publisher["lag"])}
+    lags |= {f"fleet.{number}": _lag(result) for number, result in fleet.items()}
+    lost = sum(disconnects(result) for result in fleet.values())
+    return Outcome(
+        name=run.name,
+        rate_hz=loadtest.rate_hz,
+        whole=whole,
+        ledger=ledger,
+        per_process=per_process,
+        fleet=fleet,
+        hub=hub or shapes.read_hub(run),
+        machine=described or shapes.read_machine(run),
+        publish_failed=sum(bool(row.error) for row in published),
+        validity=_validity(
+            records.read(run.rig, MachineSample) if samples is None else samples,
+            published,
+            measured,
+            publisher["late_max_ms"],
+            lags,
+            lost_rows,
+            _local(config),
+        ),
+        limits=limits(whole, ledger, lost, loadtest.events - whole.events, report),
+        published=published,
+        losses=every_loss,
+        latencies=measured,
+        lags=lags,
+        config=config,
+        settings=records.read_text(run.config),
+    )
+
+
+def _validity(
+    samples: Sequence[MachineSample],
+    published: list[PublishedRecord],
+    measured: Latencies,
+    late_ms: float,
+    lags: dict[str, Lag],
+    lost_rows: int,
+    local: Collection[str],
+) -> Validity:
+    first_ns = min((row.published_mono_ns for row in published), default=0)
+    last_ns = max(row.published_mono_ns for row in published) if published else 0
+    if len(measured.received_ns):
+        last_ns = int(measured.received_ns.max())
+    rig = Rig(
+        **used(samples, first_ns, last_ns, local)._asdict(),
+        stalls_ms={name: max((each.still_ms for each in lag.stalls), default=0.0) for name, lag in lags.items()},
+        lags_ms={name: lag.lag_usual_ms for name, lag in lags.items()},
+        late_ms=late_ms,
+        wall_step_ms=wall_step_ms(samples),
+        lost_rows=lost_rows,
+    )
+    return judge(rig, lags)
+
+
+def _local(config: dict[str, Any]) -> set[str]:
+    """The parts of a run that are on the machine which reports it."""
+    hosts = {"redis": _host(config, "redis"), "hub": _host(config, "fleet")}
+    return {"publisher", "fleet", *(role for role, host in hosts.items() if not host or is_loopback(host))}
+
+
+def _host(config: dict[str, Any], table: str) -> str:
+    """The host of the URL of a table; empty: this one."""
+    try:
+        return urlsplit(str(config[table]["url"])).hostname or ""
+    except (KeyError, TypeError, ValueError):  # a secret may be hidden in it
+        return ""
+
+
+def _lag(fields: dict[str, Any]) -> Lag:
+    return Lag(
+        lag_p50_ms=fields["lag_p50_ms"],
+        lag_p99_ms=fields["lag_p99_ms"],
+        lag_max_ms=fields["lag_max_ms"],
+        lag_usual_ms=fields["lag_usual_ms"],
+        busy_pct=fields["busy_pct"],
+        stalls=[Stall(*stall) for stall in fields["stalls"]],
+    )
