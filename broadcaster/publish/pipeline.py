@@ -22,6 +22,8 @@ from broadcaster.redis.connection import Command
 from broadcaster.redis.stream import Stored
 from broadcaster.settings import Settings
 
+log = logging.getLogger("broadcaster.publisher")
+
 Outcome = Stored | RedisUnavailable | RedisRefused
 
 
@@ -83,7 +85,8 @@ class PublishPipeline:
         self._lookout = HubLookout(settings.redis.url, runtime)
         self._tried = False
         self._why = "it was silent"
-        self._log = ThrottledLog(logging.getLogger("broadcaster.publish"), clock=runtime.clock)
+        self._log = ThrottledLog(log, clock=runtime.clock)
+        self._told_unstamped = False
 
     async def connect(self) -> None:
         """Connect unless connected.
@@ -234,6 +237,9 @@ class PublishPipeline:
             outcomes = [error] * len(pending.events)
         else:
             self._note_newest(pending.channel, outcomes)
+            if stream.is_unstamped(reply) and not self._told_unstamped:
+                self._told_unstamped = True
+                log.warning("Redis refuses TIME to this user: events do not say when they were stored (+time)")
         self._conclude(pending, outcomes)
 
     def _note_newest(self, channel: str, outcomes: Sequence[Outcome]) -> None:

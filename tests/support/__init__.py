@@ -5,7 +5,7 @@ Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow
 
 from tests.support.clock import Clock
 from tests.support.event_stream import Reader, StreamClient
-from tests.support.events import event_payload
+from tests.support.events import event_payload, unstamped
 from tests.support.hub import Hub, HubProcess, HubThread, assert_calm
 from tests.support.loop import in_loop, run_async, unblocked
 from tests.support.ports import free_port
@@ -93,6 +93,7 @@ __all__ = [
     "stand_in",
     "stored_events",
     "unblocked",
+    "unstamped",
     "until",
     "upgrade_request",
 ]
