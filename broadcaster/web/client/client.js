@@ -395,7 +395,8 @@ async function refusalOf(response) {
   const error = fieldsOf(text)?.error;
   const { status } = response;
   if (status === 204) return { refused: { status, reason: "closed for good" }, final: true };
-  const isFinal = typeof error === "string" && [400, 401, 403, 404].includes(status);
+  const isOfHub = typeof error === "string" && !error.includes("/sse"); // else what answers has no streams
+  const isFinal = isOfHub && [400, 401, 403, 404].includes(status);
   return { reason: `${status} ${error ?? ""}`.trim(), hintS, refused: { status, reason: error ?? "" }, final: isFinal };
 }
 
