@@ -106,7 +106,7 @@ class HandshakeProtocol(asyncio.Protocol):
         if request_line is None or (path := _path_of(request_line[2])) is None:
             self._refuse(400, "this is no HTTP request")
         elif path not in _WEBSOCKET_PATHS:
-            self._on_plain_request(request_line[1].decode(), path, head[:length])
+            self._on_plain_request(request_line[1].decode(), path)
         elif len(head) > length:
             self._refuse(400, "there are bytes after the request")
         elif self.admission.allows_handshake():
@@ -116,9 +116,9 @@ class HandshakeProtocol(asyncio.Protocol):
         else:
             self._refuse(503, "too many handshakes at once", _RETRY)
 
-    def _on_plain_request(self, method: str, path: str, head: bytes) -> None:
+    def _on_plain_request(self, method: str, path: str) -> None:
         """Answer it, or hand it on. Health checks are never limited: who asks may end a hub that is only busy."""
-        if (answer := self.answer_at_once(method, path, head)) is not None:
+        if (answer := self.answer_at_once(method, path, self._head)) is not None:
             self._end(answer)
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
