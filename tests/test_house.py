@@ -86,7 +86,7 @@ ROOMS = {
         "auth core settings wire hub.channels hub.fanout",
     ),
     "hub": Room(
-        "health http http_publisher hub open_files reload serve stats",
+        "files health http http_publisher hub open_files reload serve stats",
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(

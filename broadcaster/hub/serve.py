@@ -20,6 +20,7 @@ from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.channels.channels import Work
 from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.hub.files import CLIENT, PAGE, Files
 from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
@@ -134,11 +135,17 @@ async def _listen(hub: Hub, tls: ssl.SSLContext | None) -> Any:
     """
     settings = hub.settings.hub
     app = create_app(hub)
+    health, files = Health(hub), Files(CLIENT | PAGE if hub.settings.page.enabled else CLIENT)
     try:
         server: Any = await app.create_server(
             settings.host,
             settings.port,
-            protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels, Health(hub).answer),
+            protocol=HandshakeProtocol.bound(
+                hub.admission,
+                hub.context,
+                hub.channels,
+                lambda method, path, head: health.answer(method, path) or files.answer(method, path, head),
+            ),
             backlog=min(settings.backlog, settings.max_handshakes),
             ssl=tls,
             asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(hub.settings)},

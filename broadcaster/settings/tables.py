@@ -199,6 +199,10 @@ class HubTable(Table):
     shutdown_s: Seconds = 1.0
 
 
+class PageTable(Table):
+    enabled: bool = True
+
+
 class PublisherTable(Table):
     source: str = "server-a"
     event_type: str = "SERVER_DOWN"
@@ -265,6 +269,7 @@ class Settings(BaseSettings):
     channels: ChannelsTable = ChannelsTable()
     auth: AuthTable = AuthTable()
     hub: HubTable = HubTable()
+    page: PageTable = PageTable()
     publisher: PublisherTable = PublisherTable()
     subscriber: SubscriberTable = SubscriberTable()
     fleet: FleetTable = FleetTable()

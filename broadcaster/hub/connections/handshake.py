@@ -43,21 +43,23 @@ class HandshakeProtocol(asyncio.Protocol):
         admission: Decides who is admitted.
         context: Of the connections.
         channels: Where they subscribe.
-        answer_health: The response to a method and a path that ask for the hub's health; None if they do not.
+        answer_at_once: The response to a method, a path and a head that are answered without Sanic and before any
+            limit: health checks, and files; None to all others.
         deadline: Loop time at which the request must be complete and answered.
     """
 
-    __slots__ = ("_head", "_sanic_arguments", "_transport", "_waiting", "deadline")
+    __slots__ = ("_head", "_sanic_arguments", "_transport", "_unsent", "_waiting", "deadline")
 
     admission: AdmissionControl
     context: ConnectionContext
     channels: Channels
-    answer_health: Callable[[str, str], bytes | None]
+    answer_at_once: Callable[[str, str, bytes], bytes | None]
 
     def __init__(self, **sanic_arguments: Any) -> None:
         self._sanic_arguments = sanic_arguments
         self._head = b""
         self._transport: asyncio.Transport | None = None
+        self._unsent: asyncio.Transport | None = None  # of an answer that the client is slow to take
         self._waiting = False
         self.deadline = 0.0
 
@@ -67,14 +69,14 @@ class HandshakeProtocol(asyncio.Protocol):
         admission: AdmissionControl,
         context: ConnectionContext,
         channels: Channels,
-        answer_health: Callable[[str, str], bytes | None] = lambda method, path: None,
+        answer_at_once: Callable[[str, str, bytes], bytes | None] = lambda method, path, head: None,
     ) -> type[HandshakeProtocol]:
         """A class of its own for one hub: Sanic takes a class, not a factory."""
         members = {
             "admission": admission,
             "context": context,
             "channels": channels,
-            "answer_health": staticmethod(answer_health),
+            "answer_at_once": staticmethod(answer_at_once),
         }
         return type("BoundHandshakeProtocol", (cls,), {"__slots__": (), **members})
 
@@ -119,8 +121,8 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def _on_plain_request(self, method: str, path: str) -> None:
         """Answer it, or hand it on. Health checks are never limited: who asks may end a hub that is only busy."""
-        if (health := self.answer_health(method, path)) is not None:
-            self._end(health)
+        if (answer := self.answer_at_once(method, path, self._head)) is not None:
+            self._end(answer)
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
         else:
@@ -215,16 +217,22 @@ class HandshakeProtocol(asyncio.Protocol):
         self._release()
         assert transport is not None
         transport.write(response)
+        if transport.get_write_buffer_size():  # the rest has to be taken in time, too
+            self._unsent = transport
+            self.admission.watch(self)
         transport.close()
 
     def expire(self) -> None:
-        """The deadline has passed, and the request is not complete or not answered."""
+        """The deadline has passed, and the request is not complete, not answered, or its answer not taken."""
+        if self._unsent is not None:
+            self._unsent.abort()
+            return
         self._refuse(408, "the request did not come in time")
 
     def _release(self) -> None:
         """The transport belongs to another protocol now, or is gone."""
         self.admission.forget(self)
-        self._transport = None
+        self._transport = self._unsent = None
         self._waiting = False
         self._head = b""
 
