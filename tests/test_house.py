@@ -64,6 +64,7 @@ ROOMS = {
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room("fanout filters groups message ring scheduler slow subscription", "core settings wire"),
     "hub.broker": Room("broker redis_broker", "core publish redis settings"),
+    "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
@@ -74,7 +75,8 @@ ROOMS = {
     ),
     "hub": Room(
         "health http http_publisher hub open_files reload serve stats",
-        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
+        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.deployment "
+        "hub.fanout",
     ),
     "loadtest": Room(
         "archive client fleet latency ledger machine measuring publishing records report run target",
