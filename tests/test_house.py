@@ -77,6 +77,7 @@ ROOMS = {
         "audiences fanout filters format message ring scheduler slow subscription", "core settings wire"
     ),
     "hub.broker": Room("broker redis_broker", "core publish redis settings"),
+    "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
@@ -87,7 +88,8 @@ ROOMS = {
     ),
     "hub": Room(
         "files health http http_publisher hub open_files reload serve stats",
-        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
+        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.deployment "
+        "hub.fanout",
     ),
     "loadtest": Room(
         "archive client deliveries fleet hops latency ledger machine measuring publishing records rig run target",

@@ -122,6 +122,7 @@ class Limits:
         warn_every_s: Seconds between two such warnings.
         unavailable_s: Seconds that Redis may refuse a channel before its clients are closed (4010).
         probe_pause_s: Least seconds between two delivery probes.
+        announce_every_s: Seconds between two announcements of a hub in Redis.
         touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis; or
             `history.dedupe_s` if that is less.
         comment_every_s: Seconds between two comments in an event stream (SSE), however much else is in it: proxies
@@ -160,6 +161,7 @@ class Limits:
     warn_every_s: float = 1.0
     unavailable_s: float = 1.0
     probe_pause_s: float = 0.01
+    announce_every_s: float = 1.0
     touch_every_s: float = 60.0
     comment_every_s: float = 15.0
     expiry_ticks: int = 10

@@ -17,6 +17,7 @@ from broadcaster.hub.connections.admission import AdmissionControl
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
 from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
 from broadcaster.hub.connections.timer import Timer
+from broadcaster.hub.deployment.identity import Identity
 from broadcaster.hub.fanout.format import Formats
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.http_publisher import HttpPublisher
@@ -30,9 +31,10 @@ class Hub:
         """Put the parts together.
 
         Raises:
-            ConfigurationError: A key of access control cannot be read.
+            ConfigurationError: A key of access control cannot be read; or the hub is one too many.
         """
         self.settings = settings
+        self.identity = Identity.of(settings)
         self.broker = broker
         self.spawn = spawn
         scheduler = Scheduler(runtime)

@@ -79,10 +79,14 @@ class HubStatistics:
     """Counters since the start of the process, and gauges of this moment.
 
     Attributes:
+        name: Of the hub in its deployment: `machine:port#number`.
+        address: `http://host:port` that no other hub answers.
         version: Of this package.
         pid: Process id of the hub.
         uptime_s: Seconds since it began to listen.
         ready: Whether delivery is proven; see `/health/ready`.
+        stopping: Whether it drains.
+        trouble: Why it is not ready; empty if it is.
         channel: The default channel.
         connected: Subscribers now.
         formats: The same by the format in which they are given events.
@@ -119,10 +123,14 @@ class HubStatistics:
         channels: Per open channel.
     """
 
+    name: str
+    address: str
     version: str
     pid: int
     uptime_s: float
     ready: bool
+    stopping: bool
+    trouble: str
     channel: str
     connected: int
     formats: dict[str, int]
@@ -164,10 +172,14 @@ class HubStatistics:
         channels = {name: ChannelStatistics.of(channel) for name, channel in hub.channels.open.items()}
         totals, registry = hub.channels.totals(), hub.registry
         return cls(
+            name=hub.identity.name,
+            address=hub.identity.address,
             version=VERSION,
             pid=os.getpid(),
             uptime_s=round(hub.uptime_s, 3),
             ready=hub.ready,
+            stopping=hub.admission.stopping,
+            trouble=hub.probe.problem,
             channel=hub.channels.default,
             connected=registry.connected,
             formats=dict(registry.by_format),

@@ -171,6 +171,10 @@ class AuthTable(Table):
 class HubTable(Table):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    number: Annotated[int, Field(ge=0, le=256)] = 0
+    own_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
     tls_cert: PemFile = ""
     tls_key: PemFile = ""
     allowed_origins: tuple[Origin, ...] = ()
@@ -197,6 +201,11 @@ class HubTable(Table):
     close_timeout_s: Seconds = 2.0
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
     shutdown_s: Seconds = 1.0
+
+    @property
+    def first_own_port(self) -> int:
+        """The port of hub.1 alone, where several hubs share `port`; that of hub.2 is the next one."""
+        return self.own_port or self.port + 1000
 
 
 class PageTable(Table):
@@ -306,6 +315,13 @@ class Settings(BaseSettings):
             )
         if bool(self.hub.tls_cert) != bool(self.hub.tls_key):
             raise ValueError("hub.tls_cert and hub.tls_key belong together")
+        if self.hub.processes > 1:
+            first, last = self.hub.first_own_port, self.hub.first_own_port + self.hub.processes - 1
+            if last > 65_535 or first <= self.hub.port <= last:
+                raise ValueError(
+                    f"hub.own_port: {self.hub.processes} hubs take the ports {first} to {last} for themselves, "
+                    "which have to be below 65536 and to leave hub.port out"
+                )
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self

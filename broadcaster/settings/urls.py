@@ -85,6 +85,15 @@ def redis_database(url: str) -> int:
     return int(in_path or dict(parse_qsl(parts.query)).get("db", "0"))
 
 
+def redis_server(url: str) -> str:
+    """Where the server of a valid URL of Redis listens, with no user and no password: `host:port`, or a path."""
+    parts = split_url(url)
+    if parts.scheme == "unix":
+        return parts.path
+    host = "127.0.0.1" if parts.hostname in (None, "localhost") else parts.hostname
+    return f"{host}:{parts.port or 6379}"
+
+
 def _check_option(name: str, value: str) -> None:
     if name not in _OPTIONS:
         shown = name if re.fullmatch(r"[a-z_]{1,32}", name) else "an option"

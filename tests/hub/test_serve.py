@@ -128,9 +128,13 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "ring_bytes": frames,
         }
         assert stats == {
+            "name": f"{socket.gethostname()}:{hub.port}#1",
+            "address": f"http://127.0.0.1:{hub.port}",
             "version": VERSION,
             "pid": hub.process.pid,
             "ready": True,
+            "stopping": False,
+            "trouble": "",
             "channel": "events.critical",
             "connected": 2,
             "formats": {"plain": 2, "deflate": 0, "sse": 0},
@@ -491,10 +495,10 @@ def test_a_port_that_is_taken_is_one_line_and_exit_69(hub: Hub, redis: RedisServ
     assert_calm(hub)
 
 
-def test_there_is_one_hub_per_port(redis: RedisServer) -> None:
-    """`honcho start -c hub=2`: the second one says so and exits 78, before it touches anything."""
+def test_a_hub_is_one_too_many(redis: RedisServer) -> None:
+    """`honcho start -c hub=2` without `hub.processes`: the second one exits 78, before it touches anything."""
     with HubProcess(redis.url, HONCHO_PROCESS_NAME="hub.2") as hub:
-        assert_one_line(hub, 78, "one hub per port", "hub.2")
+        assert_one_line(hub, 78, "this is hub.2, but hub.processes is 1", "-c hub=N")
 
 
 def test_the_first_hub_starts_and_ends_at_once_when_nobody_is_there(redis: RedisServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
 import zlib
 from dataclasses import replace
@@ -36,9 +37,9 @@ class Actor:
         self.sim = simulation
         self.name = name
         self.chance = random.Random(f"{simulation.world.seed}/{name}")
-        self.runtime = Runtime(
-            chance=DrawnChance(self.chance), limits=replace(Limits(), **simulation.world.limits)
-        )
+        # Hubs are not announced: what they would say of themselves goes to nobody here.
+        limits = replace(Limits(), announce_every_s=math.inf, **simulation.world.limits)
+        self.runtime = Runtime(chance=DrawnChance(self.chance), limits=limits)
         self.process = Process(name, simulation.loop)
         self.ended = False
 
@@ -340,6 +341,6 @@ class Watcher(Actor):
             await asyncio.sleep(0.5)
 
     async def ask_statistics(self, port: int) -> None:
-        status, body = await ask(self.sim.loop, port, "GET /stats")
+        status, body = await ask(self.sim.loop, port, "GET /stats?scope=self")
         if status == 200:
             self.sim.on_statistics(port, json.loads(body))

@@ -104,6 +104,20 @@ class Broker(Protocol):
             Per channel where it stands; one that fails does not fail the others.
         """
 
+    async def announce(self, deployment: str, name: str, announcement: bytes) -> None:
+        """Keep what a hub announces of itself, for some minutes, and let all hubs of its deployment find it."""
+
+    async def withdraw(self, deployment: str, name: str) -> None:
+        """Forget a hub that goes."""
+
+    async def announced(self, deployment: str) -> tuple[dict[str, tuple[bytes | None, float]], set[int]]:
+        """What the hubs of a deployment have announced.
+
+        Returns:
+            By name the announcement (None: what is kept there is none) and its age in seconds; and the numbers of
+            all databases of the server in which there are hubs, of whatever deployment.
+        """
+
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
     ) -> Published:

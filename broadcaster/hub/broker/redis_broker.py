@@ -8,7 +8,7 @@ from typing import Any, Final
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.subscription import SubscriptionHandlers
+from broadcaster.core.subscription import HUB_CHANNELS, SubscriptionHandlers, hub_databases
 from broadcaster.hub.broker.broker import StoredEvents, Whereabouts
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
@@ -17,6 +17,10 @@ from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.settings import HistoryTable, Settings
 
 _PROBE_EXPIRE_S: Final = 60
+_ANNOUNCED_S: Final = 600
+"""Seconds for which it is known which hubs there were."""
+
+_NO_KEY: Final = -2
 _SPARE_S: Final = 1.0
 """So many seconds before the deadline of an HTTP request it is known what became of its event."""
 
@@ -132,6 +136,47 @@ class RedisBroker:
             found[channel] = _read_head(renewed if _is_refused(renewed) else head, run_id)
         return found
 
+    async def announce(self, deployment: str, name: str, announcement: bytes) -> None:
+        names = _names_key(deployment)
+        self._check_connected()
+        await self._commands.execute(
+            ("SADD", names, name),
+            ("EXPIRE", names, _ANNOUNCED_S),
+            ("SET", f"{names}.{name}", announcement, "EX", _ANNOUNCED_S),
+        )
+
+    async def withdraw(self, deployment: str, name: str) -> None:
+        names = _names_key(deployment)
+        self._check_connected()
+        await self._commands.execute(("SREM", names, name), ("DEL", f"{names}.{name}"))
+
+    async def announced(self, deployment: str) -> tuple[dict[str, tuple[bytes | None, float]], set[int]]:
+        names = _names_key(deployment)
+        self._check_connected()
+        members, channels = await self._commands.execute_each(
+            ("SMEMBERS", names), ("PUBSUB", "CHANNELS", f"{HUB_CHANNELS}*")
+        )
+        if isinstance(members, Exception):
+            raise members
+        keys = [f"{names}.{member.decode(errors='replace')}" for member in members]
+        asked = [("MGET", *keys), *(("PTTL", key) for key in keys)] if keys else []
+        values, *left_ms = await self._commands.execute(*asked) if asked else [[]]
+        found: dict[str, tuple[bytes | None, float]] = {}
+        silent = []  # for minutes
+        for member, value, left in zip(members, values, left_ms, strict=True):
+            if left == _NO_KEY:
+                silent.append(member)
+            else:
+                found[member.decode(errors="replace")] = (value, max(0.0, _ANNOUNCED_S - left / 1000))
+        if silent:
+            await self._commands.execute(("SREM", names, *silent))
+        return found, set() if isinstance(channels, Exception) else hub_databases(channels)
+
+    def _check_connected(self) -> None:
+        """Nobody waits for a connection to announce a hub: the delivery probe opens it."""
+        if self._commands.link is None:
+            raise RedisUnavailable("there is no connection to Redis")
+
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
     ) -> Published:
@@ -141,6 +186,11 @@ class RedisBroker:
         self._publisher.close()
         self._commands.close()
         self._pages.close()
+
+
+def _names_key(deployment: str) -> str:
+    """The key of the names of a deployment's hubs; a dot and a name is that of what one announces."""
+    return f"{HUB_CHANNELS}{{{deployment}}}"
 
 
 def _is_refused(reply: Any) -> bool:

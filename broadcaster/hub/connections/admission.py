@@ -117,6 +117,11 @@ class AdmissionControl:
         """Its request is complete, or it has gone; does nothing the second time."""
         self._pending.pop(handshake, None)
 
+    @property
+    def pending(self) -> int:
+        """How many requests are not complete, or not answered."""
+        return len(self._pending)
+
     def evict_overdue(self) -> None:
         """End the handshakes whose deadline has passed."""
         now = self._clock.loop_s()
