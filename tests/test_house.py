@@ -59,11 +59,11 @@ ROOMS = {
     "settings": Room("layers origin secret_files tables urls", "core"),
     "auth": Room("access tokens", "core settings"),
     "wire": Room("bearer client control dispose frames handshake inbound outbound retry_after tls", "core"),
-    "redis": Room("commands connection pubsub server stream", "core settings"),
+    "redis": Room("commands connection nodes pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room("fanout filters groups message ring scheduler slow subscription", "core settings wire"),
-    "hub.broker": Room("broker redis_broker", "core publish redis settings"),
+    "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
