@@ -70,13 +70,13 @@ ROOMS = {
     "wire": Room(
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
     ),
-    "redis": Room("commands connection error_replies pubsub server stream", "core settings"),
+    "redis": Room("commands connection error_replies nodes pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(
         "audiences fanout filters format message ring scheduler slow subscription", "core settings wire"
     ),
-    "hub.broker": Room("broker redis_broker", "core publish redis settings"),
+    "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(

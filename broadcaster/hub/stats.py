@@ -117,6 +117,9 @@ class HubStatistics:
         refused: Subscribers that were not let in, by cause.
         aborted: Closed subscribers that were cut because they did not answer.
         redis_reconnects: How often the subscription was restored.
+        redis_node: The replica at which it is, without a password; empty: where events are published.
+        redis_moves: How often it was moved to another replica.
+        redis_moved: The replica that was left last, and why; empty: none.
         proofs: How often delivery was proven.
         pages_read: Pages of the log read for subscriptions that resume.
         ring_bytes: Bytes of recent frames held for slow subscribers.
@@ -161,6 +164,9 @@ class HubStatistics:
     refused: dict[str, int]
     aborted: int
     redis_reconnects: int
+    redis_node: str
+    redis_moves: int
+    redis_moved: str
     proofs: int
     pages_read: int
     ring_bytes: int
@@ -210,6 +216,9 @@ class HubStatistics:
             refused=dict(hub.admission.refused),
             aborted=registry.aborted,
             redis_reconnects=hub.broker.reconnects,
+            redis_node=hub.broker.node,
+            redis_moves=hub.broker.moves,
+            redis_moved=hub.broker.moved,
             proofs=hub.probe.rounds,
             pages_read=hub.pages.read,
             ring_bytes=sum(channel.ring_bytes for channel in channels.values()),

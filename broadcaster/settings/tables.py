@@ -19,17 +19,21 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broadcaster.core.event import LARGEST_BYTES, MAX_BYTES, channel_name
-from broadcaster.core.redaction import legal_token
+from broadcaster.core.redaction import legal_token, split_urls
 from broadcaster.settings.origin import canonical_pattern
 from broadcaster.settings.secret_files import with_secrets_of_files
-from broadcaster.settings.urls import redis_url, websocket_url, with_password
+from broadcaster.settings.urls import (
+    joined_urls,
+    named_database,
+    redis_database,
+    redis_url,
+    redis_urls,
+    websocket_url,
+    with_password,
+)
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
-
-
-def _optional_redis_url(url: str) -> str:
-    return redis_url(url) if url.strip() else ""
 
 
 def _optional_websocket_url(url: str) -> str:
@@ -94,12 +98,23 @@ class EventTable(Table):
 
 class RedisTable(Table):
     url: Annotated[str, AfterValidator(redis_url), Field(repr=False)] = "redis://127.0.0.1:6390/0"
-    subscribe_url: Annotated[str, AfterValidator(_optional_redis_url), Field(repr=False)] = ""
+    subscribe_url: Annotated[str, BeforeValidator(joined_urls), AfterValidator(redis_urls), Field(repr=False)] = ""
     password: Secret = SecretStr("")
     connect_timeout_s: Seconds = 2.0
     ping_interval_s: Seconds = 0.5
     silence_timeout_s: Seconds = 2.0
     reconnect_max_s: Seconds = 1.0
+    replica_lag_max_s: Seconds = 1.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> RedisTable:
+        ours = redis_database(self.url)
+        for url in split_urls(self.subscribe_url) if self.subscribe_url else ():
+            if (theirs := named_database(url)) not in (None, ours):
+                raise ValueError(
+                    f"subscribe_url names database {theirs}, url {ours}: a replica has the numbers of its master"
+                )
+        return self
 
     @property
     def command_url(self) -> str:
@@ -107,9 +122,10 @@ class RedisTable(Table):
         return with_password(self.url, self.password.get_secret_value())
 
     @property
-    def pubsub_url(self) -> str:
-        """The URL to connect to for the subscription, with the password."""
-        return with_password(self.subscribe_url or self.url, self.password.get_secret_value())
+    def node_urls(self) -> tuple[str, ...]:
+        """The URLs at which a hub may subscribe, with the password: replicas of `url`, or that itself."""
+        urls = split_urls(self.subscribe_url or self.url)
+        return tuple(with_password(url, self.password.get_secret_value()) for url in urls)
 
 
 class HistoryTable(Table):

@@ -167,6 +167,9 @@ def test_every_counter_is_exact(redis: RedisServer, publish: RedisClient) -> Non
             "expired": 0,
             "aborted": 0,
             "redis_reconnects": 0,
+            "redis_node": "",
+            "redis_moves": 0,
+            "redis_moved": "",
         }
 
 

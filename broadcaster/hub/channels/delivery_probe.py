@@ -165,7 +165,10 @@ class DeliveryProbe:
         before = {name: channel.sequencer.position for name, channel in self._channels.open.items()}
         found = await self._broker.probe(self.channel, self._expected, list(before), touch=touch)
         self._touched_at = now if touch else self._touched_at
-        await self._probe
+        within_s = self._broker.lag_max_s
+        arrived, _ = await asyncio.wait([self._probe], timeout=within_s)
+        if not arrived:
+            raise RedisUnavailable(self._broker.distrust(f"what was published did not come within {within_s:g} s"))
         refused = self._broker.refused
         if self.channel in refused:
             raise RedisRefused(f"Redis will not let us subscribe to {self.channel}")
