@@ -52,6 +52,7 @@ def hub(context: click.Context, host: str | None, port: int | None, redis_url: s
 
     SIGHUP re-reads keys, origins, limits and certificates.
     """
+    from broadcaster.auth.tokens import monitoring_token
     from broadcaster.hub.reload import Reload
     from broadcaster.hub.serve import serve
     from broadcaster.subscribe import hub_status
@@ -75,7 +76,8 @@ def hub(context: click.Context, host: str | None, port: int | None, redis_url: s
                 raise
             url = hub_status.base_url(settings.local_websocket_url)
             try:
-                other = await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
+                token = monitoring_token(settings)
+                other = await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token)
             except BroadcasterError:
                 raise error from None
             raise PortTaken(error.host, error.port, hub_status.taken_by(url, other)) from None
@@ -97,9 +99,10 @@ def publisher(context: click.Context, loadtest: bool) -> None:
         from broadcaster.loadtest.publishing import publish_run
 
         _run_then_linger(publish_run(settings))
+    from broadcaster.auth.tokens import monitoring_token
     from broadcaster.publish.samples import publish_samples
 
-    _run_then_linger(publish_samples(settings, lambda: say(what_to_type())))
+    _run_then_linger(publish_samples(settings, lambda: say(what_to_type()), monitoring_token(settings)))
 
 
 @cli.command(epilog=examples("broadcaster fleet", "broadcaster fleet --clients 1000 --url ws://127.0.0.1:8765/ws"))
