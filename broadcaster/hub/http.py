@@ -17,14 +17,15 @@ from sanic import HTTPResponse, Request, Sanic, empty, json
 from sanic.config import Config
 from sanic.exceptions import SanicException
 
-from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster import wire
 from broadcaster.auth.access import Denied
 from broadcaster.core.event import channel_name
 from broadcaster.core.position import Position
+from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.hub import Hub
 
 App = Sanic[Config, SimpleNamespace]
+Answer = Callable[[Request], Awaitable[HTTPResponse]]
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -45,19 +46,7 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
     app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s) + 1
     app.config.REQUEST_MAX_SIZE = hub.settings.event.max_bytes + _BYTES_AROUND_DATA
 
-    async def stats(request: Request) -> HTTPResponse:
-        scope = request.args.get("scope", "all")
-        if scope not in ("all", "self"):
-            return json({"error": "scope is all or self"}, status=400)
-        return json(announcer.own_statistics() if scope == "self" else await announcer.statistics())
-
-    async def trace(request: Request) -> HTTPResponse:
-        return _trace(hub, request)
-
-    async def time(request: Request) -> HTTPResponse:
-        return _clocks(hub)
-
-    for path, answer in {"/stats": stats, "/trace": trace, "/time": time}.items():
+    for path, answer in _monitoring(hub, announcer).items():
         _add_monitored(app, hub, path, answer)
 
     @app.post("/publish")
@@ -87,7 +76,25 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
     return app
 
 
-def _add_monitored(app: App, hub: Hub, path: str, answer: Callable[[Request], Awaitable[HTTPResponse]]) -> None:
+def _monitoring(hub: Hub, announcer: Announcer) -> dict[str, Answer]:
+    """What a hub says of itself, by path."""
+
+    async def stats(request: Request) -> HTTPResponse:
+        scope = request.args.get("scope", "all")
+        if scope not in ("all", "self"):
+            return json({"error": "scope is all or self"}, status=400)
+        return json(announcer.own_statistics() if scope == "self" else await announcer.statistics())
+
+    async def trace(request: Request) -> HTTPResponse:
+        return _trace(hub, request)
+
+    async def time(request: Request) -> HTTPResponse:
+        return _clocks(hub)
+
+    return {"/stats": stats, "/trace": trace, "/time": time}
+
+
+def _add_monitored(app: App, hub: Hub, path: str, answer: Answer) -> None:
     """A route that asks for a token that may monitor, if tokens are asked for."""
 
     async def get(request: Request) -> HTTPResponse:
