@@ -34,6 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tomli_w": ("broadcaster.settings",),
     "numpy": (
         "broadcaster.loadtest.deliveries",
+        "broadcaster.loadtest.hops",
         "broadcaster.loadtest.latency",
         "broadcaster.loadtest.ledger",
         "broadcaster.loadtest.report",
@@ -85,7 +86,7 @@ ROOMS = {
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
     ),
     "loadtest": Room(
-        "archive client deliveries fleet latency ledger machine measuring publishing records rig run target",
+        "archive client deliveries fleet hops latency ledger machine measuring publishing records rig run target",
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(

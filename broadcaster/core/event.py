@@ -54,6 +54,8 @@ class Event:
         position: Its position in that channel; None if it is not stored.
         payload: The encoded event, byte for byte as it travels.
         received_at_us: Time of receipt by a subscriber in microseconds since 1970; None before that.
+        stored_at_us: When Redis stored it, by its own clock, in microseconds since 1970; None if it is not stored,
+            or Redis did not say.
     """
 
     event_id: str
@@ -68,6 +70,7 @@ class Event:
     position: Position | None = None
     payload: bytes = field(default=b"", repr=False, compare=False)
     received_at_us: int | None = None
+    stored_at_us: int | None = None
 
     @property
     def latency_ms(self) -> float | None:
@@ -178,6 +181,7 @@ def decode(payload: bytes, *, max_bytes: int = MAX_BYTES, received_at_us: int | 
         position=Position(fields["epoch"], fields["offset"]) if "offset" in fields else None,
         payload=payload,
         received_at_us=received_at_us,
+        stored_at_us=fields.get("stored_at_us"),
     )
 
 
@@ -249,6 +253,8 @@ def _check_size(size: int, max_bytes: int, fields: dict[str, Any]) -> None:
     if "offset" in fields:
         channel, epoch, offset = fields["channel"], fields["epoch"], fields["offset"]
         size -= len(f'"channel":"{channel}","epoch":"{epoch}","offset":{offset},')
+    if "stored_at_us" in fields:
+        size -= len(f'"stored_at_us":{fields["stored_at_us"]},')
     if size > max_bytes:
         raise _too_large(size, max_bytes)
 
@@ -278,12 +284,15 @@ def _check_fields(fields: dict[str, Any]) -> None:
         raise _wrong("severity", "one of " + ", ".join(SEVERITIES), fields)
     if type(get("data", fields)) is not dict:
         raise _wrong("data", "a JSON object", fields)
-    if "offset" in fields or "epoch" in fields or "channel" in fields:
+    if "offset" in fields or "epoch" in fields or "channel" in fields or "stored_at_us" in fields:
         _check_position(fields)
 
 
 def _check_position(fields: dict[str, Any]) -> None:
-    """Check the fields of a stored event: it has all three, or none."""
+    """Check the fields of a stored event: it has all three, or none; and may say when it was stored."""
+    stored_us = fields.get("stored_at_us", 0)
+    if type(stored_us) is not int or not 0 <= stored_us < _MAX_NUMBER:
+        raise _wrong("stored_at_us", _A_NUMBER, fields)
     channel, epoch, offset = fields.get("channel"), fields.get("epoch"), fields.get("offset")
     if type(offset) is not int or not 1 <= offset <= MAX_OFFSET:
         raise _wrong("offset", "an integer from 1 to 2^53 - 1", fields)
@@ -334,7 +343,7 @@ def _is_too_deep(fields: dict[str, Any]) -> bool:
 
 
 _POSITION_PREFIX: Final = b'{"channel":"'  # how a stored event begins
-_POSITION_BYTES: Final = 256  # more than channel, epoch and offset can have, with their names
+_POSITION_BYTES: Final = 320  # more than what is added to a stored event can have
 _A_NAME: Final = "1 to 256 characters without control characters"
 _A_NUMBER: Final = "an integer from 0 to 2^53 - 1"
 _MAX_NUMBER: Final = MAX_OFFSET + 1  # one more than the last integer that JavaScript reads exactly

@@ -77,6 +77,50 @@ class DeliveryRecord(Record):
 WARMUP_SOURCE: Final = "loadtest-warm-up"
 """The source of the events before the schedule, which are in no log."""
 
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord(Record):
+    """The way of one event, as far as it is known to a fleet process and to its hub.
+
+    Attributes:
+        event_id: The event's id.
+        stored_at_us: When Redis stored it: its wall clock, microseconds since 1970. Empty if not known.
+        read_mono_ns: When the hub had read it: the hub's CLOCK_MONOTONIC. Empty if it does not know.
+        written_mono_ns: The instant before the hub first wrote it to a subscriber; same clock. Empty as before,
+            and if it was written to none as it came.
+        recovered: 1: the hub has read it from the log, not from its subscription.
+    """
+
+    event_id: str
+    stored_at_us: int | None
+    read_mono_ns: int | None
+    written_mono_ns: int | None
+    recovered: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockRecord(Record):
+    """One comparison of a process' CLOCK_MONOTONIC with the clock of the hub, or of Redis.
+
+    Attributes:
+        of: `hub` (its CLOCK_MONOTONIC) or `redis` (its wall clock).
+        instance: Which hub has answered; empty for Redis. Two of them: `several`.
+        wall_ahead_ns: How far the process' own wall clock is ahead of its CLOCK_MONOTONIC.
+        ahead_ns: How far the other clock is ahead of the process' CLOCK_MONOTONIC; empty if it did not answer.
+        error_ns: The other clock lies within so much of it: half of the shortest round trip; empty as before.
+        its_wall_ahead_ns: As `wall_ahead_ns`, of the hub; empty as before, and for Redis.
+        why: Why it did not answer; empty if it did.
+    """
+
+    of: str
+    instance: str
+    wall_ahead_ns: int
+    ahead_ns: int | None
+    error_ns: int | None
+    its_wall_ahead_ns: int | None
+    why: str
+
+
 DISCONNECTED: Final = "disconnected"
 """The cause of a lost connection; followed by the close code, 1006 if there was no close frame."""
 

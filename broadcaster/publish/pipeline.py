@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from broadcaster.redis.commands import CommandLink
 from broadcaster.redis.connection import Command
 from broadcaster.redis.stream import Stored
 from broadcaster.settings import Settings
+
+log = logging.getLogger("broadcaster.publisher")
 
 Outcome = Stored | RedisUnavailable | RedisRefused
 
@@ -84,6 +87,7 @@ class PublishPipeline:
         self._lookout = HubLookout(settings.redis.url, runtime)
         self._tried = False
         self._why = "it was silent"
+        self._told_unstamped = False
 
     async def connect(self) -> None:
         """Connect unless connected.
@@ -228,6 +232,9 @@ class PublishPipeline:
             outcomes = [error] * len(pending.events)
         else:
             self._note_newest(pending.channel, outcomes)
+            if stream.is_unstamped(reply) and not self._told_unstamped:
+                self._told_unstamped = True
+                log.warning("Redis refuses TIME to this user: events do not say when they were stored (+time)")
         self._conclude(pending, outcomes)
 
     def _note_newest(self, channel: str, outcomes: Sequence[Outcome]) -> None:

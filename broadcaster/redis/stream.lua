@@ -18,8 +18,8 @@
 --          can keep a connection open while what is behind it becomes another process.
 -- ARGV[10] and so on: the id of each event; that of the one that must have been stored before, or nothing; the
 --          payload of each event
--- Reply: epochs (nothing if there are events), last offset, then per event: position, number of receivers (-1: it
--- had been stored before)
+-- Reply: epochs (if there are events: nothing, or `unstamped` where Redis refuses TIME to the caller), last offset,
+-- then per event: position, number of receivers (-1: it had been stored before)
 local meta, log, channel, floor, run_id = KEYS[1], KEYS[2], ARGV[1], ARGV[4], ARGV[9]
 local FIRST = 10  -- of the ids in ARGV
 local count = (#ARGV - FIRST) / 2  -- of the events
@@ -48,8 +48,13 @@ if run_id == '' or run_id ~= known[3] then
   run_id = type(info) == 'string' and info:match('run_id:(%x+)') or run_id
 end
 
+-- Events say when they were stored, by Redis' clock, which is read once per call. Without the right to read it (`+time`,
+-- which earlier versions did not need) they say nothing.
+local clock = count > 0 and redis.pcall('TIME')
+local stamp = clock and not clock.err and '"stored_at_us":' .. digits(clock[1] * 1000000 + clock[2]) .. ',' or ''
+
 local function now_ms()
-  local now = redis.pcall('TIME')
+  local now = clock or redis.pcall('TIME')
   return now.err and tonumber(ARGV[3]) or now[1] * 1000 + math.floor(now[2] / 1000)
 end
 
@@ -198,7 +203,8 @@ end
 local new = {}  -- id and position of the events that are stored in this call, for the hash
 
 local function event(number, payload)
-  return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ',' .. payload:sub(2)
+  return '{"channel":"' .. channel .. '","epoch":"' .. epoch .. '","offset":' .. number .. ',' .. stamp
+    .. payload:sub(2)
 end
 
 -- Where an event stands in the log. The place of one that was taken back is not given again by Valkey and newer Redis,
@@ -267,7 +273,7 @@ if refused then  -- as if this event had not been
   return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
 end
 if count > 0 then
-  epochs = ''
+  epochs = stamp == '' and 'unstamped' or ''
   redis.pcall('EXPIRE', log, ARGV[6])
 end
 redis.pcall('EXPIRE', meta, ARGV[7])  -- the positions outlive the events

@@ -130,6 +130,11 @@ def read_stored(reply: Any) -> list[Stored]:
         raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
 
 
+def is_unstamped(reply: Any) -> bool:
+    """Whether a reply to `store` says that the events do not say when they were stored: Redis refuses `TIME`."""
+    return type(reply) is list and bool(reply) and reply[0] == b"unstamped"
+
+
 def read_head(reply: Any) -> Head:
     """The head of the channel.
 

@@ -313,6 +313,12 @@ WRONG_PLACES: list[tuple[str, object]] = [
     ("offset", 2**53),
     ("offset", 10**30),
     ("offset", [7]),
+    ("stored_at_us", None),
+    ("stored_at_us", "7"),
+    ("stored_at_us", 7.0),
+    ("stored_at_us", True),
+    ("stored_at_us", -1),
+    ("stored_at_us", 2**53),
 ]
 
 
@@ -330,6 +336,19 @@ def test_one_field_of_a_place_alone_is_refused(name: str) -> None:
     error = refusal(event_payload(**{name: PLACE[name]}))
     assert error.cause == "field"
     assert error.detail.endswith("got nothing")
+
+
+def test_a_time_of_storing_without_a_place_is_refused() -> None:
+    """`stored_at_us` is Redis' to say: a publisher cannot set it."""
+    error = refusal(event_payload(stored_at_us=1))
+    assert (error.cause, error.detail) == ("field", "offset must be an integer from 1 to 2^53 - 1, got nothing")
+
+
+@pytest.mark.parametrize("stored_us", [None, 0, 1_790_000_000_123_456, 2**53 - 1])
+def test_when_it_was_stored_is_read(stored_us: int | None) -> None:
+    """It may be missing: Redis may not say it, and earlier versions did not ask."""
+    stamp = {} if stored_us is None else {"stored_at_us": stored_us}
+    assert event.decode(event_payload(**PLACE, **stamp)).stored_at_us == stored_us
 
 
 RIGHT_PLACES: list[tuple[str, object]] = [
@@ -526,14 +545,17 @@ def test_an_event_of_exactly_the_limit_can_be_drafted() -> None:
         event.draft("A", "b", 1, data={"text": "x" * (501 - empty)}, max_bytes=500)
 
 
+@pytest.mark.parametrize("stamp", [b"", b'"stored_at_us":1790000000123456,'], ids=["unstamped", "stamped"])
 @pytest.mark.parametrize("channel", ["events.critical", "x" * 128], ids=["usual name", "longest name"])
-def test_an_event_of_exactly_the_limit_passes_when_it_is_stored(channel: str) -> None:
+def test_an_event_of_exactly_the_limit_passes_when_it_is_stored(channel: str, stamp: bytes) -> None:
     """The place that the store puts in front does not count: what could be published is not refused later."""
     now_us = time.time_ns() // 1000
     empty = len(event.draft("A", "b", 1, data={"text": ""}).stamp(now_us))
     payload = event.draft("A", "b", 1, data={"text": "x" * (500 - empty)}, max_bytes=500).stamp(now_us)
-    stored = b'{"channel":"%b","epoch":"4c6d0a1b2e3f","offset":7,' % channel.encode() + payload[1:]
-    assert event.decode(stored, max_bytes=500).position == Position("4c6d0a1b2e3f", 7)
+    place = b'{"channel":"%b","epoch":"4c6d0a1b2e3f","offset":7,%b' % (channel.encode(), stamp)
+    assert event.decode(place + payload[1:], max_bytes=500).position == Position("4c6d0a1b2e3f", 7)
+    with pytest.raises(InvalidEvent, match="501 bytes, at most 500 allowed"):
+        event.decode(place + payload[1:].replace(b"xx", b"xxx", 1), max_bytes=500)
 
 
 def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -381,12 +381,17 @@ def test_publisher_and_hub_refuse_the_same_nesting() -> None:
     st.from_regex(r"[A-Za-z0-9._:-]{1,128}", fullmatch=True),
     st.from_regex(r"[A-Za-z0-9]{1,64}", fullmatch=True),
     st.integers(1, MAX_OFFSET),
+    st.none() | st.integers(0, MAX_OFFSET),
     st.integers(-2, 2),
 )
-def test_a_place_does_not_count_for_the_size(size: int, channel: str, epoch: str, offset: int, more: int) -> None:
+def test_a_place_does_not_count_for_the_size(
+    size: int, channel: str, epoch: str, offset: int, stored_us: int | None, more: int
+) -> None:
     """An event that may be published may be stored: what is put in front of it is not held against it."""
     plain = json.dumps(EVENT | {"data": {"pad": "x" * size}}).encode()
-    stored = b'{"channel":"%b","epoch":"%b","offset":%d,' % (channel.encode(), epoch.encode(), offset) + plain[1:]
+    place = b'{"channel":"%b","epoch":"%b","offset":%d,' % (channel.encode(), epoch.encode(), offset)
+    stamp = b"" if stored_us is None else b'"stored_at_us":%d,' % stored_us
+    stored = place + stamp + plain[1:]
     limit = len(plain) + more
     assert verdict(plain, limit) == verdict(stored, limit) == (RIGHT if more >= 0 else "too_large")
 

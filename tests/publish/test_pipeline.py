@@ -196,6 +196,20 @@ async def test_nothing_to_publish_is_done_at_once(redis: RedisServer, stored: bo
 
 
 @in_loop
+async def test_a_user_without_the_right_to_ask_for_the_time_is_told_once(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the ACL of an earlier version events are stored all the same; they do not say when."""
+    with redis_client(redis) as client:
+        client.command("ACL", "SETUSER", "default", "-time")
+    async with publishing(redis.url) as link:
+        assert offsets([*await publish(link, 1), *await publish(link, 2, 3)]) == [1, 2, 3]
+    assert [record.message for record in caplog.records if "TIME" in record.message] == [
+        "Redis refuses TIME to this user: events do not say when they were stored (+time)"
+    ]
+
+
+@in_loop
 async def test_what_was_stored_before_is_answered_as_it_was(redis: RedisServer) -> None:
     """The same event over another link has its first position; who heard it is not known any more."""
     async with publishing(redis.url) as one, publishing(redis.url) as other:

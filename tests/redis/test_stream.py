@@ -37,6 +37,7 @@ from tests.support import (
     next_message,
     redis_client,
     stored_events,
+    unstamped,
 )
 
 CHANNEL = "events.critical"
@@ -209,8 +210,45 @@ def test_the_place_stands_in_front_of_the_bytes(
         messages = heard()
     epoch = look(client, channel).position.epoch
     place = f'{{"channel":"{channel}","epoch":"{epoch}","offset":2,'.encode()
-    assert messages[1] == place + payload[1:]
+    assert unstamped(messages[1]) == place + payload[1:]
     assert log_of(client, channel) == [(1, messages[0]), (2, messages[1])]
+
+
+def test_an_event_says_when_it_was_stored_by_the_clock_of_redis(client: RedisClient) -> None:
+    """All events of one call have the same time, that of its beginning; a retry is answered with the first one."""
+    before_us = redis_us(client)
+    store(client, "a b")
+    between_us = redis_us(client)
+    store(client, "c a")
+    after_us = redis_us(client)
+    times = {name: fields["stored_at_us"] for name, fields in stored_fields(client).items()}
+    assert before_us <= times["a"] == times["b"] <= between_us <= times["c"] <= after_us
+    assert list(stored_fields(client)["a"])[:4] == ["channel", "epoch", "offset", "stored_at_us"]
+
+
+def test_without_the_right_to_ask_for_the_time_events_do_not_say_it(
+    steady_redis: RedisServer, client: RedisClient
+) -> None:
+    """An ACL of an earlier version goes on publishing, and the reply says so."""
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "&*", "+@all", "-time")
+    with redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        reply = say(weak, stream.store(CHANNEL, batch("a"), TABLE))
+    assert stream.is_unstamped(reply)
+    assert [one.receivers for one in stream.read_stored(reply)] == [0]
+    assert "stored_at_us" not in stored_fields(client)["a"]
+    assert not stream.is_unstamped(ask(client, stream.store(CHANNEL, batch("b"), TABLE)))
+
+
+def redis_us(client: RedisClient) -> int:
+    seconds, microseconds = client.command("TIME")
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+def stored_fields(client: RedisClient) -> dict[str, dict[str, Any]]:
+    """The fields of everything that is stored, by event_id."""
+    rows = [json.loads(payload) for _, payload in log_of(client)]
+    return {fields["event_id"]: fields for fields in rows}
 
 
 def test_what_is_stored_is_an_event_that_knows_its_place(client: RedisClient) -> None:

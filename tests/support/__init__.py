@@ -4,7 +4,7 @@ Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow
 """
 
 from tests.support.clock import Clock
-from tests.support.events import event_payload
+from tests.support.events import event_payload, unstamped
 from tests.support.hub import Hub, HubProcess, HubThread, assert_calm
 from tests.support.loop import in_loop, run_async, unblocked
 from tests.support.ports import free_port
@@ -90,6 +90,7 @@ __all__ = [
     "stand_in",
     "stored_events",
     "unblocked",
+    "unstamped",
     "until",
     "upgrade_request",
 ]
