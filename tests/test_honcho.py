@@ -319,7 +319,10 @@ SCENARIOS = [
     Scenario("redis_killed", None, "redis.1 stopped (rc=-9)", while_publishing("redis.1", signal.SIGKILL)),
     Scenario("too_many_fleet_processes", (78,), "this is fleet.2, but fleet.processes is 1",
              arguments=("-c", "fleet=2")),
-    Scenario("two_hubs", (78,), "one hub per port", arguments=("-c", "hub=2")),
+    Scenario("too_many_hubs", (78,), "this is hub.2, but hub.processes is 1", arguments=("-c", "hub=2")),
+    Scenario("too_few_hubs", (78,), "has no hub.3; start honcho with -c hub=3", arguments=("-c", "hub=2"),
+             variables={"BROADCASTER_HUB__PROCESSES": "3", "BROADCASTER_PUBLISHER__START_TIMEOUT_S": "6",
+                        "BROADCASTER_LOADTEST__START_TIMEOUT_S": "30"}),
 ]  # fmt: skip
 
 HURRY = {

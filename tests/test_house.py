@@ -67,23 +67,29 @@ ROOMS = {
     ),
     "settings": Room("layers origin secret_files tables urls", "core"),
     "auth": Room("access tokens", "core settings"),
-    "wire": Room("bearer client control dispose frames handshake inbound outbound retry_after tls", "core"),
-    "redis": Room("commands connection pubsub server stream", "core settings"),
+    "wire": Room(
+        "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
+    ),
+    "redis": Room("commands connection error_replies nodes pubsub server stream", "core settings"),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
-    "hub.fanout": Room("fanout filters groups message ring scheduler slow subscription", "core settings wire"),
-    "hub.broker": Room("broker redis_broker", "core publish redis settings"),
+    "hub.fanout": Room(
+        "audiences fanout filters format message ring scheduler slow subscription", "core settings wire"
+    ),
+    "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
+    "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
     "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),
     "hub.connections": Room(
-        "admission connection drain handshake registry request timer",
+        "admission closed connection drain event_stream handshake registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
     "hub": Room(
-        "health http http_publisher hub open_files reload serve stats",
-        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.fanout",
+        "files health http http_publisher hub open_files reload serve stats",
+        "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.deployment "
+        "hub.fanout",
     ),
     "loadtest": Room(
         "archive client deliveries fleet hops latency ledger machine measuring publishing records rig run target",

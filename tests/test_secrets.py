@@ -525,7 +525,7 @@ def test_a_secret_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_password_of_its_own_goes_into_the_address(url: str) -> None:
     """As it is, without percent-encoding; where the address has one, that counts."""
     table = RedisTable(url=url, password=SecretStr("p@ss#/? word"))
-    assert table.pubsub_url == table.command_url
+    assert table.node_urls == (table.command_url,)
     assert table.command_url.replace(":p%40ss%23%2F%3F%20word@", "@").replace("//@", "//") == url
     assert RedisTable(url="redis://:a@h/0", password=SecretStr("b")).command_url == "redis://:a@h/0"
 

@@ -73,15 +73,15 @@ class ReconnectBackoff:
 
 async def keep_trying(
     work: Callable[[], Awaitable[T]],
-    complaint: str,
+    complain: Callable[[str], object],
     chance: Chance = CHANCE,
     on_error: Callable[[RedisUnavailable | RedisRefused], None] = lambda error: None,
 ) -> T:
-    """Retry `work` until it succeeds; return its result. Each new error is logged once.
+    """Retry `work` until it succeeds; return its result.
 
     Args:
         work: What to do; may raise RedisUnavailable or RedisRefused.
-        complaint: How the log lines begin.
+        complain: Called with the text of each new error.
         chance: For the backoff.
         on_error: Called with each error; what it raises ends the retrying.
     """
@@ -94,5 +94,5 @@ async def keep_trying(
             on_error(error)
             if str(error) != said:
                 said = str(error)
-                log.warning("%s: %s; trying again", complaint, said)
+                complain(said)
             await asyncio.sleep(next(waits_s))

@@ -23,13 +23,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
+SAYS: Final = "Redis says: "
+"""How errors begin that quote an error reply."""
+
 _SERVER_ERRORS: Final = (
     *("LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "OOM", "BUSY", "NOSCRIPT"),
     *("CLUSTERDOWN", "TRYAGAIN"),
 )
 
-_CODE: Final = re.compile(r"(?:(?:ERR Error running script .*?|@user_script: \d+): -?)?([A-Z]+)\b")
-"""At the beginning of an error reply; Redis 6.2 wraps that of a command in a script."""
+_LASTING: Final = ("WRONGTYPE",)
+
+_CODE: Final = re.compile(r"[A-Z]+\b")
 
 
 class BroadcasterError(Exception):
@@ -99,13 +103,15 @@ class RedisUnreachable(RedisUnavailable):
 class RedisErrorReply(RedisUnavailable):
     """Redis answers a command with an error: others may work, and a retry may help.
 
-    `code` is the word with which Redis begins it, such as `WRONGTYPE`; also within a script.
+    `code` is the word with which Redis begins it, such as `WRONGTYPE`. `is_lasting`: waiting will not change it.
+
     """
 
-    def __init__(self, said: str) -> None:
-        super().__init__(f"Redis says: {said}")
+    def __init__(self, said: str, remedy: str = "") -> None:
+        super().__init__(SAYS + said + (f" ({remedy})" if remedy else ""))
         found = _CODE.match(said)
-        self.code = found[1] if found else ""
+        self.code = found[0] if found else ""
+        self.is_lasting = self.code in _LASTING or "unknown command" in said
 
     @property
     def is_of_server(self) -> bool:

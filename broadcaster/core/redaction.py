@@ -30,6 +30,7 @@ _CREDENTIALS: Final = (
 _IS_CREDENTIAL: Final = re.compile(_CREDENTIALS, re.IGNORECASE).fullmatch
 
 _URL: Final = re.compile(r"(?i)(?<![a-z0-9+.-])([a-z][a-z0-9+.-]*:/{1,2})(\S*)@")  # a path has one slash left
+_BETWEEN_URLS: Final = re.compile(r"(?i)\s*,\s*(?=(?:rediss?|unix)://)").split
 _REDACTED: Final = re.compile(r"[^\s:@/]*:\*\*\*|\*\*\*").fullmatch
 _PARAMETER: Final = re.compile(rf"(?i)([?&;](?:{_CREDENTIALS})=)[^&\s\"'<>]+")
 _BEARER: Final = re.compile(r"(?i)\b((?:bearer|basic)[ .]+)[a-z0-9._~+/=-]{16,}")
@@ -93,8 +94,18 @@ def _values_of_others(query: str, *, all_of_them: bool) -> list[str]:
     return pairs if all_of_them else [pair for pair in pairs if pair.partition("=")[0] not in FILTERS]
 
 
+def split_urls(urls: str) -> list[str]:
+    """The Redis URLs in a list with commas between them; a comma within one is followed by no scheme."""
+    return _BETWEEN_URLS(urls)
+
+
 def redact(url: str) -> str:
-    """The URL without passwords and tokens, for logs and archives; of one that is ambiguous only the scheme."""
+    """The URL without passwords and tokens, for logs and archives; of one that is ambiguous only the scheme.
+
+    Of several (`split_urls`) each one.
+    """
+    if len(urls := split_urls(url)) > 1:
+        return ",".join(map(redact, urls))
     scheme, mark, _ = url.partition("://")
     if not mark:
         return HIDDEN
@@ -144,7 +155,11 @@ def hide(secret: str) -> None:
 
 
 def hide_url(url: str) -> None:
-    """`hide` the credentials of a URL, also of one that cannot be parsed."""
+    """`hide` the credentials of a URL, or of several, also of one that cannot be parsed."""
+    if len(urls := split_urls(url)) > 1:
+        for each in urls:
+            hide_url(each)
+        return
     rest = url.partition("://")[2] or url
     user, at, _ = rest.rpartition("@")
     if at:

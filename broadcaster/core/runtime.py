@@ -114,14 +114,19 @@ class Limits:
         known_epochs: Epochs without a time that a hub remembers of a channel.
         known_gaps: Gaps of a ring buffer that are remembered by their number.
         known_labels: Distinct labels per channel that are one object each, and whose matching filters are known.
+        compress_bytes: Largest event that is compressed: some 10 ms, in which the hub does nothing else.
+        made_bytes: Bytes of frames in another format (compressed, or Server-Sent Events) that are kept for other
+            clients, with those that they were made of: per format.
         ring_slack: Dropped entries at the front of a ring buffer's list before it is compacted.
         warn_at: Share of the allowed lag (`hub.behind_max_*`) at which a slow consumer is warned.
         warn_every_s: Seconds between two such warnings.
         unavailable_s: Seconds that Redis may refuse a channel before its clients are closed (4010).
         probe_pause_s: Least seconds between two delivery probes.
+        announce_every_s: Seconds between two announcements of a hub in Redis.
         touch_every_s: Seconds after which a delivery probe renews the expiry of the channels in Redis; or
             `history.dedupe_s` if that is less.
-        log_every_s: Seconds between two log lines about refused events: a flood of these must not flood the log.
+        comment_every_s: Seconds between two comments in an event stream (SSE), however much else is in it: proxies
+            cut what is silent, some after 30 s.
         expiry_ticks: In one of so many ticks of the timer a connection's token is checked for expiry.
         retry_after_s: Seconds that a client is asked to stay away when the hub is full.
         known_addresses: Addresses whose rate of requests is remembered.
@@ -149,13 +154,16 @@ class Limits:
     known_epochs: int = 64
     known_gaps: int = 1000
     known_labels: int = 4096
+    compress_bytes: int = 2**20
+    made_bytes: int = 16 * 2**20
     ring_slack: int = 1024
     warn_at: float = 0.5
     warn_every_s: float = 1.0
     unavailable_s: float = 1.0
     probe_pause_s: float = 0.01
+    announce_every_s: float = 1.0
     touch_every_s: float = 60.0
-    log_every_s: float = 1.0
+    comment_every_s: float = 15.0
     expiry_ticks: int = 10
     retry_after_s: int = 5
     known_addresses: int = 10_000

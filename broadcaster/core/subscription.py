@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 HUB_CHANNELS: Final = "broadcaster.hub."
 """How the channels of hubs' own probes begin; the number of the hub's database follows, and a name by chance."""
+
+
+def hub_databases(channels: Iterable[bytes]) -> set[int]:
+    """The databases of the hubs to which these channels for probes belong."""
+    names = [channel.decode(errors="replace").removeprefix(HUB_CHANNELS) for channel in channels]
+    return {int(number) for number in (name.partition(".")[0] for name in names) if number.isdecimal()}
 
 
 class SubscriptionHandlers(Protocol):

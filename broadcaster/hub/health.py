@@ -37,9 +37,12 @@ class Health:
     def _readiness(self) -> dict[str, Any]:
         """Ready while it is proven that events of the default channel get through, and the hub is not stopping."""
         hub = self._hub
+        broker = hub.broker
+        replica = {"redis_node": broker.node, "redis_moved": broker.moved} if broker.node else {}
         return {
             "ready": hub.ready,
             "redis": hub.channels.default in hub.broker.confirmed,
             "stopping": hub.admission.stopping,
             "trouble": hub.probe.problem or hub.probe.warning,
+            **replica,
         }

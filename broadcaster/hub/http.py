@@ -6,7 +6,6 @@ The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
 from math import ceil
 from types import SimpleNamespace
 from typing import Final
@@ -15,8 +14,8 @@ from sanic import HTTPResponse, Request, Sanic, empty, json
 from sanic.config import Config
 from sanic.exceptions import SanicException
 
+from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.hub import Hub
-from broadcaster.hub.stats import HubStatistics
 
 App = Sanic[Config, SimpleNamespace]
 
@@ -26,7 +25,7 @@ _BYTES_AROUND_DATA: Final = 65_536
 """The most of a published body that is not the event's `data`: other fields, white space, escapes."""
 
 
-def create_app(hub: Hub) -> App:
+def create_app(hub: Hub, announcer: Announcer) -> App:
     """The routes of one hub. Each answer is JSON; each refusal says `error`."""
     app = Sanic(f"broadcaster-{id(hub):x}", configure_logging=False)
     app.config.KEEP_ALIVE = False  # an upgrade on a connection that Sanic has used would reach Sanic
@@ -37,7 +36,10 @@ def create_app(hub: Hub) -> App:
 
     @app.route("/stats", methods=["GET", "HEAD"])
     async def stats(request: Request) -> HTTPResponse:
-        return json(asdict(HubStatistics.of(hub)))
+        scope = request.args.get("scope", "all")
+        if scope not in ("all", "self"):
+            return json({"error": "scope is all or self"}, status=400)
+        return json(announcer.own_statistics() if scope == "self" else await announcer.statistics())
 
     @app.post("/publish")
     async def publish(request: Request) -> HTTPResponse:

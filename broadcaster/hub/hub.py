@@ -17,6 +17,8 @@ from broadcaster.hub.connections.admission import AdmissionControl
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
 from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
 from broadcaster.hub.connections.timer import Timer
+from broadcaster.hub.deployment.identity import Identity
+from broadcaster.hub.fanout.format import Formats
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.http_publisher import HttpPublisher
 from broadcaster.settings import Settings
@@ -29,9 +31,10 @@ class Hub:
         """Put the parts together.
 
         Raises:
-            ConfigurationError: A key of access control cannot be read.
+            ConfigurationError: A key of access control cannot be read; or the hub is one too many.
         """
         self.settings = settings
+        self.identity = Identity.of(settings)
         self.broker = broker
         self.spawn = spawn
         scheduler = Scheduler(runtime)
@@ -45,7 +48,13 @@ class Hub:
         self.admission = AdmissionControl(settings, self.channels, self.access, self.registry, runtime)
         self.publisher = HttpPublisher(settings.event.channel, broker, self.access)
         self.context = ConnectionContext(
-            self.registry, scheduler, settings.hub, lambda: self.probe.proven, self.admission.log, runtime
+            self.registry,
+            scheduler,
+            settings.hub,
+            lambda: self.probe.proven,
+            self.admission.log,
+            runtime,
+            Formats(settings.hub.compress_min_bytes, runtime.limits),
         )
         self.timer = Timer(settings.hub, self.context, self.channels, self.admission)
         self._clock = runtime.clock

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import os
+import math
 import ssl
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from broadcaster import wire
-from broadcaster.core.errors import ConfigurationError, PortTaken
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.text import reason
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.channels.channels import Work
 from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.hub.deployment.announcer import Announcer
+from broadcaster.hub.deployment.listening import Listening
+from broadcaster.hub.files import CLIENT, PAGE, Files
 from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
 from broadcaster.hub.reload import Reload, load_certificate
+from broadcaster.hub.stats import HubStatistics
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.hub")
@@ -51,11 +53,11 @@ async def serve(
         reload: Asks it to re-read some of the settings.
 
     Raises:
-        ConfigurationError: A second hub was asked for on the same port, or a file of the settings cannot be read.
+        ConfigurationError: There are more or fewer hubs than `hub.processes` says, a hub of another deployment
+            shares the port, or a file of the settings cannot be read.
         PortTaken: Another process listens there.
         RedisRefused: Redis refuses the hub, and a retry would not help.
     """
-    _one_hub_per_port()
     if broker is None:
         broker = RedisBroker.of(settings, runtime)
     # A hub with a dead part must not look alive: whatever ends first ends the hub. The other parts work on until
@@ -98,11 +100,28 @@ async def _run(
     `most`: the connections that were asked for.
     """
     tls = _tls(hub.settings)
-    server = await _listen(hub, tls)
+    announcer = Announcer(
+        hub.identity, hub.settings, hub.broker, lambda: asdict(HubStatistics.of(hub)), hub.context.runtime
+    )
+    listening = Listening(hub.context.runtime.clock)
+    health, files = Health(hub), Files(CLIENT | PAGE if hub.settings.page.enabled else CLIENT)
+    try:
+        protocol = HandshakeProtocol.bound(
+            hub.admission,
+            hub.context,
+            hub.channels,
+            lambda method, path, head: health.answer(method, path) or files.answer(method, path, head),
+        )
+        await listening.begin(create_app(hub, announcer), protocol, hub.settings, hub.identity, tls)
+    except BaseException:
+        listening.close()
+        raise
     if (room := hub.settings.hub.max_connections) < 0.9 * most:
         log.warning("hub.max_connections is %d, but only %d can be open (ulimit -n)", most, room)
     _quiet_garbage_collector()
     hub.start()
+    if hub.context.runtime.limits.announce_every_s < math.inf:
+        hub.spawn(announcer.run, "announcements")
     if reload is not None:
         hub.spawn(partial(reload.run, hub, tls), "reload")
     stopped = asyncio.ensure_future(stop.wait())
@@ -113,45 +132,14 @@ async def _run(
             failed.result()  # raises what ended it
     finally:
         stopped.cancel()
+        await listening.leave_port(lambda: not hub.admission.pending)
         hub.admission.stopping = True
         await drain(hub.context, hub.settings.hub.drain_s if stop.is_set() else 0.0)
-        server.close()  # only now: until here /health/ready says that this hub is going
+        listening.close()  # only now: until here /health/ready says that this hub is going
         reason = "the hub is restarting"
         await close_all(hub.context, wire.CloseCode.RESTART, reason, hub.settings.hub.shutdown_s)
-        for connection in list(server.connections):
-            if not connection.close_if_idle():
-                connection.abort()
-        with contextlib.suppress(Exception):
-            await server.before_stop()
-            await server.after_stop()
-
-
-async def _listen(hub: Hub, tls: ssl.SSLContext | None) -> Any:
-    """Sanic's server (untyped), which takes connections from now on.
-
-    Raises:
-        PortTaken: Another process listens there.
-    """
-    settings = hub.settings.hub
-    app = create_app(hub)
-    try:
-        server: Any = await app.create_server(
-            settings.host,
-            settings.port,
-            protocol=HandshakeProtocol.bound(hub.admission, hub.context, hub.channels, Health(hub).answer),
-            backlog=min(settings.backlog, settings.max_handshakes),
-            ssl=tls,
-            asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(hub.settings)},
-        )
-        await server.startup()
-        await server.before_start()
-        await server.start_serving()
-        await server.after_start()
-    except OSError as error:
-        raise PortTaken(settings.host, settings.port, reason(error)) from None
-    scheme = "wss" if settings.tls_cert else "ws"
-    log.info("listening on %s://%s:%d/ws", scheme, settings.host, settings.port)
-    return server
+        await announcer.withdraw()
+        await listening.end()
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
@@ -165,20 +153,6 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     load_certificate(context, settings)
     return context
-
-
-def _tls_deadlines(settings: Settings) -> dict[str, float]:
-    """Seconds for the handshake of TLS, before which no request can come, and for its goodbye."""
-    hub = settings.hub
-    if not hub.tls_cert:
-        return {}
-    return {"ssl_handshake_timeout": hub.handshake_timeout_s, "ssl_shutdown_timeout": hub.close_timeout_s}
-
-
-def _one_hub_per_port() -> None:
-    name = os.environ.get("HONCHO_PROCESS_NAME", "")
-    if name.startswith("hub.") and name != "hub.1":
-        raise ConfigurationError(f"one hub per port: {name} would have to share hub.1's; start one hub only")
 
 
 def _quiet_garbage_collector() -> None:

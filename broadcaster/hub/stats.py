@@ -79,12 +79,17 @@ class HubStatistics:
     """Counters since the start of the process, and gauges of this moment.
 
     Attributes:
+        name: Of the hub in its deployment: `machine:port#number`.
+        address: `http://host:port` that no other hub answers.
         version: Of this package.
         pid: Process id of the hub.
         uptime_s: Seconds since it began to listen.
         ready: Whether delivery is proven; see `/health/ready`.
+        stopping: Whether it drains.
+        trouble: Why it is not ready; empty if it is.
         channel: The default channel.
         connected: Subscribers now.
+        formats: The same by the format in which they are given events.
         ending: Those of them that the hub has closed, and that are not gone yet.
         peak: Most subscribers at one time.
         opened: Subscribers that were let in.
@@ -102,6 +107,7 @@ class HubStatistics:
         filtered: Events held back by filters, once per subscriber.
         shed: Events that slow subscribers were not given, once per subscriber.
         sent_bytes: Bytes of the deliveries.
+        compressed: Events that were compressed, however many subscribers were given them.
         resumed: Subscriptions that began at an earlier position.
         resumed_whole: Those of them that had missed nothing.
         slow_closed: Subscribers closed as too slow (4008).
@@ -111,18 +117,26 @@ class HubStatistics:
         refused: Subscribers that were not let in, by cause.
         aborted: Closed subscribers that were cut because they did not answer.
         redis_reconnects: How often the subscription was restored.
+        redis_node: The replica at which it is, without a password; empty: where events are published.
+        redis_moves: How often it was moved to another replica.
+        redis_moved: The replica that was left last, and why; empty: none.
         proofs: How often delivery was proven.
         pages_read: Pages of the log read for subscriptions that resume.
         ring_bytes: Bytes of recent frames held for slow subscribers.
         channels: Per open channel.
     """
 
+    name: str
+    address: str
     version: str
     pid: int
     uptime_s: float
     ready: bool
+    stopping: bool
+    trouble: str
     channel: str
     connected: int
+    formats: dict[str, int]
     ending: int
     peak: int
     opened: int
@@ -140,6 +154,7 @@ class HubStatistics:
     filtered: int
     shed: int
     sent_bytes: int
+    compressed: int
     resumed: int
     resumed_whole: int
     slow_closed: int
@@ -149,6 +164,9 @@ class HubStatistics:
     refused: dict[str, int]
     aborted: int
     redis_reconnects: int
+    redis_node: str
+    redis_moves: int
+    redis_moved: str
     proofs: int
     pages_read: int
     ring_bytes: int
@@ -160,12 +178,17 @@ class HubStatistics:
         channels = {name: ChannelStatistics.of(channel) for name, channel in hub.channels.open.items()}
         totals, registry = hub.channels.totals(), hub.registry
         return cls(
+            name=hub.identity.name,
+            address=hub.identity.address,
             version=VERSION,
             pid=os.getpid(),
             uptime_s=round(hub.uptime_s, 3),
             ready=hub.ready,
+            stopping=hub.admission.stopping,
+            trouble=hub.probe.problem,
             channel=hub.channels.default,
             connected=registry.connected,
+            formats=dict(registry.by_format),
             ending=len(registry.ending),
             peak=registry.peak,
             opened=registry.opened,
@@ -183,6 +206,7 @@ class HubStatistics:
             filtered=totals["filtered"],
             shed=totals["shed"],
             sent_bytes=totals["sent_bytes"],
+            compressed=hub.context.formats.deflate.made,
             resumed=totals["resumed"],
             resumed_whole=totals["resumed_whole"],
             slow_closed=registry.closed[CloseCode.SLOW],
@@ -192,6 +216,9 @@ class HubStatistics:
             refused=dict(hub.admission.refused),
             aborted=registry.aborted,
             redis_reconnects=hub.broker.reconnects,
+            redis_node=hub.broker.node,
+            redis_moves=hub.broker.moves,
+            redis_moved=hub.broker.moved,
             proofs=hub.probe.rounds,
             pages_read=hub.pages.read,
             ring_bytes=sum(channel.ring_bytes for channel in channels.values()),

@@ -13,7 +13,7 @@ from typing import Final
 
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.subscription import HUB_CHANNELS
+from broadcaster.core.subscription import HUB_CHANNELS, hub_databases
 from broadcaster.redis.commands import CommandLink
 from broadcaster.settings import redis_database
 
@@ -47,8 +47,7 @@ class HubLookout:
             self._compare(reply.result())
 
     def _compare(self, channels: list[bytes]) -> None:
-        names = [channel.decode(errors="replace").removeprefix(HUB_CHANNELS) for channel in channels]
-        found = {int(number) for number in (name.partition(".")[0] for name in names) if number.isdecimal()}
+        found = hub_databases(channels)
         if found and self._database not in found:
             self._log.log(
                 logging.WARNING,

@@ -7,11 +7,12 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.bounded import BoundedDict
-from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
+from broadcaster.core.errors import SAYS, RedisErrorReply, RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.publish.lookout import HubLookout
@@ -24,9 +25,6 @@ from broadcaster.settings import Settings
 log = logging.getLogger("broadcaster.publisher")
 
 Outcome = Stored | RedisUnavailable | RedisRefused
-
-_FINAL: Final = ("WRONGTYPE",)
-"""Codes of error replies after which sending again cannot help: the event was not stored."""
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +85,7 @@ class PublishPipeline:
         self._lookout = HubLookout(settings.redis.url, runtime)
         self._tried = False
         self._why = "it was silent"
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self._told_unstamped = False
 
     async def connect(self) -> None:
@@ -214,12 +213,18 @@ class PublishPipeline:
         if error is None:
             self._read_reply(pending, pending.reply.result())
             self._be_confident()
-        elif isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and error.code in _FINAL):
+        elif isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and error.is_lasting):
             self._fail(pending, error)
         elif not self._history.enabled:  # a second one could not be told from the first
             self._fail(pending, RedisUnavailable(str(error)))
         else:
-            self._why = str(error)
+            self._note_trouble(str(error))
+
+    def _note_trouble(self, why: str) -> None:
+        """What keeps events waiting: logged now, and part of the error if it lasts."""
+        self._why = why
+        if why.startswith(SAYS):
+            self._log.log(logging.WARNING, why, "%s; trying again for %g s", why, self._deadline_s)
 
     def _read_reply(self, pending: Pending, reply: Any) -> None:
         try:
@@ -283,7 +288,7 @@ class PublishPipeline:
             except TimeoutError:
                 return
             except RedisUnavailable as error:
-                self._why = str(error)
+                self._note_trouble(str(error))
                 return
             except RedisRefused as error:
                 for pending in again:
@@ -303,6 +308,8 @@ class PublishPipeline:
         self._read_front()
         while self._unanswered and self._unanswered[0].deadline <= now:
             why = f"no answer from Redis within {self._deadline_s:g} s: {self._why}"
+            if self._why.startswith(SAYS):
+                why = f"{self._why}, and nothing else within {self._deadline_s:g} s"
             self._fail(self._unanswered[0], RedisUnavailable(why))
             self._read_front()
         if not self._unanswered:  # later callers do not wait because earlier ones had to

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.publish.publisher import Publisher
 from broadcaster.publish.schedule import on_schedule, padding
 from broadcaster.settings import Settings
@@ -32,11 +33,13 @@ async def publish_samples(settings: Settings, on_start: Callable[[], None] = lam
     log.info("publishing %s to %s", rhythm, settings.event.channel)
     on_start()
     data = padding(settings, note="a sample event")
+    throttled = ThrottledLog(log)
     async with Publisher(settings) as publisher:
         async for due in on_schedule(0, table.rate_hz):
             batch = [publisher.draft(table.event_type, table.source, data=data) for _ in due]
             for result in await publisher.publish_all(batch):
                 if result.error is not None:
-                    log.warning("#%d may not have been published: %s", result.event.sequence, result.error)
+                    said = "#%d may not have been published: %s"
+                    throttled.log(logging.WARNING, result.error, said, result.event.sequence, result.error)
                 elif result.heard == 0:
-                    log.warning("#%d was heard by nobody", result.event.sequence)
+                    throttled.log(logging.WARNING, "", "#%d was heard by nobody", result.event.sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -26,7 +27,13 @@ A proxy can keep a connection open while what is behind it becomes another proce
 class CommandLink:
     """Sends commands to Redis over one connection, opened when it is needed and again when it was lost."""
 
-    def __init__(self, redis: RedisTable, *greeting: Command, runtime: Runtime = RUNTIME) -> None:
+    def __init__(
+        self,
+        redis: RedisTable,
+        *greeting: Command,
+        runtime: Runtime = RUNTIME,
+        url: Callable[[], str] | None = None,
+    ) -> None:
         """Prepare; nothing is connected yet.
 
         Args:
@@ -34,8 +41,10 @@ class CommandLink:
             greeting: Commands that are sent first on every new connection, and must succeed. With a greeting
                 `RUN_ID` can be used.
             runtime: For the connection.
+            url: What a new connection leads to, if that is not `redis.url`.
         """
         self._redis = redis
+        self._url = url or (lambda: redis.command_url)
         self._clock = runtime.clock
         self._greeting = greeting
         self._run_id = ""
@@ -66,7 +75,7 @@ class CommandLink:
             if (link := self.link) is None:
                 timeout_s = self._redis.connect_timeout_s
                 link = await RedisConnection.open(
-                    self._redis.command_url,
+                    self._url(),
                     timeout_s=timeout_s,
                     silence_s=self._redis.silence_timeout_s,
                     clock=self._clock,

@@ -21,15 +21,11 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
-from broadcaster.core.errors import (
-    RedisErrorReply,
-    RedisRefused,
-    RedisUnavailable,
-    RedisUnreachable,
-)
+from broadcaster.core.errors import RedisUnavailable, RedisUnreachable
 from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import CLOCK, Clock
 from broadcaster.core.text import reason
+from broadcaster.redis.error_replies import read_error
 
 Command = tuple[Any, ...]
 """The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
@@ -47,16 +43,6 @@ OnSubscribed = Callable[[bytes, bool], None]
 """Called for each confirmed (un)subscription, in order with the messages: channel, whether it is subscribed."""
 
 _MOMENT_S: Final = 0.01
-
-_FINAL_ERRORS: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH", "ERR invalid pass", "ERR Client sent AUTH")
-"""How error replies begin after which a retry will not help."""
-
-_FINAL_ERRORS_IN_A_SCRIPT: Final = (
-    "can't run this command",
-    "can't access at least one of the keys",
-    "ACL failure in script",
-)
-"""The same for a command in a script: Redis 6.2, and 7."""
 
 
 class RedisConnection(asyncio.Protocol):
@@ -265,8 +251,7 @@ class RedisConnection(asyncio.Protocol):
         if isinstance(reply, hiredis.ReplyError):
             # A server that does not know AUTH would quote the password.
             said = scrub(str(reply).partition(" with args beginning with")[0].rstrip(","))
-            refused = said.startswith(_FINAL_ERRORS) or any(words in said for words in _FINAL_ERRORS_IN_A_SCRIPT)
-            fail(future, RedisRefused(f"Redis says: {said}") if refused else RedisErrorReply(said))
+            fail(future, read_error(said))
         else:
             future.set_result(reply)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from asyncio import FIRST_COMPLETED
 from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
-from broadcaster.core.errors import RedisRefused, RedisUnavailable, RedisUnreachable
-from broadcaster.core.redaction import redact
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable, RedisUnreachable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.redis.connection import RedisConnection
+from broadcaster.redis.nodes import Nodes
 from broadcaster.settings import RedisTable
 
 log = logging.getLogger("broadcaster.redis")
@@ -22,23 +24,27 @@ class PubSubLink:
     """Subscriptions to Redis channels that last as long as the process, over one connection at a time.
 
     Redis may be unavailable for any length of time, be killed, or freeze: a connection on which nothing arrives
-    for `silence_timeout_s` after a ping counts as lost, and a new one is opened, with full-jitter backoff.
+    for `silence_timeout_s` after a ping counts as lost, and a new one is opened, with full-jitter backoff; to
+    another node if there are several.
 
     Attributes:
+        nodes: Where it may subscribe, and where it does.
         channels: The channels to be subscribed to; changed by `subscribe` and `unsubscribe`.
         confirmed: The channels that Redis has confirmed on the present connection.
         refused: The channels that Redis does not permit subscribing to.
         reconnects: How often a connection was opened again after one had been confirmed.
     """
 
-    def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
+    def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME, nodes: Nodes | None = None) -> None:
         """Prepare; nothing happens before `run`."""
         self._redis = redis
-        self._url = redis.pubsub_url
+        self.nodes = Nodes(redis, runtime) if nodes is None else nodes
         self._clock = runtime.clock
         self._chance = runtime.chance
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self._link: RedisConnection | None = None
         self._ever_confirmed = False
+        self._why = ""  # there is no connection, by the last attempt
         self._handlers: SubscriptionHandlers | None = None
         self.channels: dict[str, None] = {}
         self.confirmed: set[str] = set()
@@ -67,40 +73,54 @@ class PubSubLink:
             RedisUnavailable: There is no connection, or it has ended.
         """
         if self._link is None:
-            raise RedisUnavailable("there is no subscription link")
+            raise RedisUnavailable(self._why or "there is no subscription link")
         channels = list(self.channels)
         *confirmations, pong = [*self._link.subscribe(*channels), *self._link.send(("PING",))]
-        await pong
+        with contextlib.suppress(RedisErrorReply):  # PING may be disabled; this, too, has come in its turn
+            await pong
         self._note_refused(channels, await asyncio.gather(*confirmations, return_exceptions=True))
+
+    def move(self, why: str) -> None:
+        """End the connection, and subscribe at another node, if there is one."""
+        if self._link is not None:
+            self._link.why = why
+            self._link.abort()
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.
 
         Raises:
-            RedisRefused: Redis refuses all of them, and a retry would not help.
+            RedisRefused: Redis refuses all of them at every node, and has done so from the beginning.
         """
         self._handlers = handlers
-        attempts = 0
+        attempts = refusals = 0
         waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
         while True:
             try:
                 why = await self._run_one_connection(handlers)
-                attempts = 0
+                attempts = refusals = 0
                 waits_s = backoff_s(SHORTEST_WAIT_S, self._redis.reconnect_max_s, self._chance)
-            except RedisUnavailable as error:
+            except (RedisUnavailable, RedisRefused) as error:
+                refusals += isinstance(error, RedisRefused)
+                if refusals >= len(self.nodes) and not self._ever_confirmed:
+                    raise
                 why = error.reason if isinstance(error, RedisUnreachable) else str(error)
+                self._why = str(error)
                 attempts += 1
+            at = self.nodes.address
+            self.nodes.leave(why)
             await asyncio.sleep(next(waits_s))
-            if attempts <= 1:  # logged after the wait: when all processes are stopped, a lost Redis is expected
+            if attempts <= len(self.nodes):  # after the wait: when all is stopped, a lost Redis is expected
+                again = "trying again" if len(self.nodes) == 1 else f"moving to {self.nodes.address}"
                 if self._ever_confirmed:
-                    log.warning("redis: %s (%s); trying again", why, redact(self._url))
+                    self._log.log(logging.WARNING, why + at, "redis: %s (%s); %s", why, at, again)
                 else:
-                    log.info("waiting for Redis at %s (%s)", redact(self._url), why)
+                    log.info("waiting for Redis at %s (%s)", at, why)
 
     async def _run_one_connection(self, handlers: SubscriptionHandlers) -> str:
         """Open a connection and run it to its end; why it ended if it had been confirmed, else an error."""
         link = await RedisConnection.open(
-            self._url,
+            self.nodes.url,
             timeout_s=self._redis.connect_timeout_s,
             silence_s=self._redis.silence_timeout_s,
             on_messages=handlers.on_messages,
@@ -139,7 +159,7 @@ class PubSubLink:
         if others or (refused and len(refused) == len(channels)):
             raise (others or [*errors.values()])[0]
         for name in sorted(refused - self.refused):
-            log.warning("redis: the channel %s is not for us: %s", name, errors[name])
+            self._log.log(logging.WARNING, name, "redis: the channel %s is not for us: %s", name, errors[name])
         self.refused = refused
 
     def _on_subscribed(self, name: bytes, subscribed: bool) -> None:
@@ -150,7 +170,9 @@ class PubSubLink:
             self._handlers.on_confirmed(channel)
         elif not subscribed and channel in self.confirmed:
             self.confirmed.discard(channel)
-            log.warning("redis: the subscription to %s was taken away", channel)
+            self._log.log(
+                logging.WARNING, f"away {channel}", "redis: the subscription to %s was taken away", channel
+            )
             self._handlers.on_lost(channel)
 
     async def _watch(self, link: RedisConnection) -> str:

@@ -103,6 +103,14 @@ def peek_head(channel: str) -> Command:
     return ("HMGET", _keys(channel)[0], "epoch", "offset", "run_id")
 
 
+def peek_epochs(channel: str) -> Command:
+    """Build the command that only reads a channel's head with its epochs; the reply is for `read_head`.
+
+    Both of its values are None where nothing is known of the channel.
+    """
+    return ("HMGET", _keys(channel)[0], "epochs", "offset")
+
+
 def page(channel: str, first: int, count: int, max_bytes: int) -> Command:
     """Build the command for the stored events from an offset on; the reply is for `read_page`.
 

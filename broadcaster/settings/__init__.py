@@ -27,7 +27,7 @@ from broadcaster.settings.tables import (
     SubscriberTable,
     is_loopback,
 )
-from broadcaster.settings.urls import redis_database, websocket_url
+from broadcaster.settings.urls import redis_database, redis_server, websocket_url
 
 __all__ = [
     "CONFIG_FILE",
@@ -53,5 +53,6 @@ __all__ = [
     "is_loopback",
     "load",
     "redis_database",
+    "redis_server",
     "websocket_url",
 ]

@@ -19,17 +19,21 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broadcaster.core.event import LARGEST_BYTES, MAX_BYTES, channel_name
-from broadcaster.core.redaction import legal_token
+from broadcaster.core.redaction import legal_token, split_urls
 from broadcaster.settings.origin import canonical_pattern
 from broadcaster.settings.secret_files import with_secrets_of_files
-from broadcaster.settings.urls import redis_url, websocket_url, with_password
+from broadcaster.settings.urls import (
+    joined_urls,
+    named_database,
+    redis_database,
+    redis_url,
+    redis_urls,
+    websocket_url,
+    with_password,
+)
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
-
-
-def _optional_redis_url(url: str) -> str:
-    return redis_url(url) if url.strip() else ""
 
 
 def _optional_websocket_url(url: str) -> str:
@@ -94,12 +98,23 @@ class EventTable(Table):
 
 class RedisTable(Table):
     url: Annotated[str, AfterValidator(redis_url), Field(repr=False)] = "redis://127.0.0.1:6390/0"
-    subscribe_url: Annotated[str, AfterValidator(_optional_redis_url), Field(repr=False)] = ""
+    subscribe_url: Annotated[str, BeforeValidator(joined_urls), AfterValidator(redis_urls), Field(repr=False)] = ""
     password: Secret = SecretStr("")
     connect_timeout_s: Seconds = 2.0
     ping_interval_s: Seconds = 0.5
     silence_timeout_s: Seconds = 2.0
     reconnect_max_s: Seconds = 1.0
+    replica_lag_max_s: Seconds = 1.0
+
+    @model_validator(mode="after")
+    def _agree(self) -> RedisTable:
+        ours = redis_database(self.url)
+        for url in split_urls(self.subscribe_url) if self.subscribe_url else ():
+            if (theirs := named_database(url)) not in (None, ours):
+                raise ValueError(
+                    f"subscribe_url names database {theirs}, url {ours}: a replica has the numbers of its master"
+                )
+        return self
 
     @property
     def command_url(self) -> str:
@@ -107,9 +122,10 @@ class RedisTable(Table):
         return with_password(self.url, self.password.get_secret_value())
 
     @property
-    def pubsub_url(self) -> str:
-        """The URL to connect to for the subscription, with the password."""
-        return with_password(self.subscribe_url or self.url, self.password.get_secret_value())
+    def node_urls(self) -> tuple[str, ...]:
+        """The URLs at which a hub may subscribe, with the password: replicas of `url`, or that itself."""
+        urls = split_urls(self.subscribe_url or self.url)
+        return tuple(with_password(url, self.password.get_secret_value()) for url in urls)
 
 
 class HistoryTable(Table):
@@ -171,6 +187,10 @@ class AuthTable(Table):
 class HubTable(Table):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+    number: Annotated[int, Field(ge=0, le=256)] = 0
+    own_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    deployment: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = "default"
     tls_cert: PemFile = ""
     tls_key: PemFile = ""
     allowed_origins: tuple[Origin, ...] = ()
@@ -185,6 +205,8 @@ class HubTable(Table):
     handshake_timeout_s: Seconds = 5.0
     inbound_max_bytes: Annotated[int, Field(ge=128, le=2**20)] = 4096
     inbound_max_per_s: Annotated[float, Field(gt=0)] = 100.0
+    compress: bool = True
+    compress_min_bytes: Annotated[int, Field(ge=64, le=2**20)] = 1024
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20
     behind_max_ms: Positive = 5000
     behind_max_events: Positive = 50_000
@@ -195,6 +217,15 @@ class HubTable(Table):
     close_timeout_s: Seconds = 2.0
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
     shutdown_s: Seconds = 1.0
+
+    @property
+    def first_own_port(self) -> int:
+        """The port of hub.1 alone, where several hubs share `port`; that of hub.2 is the next one."""
+        return self.own_port or self.port + 1000
+
+
+class PageTable(Table):
+    enabled: bool = True
 
 
 class PublisherTable(Table):
@@ -263,6 +294,7 @@ class Settings(BaseSettings):
     channels: ChannelsTable = ChannelsTable()
     auth: AuthTable = AuthTable()
     hub: HubTable = HubTable()
+    page: PageTable = PageTable()
     publisher: PublisherTable = PublisherTable()
     subscriber: SubscriberTable = SubscriberTable()
     fleet: FleetTable = FleetTable()
@@ -299,6 +331,13 @@ class Settings(BaseSettings):
             )
         if bool(self.hub.tls_cert) != bool(self.hub.tls_key):
             raise ValueError("hub.tls_cert and hub.tls_key belong together")
+        if self.hub.processes > 1:
+            first, last = self.hub.first_own_port, self.hub.first_own_port + self.hub.processes - 1
+            if last > 65_535 or first <= self.hub.port <= last:
+                raise ValueError(
+                    f"hub.own_port: {self.hub.processes} hubs take the ports {first} to {last} for themselves, "
+                    "which have to be below 65536 and to leave hub.port out"
+                )
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self

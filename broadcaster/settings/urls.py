@@ -5,12 +5,14 @@ No message shows anything of the URL but the names of options.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, quote, unquote
 
-from broadcaster.core.redaction import PERCENT_ENCODE, hide_url, split_url
+from broadcaster.core.redaction import PERCENT_ENCODE, hide_url, split_url, split_urls
 
 _NUMBER: Final = re.compile(r"[0-9]{1,6}").fullmatch
 _YES_OR_NO: Final = re.compile(r"true|false|yes|no|1|0", re.IGNORECASE).fullmatch
@@ -78,11 +80,50 @@ def redis_url(url: str) -> str:
     return url
 
 
-def redis_database(url: str) -> int:
-    """The number of the database that a valid URL of Redis names; 0 if it names none."""
+def joined_urls(urls: object) -> object:
+    """A list of URLs, also as JSON, as one text with commas between them; all else as it is."""
+    if isinstance(urls, str) and urls.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):  # what is no list is no URL either
+            urls = json.loads(urls)
+    if isinstance(urls, list | tuple) and all(isinstance(url, str) for url in urls):
+        return ",".join(urls)
+    return urls
+
+
+def redis_urls(urls: str) -> str:
+    """Check several URLs with commas between them, each as `redis_url` does, or none; return them without spaces.
+
+    Raises:
+        ValueError: One of them is not valid, or stands there twice.
+    """
+    if not urls.strip():
+        return ""
+    checked = [redis_url(url) for url in split_urls(urls.strip())]
+    if len(set(checked)) < len(checked):
+        raise ValueError("has the same URL twice")
+    return ",".join(checked)
+
+
+def named_database(url: str) -> int | None:
+    """The number of the database that a valid URL of Redis names; None if it names none."""
     parts = split_url(url)
     in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
-    return int(in_path or dict(parse_qsl(parts.query)).get("db", "0"))
+    number = in_path or dict(parse_qsl(parts.query)).get("db")
+    return None if number is None else int(number)
+
+
+def redis_database(url: str) -> int:
+    """The same; 0 if it names none."""
+    return named_database(url) or 0
+
+
+def redis_server(url: str) -> str:
+    """Where the server of a valid URL of Redis listens, with no user and no password: `host:port`, or a path."""
+    parts = split_url(url)
+    if parts.scheme == "unix":
+        return parts.path
+    host = "127.0.0.1" if parts.hostname in (None, "localhost") else parts.hostname
+    return f"{host}:{parts.port or 6379}"
 
 
 def _check_option(name: str, value: str) -> None:

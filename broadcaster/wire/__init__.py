@@ -1,7 +1,7 @@
-"""The WebSocket protocol: handshake, frames, control frames, close codes; the only importer of `websockets`.
+"""The wire: WebSocket and Server-Sent Events, handshake, frames, close codes; the only importer of `websockets`.
 
-Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. The hub offers no
-extensions, so a frame is the same for every subscriber and is built once per event.
+Does no input or output (except `client`), and knows neither Redis nor settings nor the hub. Nothing is masked and
+no side keeps a window, so a frame, compressed or not, is the same for every subscriber and built once per event.
 """
 
 from broadcaster.wire.bearer import token_in
@@ -14,6 +14,7 @@ from broadcaster.wire.control import (
     read_control,
     welcome_frame,
 )
+from broadcaster.wire.deflate import deflated_frame
 from broadcaster.wire.frames import (
     PING,
     PLAIN,
@@ -38,11 +39,25 @@ from broadcaster.wire.handshake import (
 )
 from broadcaster.wire.inbound import Inbound
 from broadcaster.wire.outbound import Outbound
+from broadcaster.wire.sse import (
+    COMMENT,
+    STREAM_HEAD,
+    STREAM_METHODS,
+    StreamRequest,
+    read_stream_request,
+    sse_close,
+    sse_control,
+    sse_event,
+    sse_retry,
+)
 
 __all__ = [
+    "COMMENT",
     "HEAD_END",
     "PING",
     "PLAIN",
+    "STREAM_HEAD",
+    "STREAM_METHODS",
     "TRY_LATER",
     "V1",
     "Answer",
@@ -50,11 +65,13 @@ __all__ = [
     "Inbound",
     "Outbound",
     "Refusal",
+    "StreamRequest",
     "Target",
     "Terms",
     "answer_upgrade",
     "beat_frame",
     "close_frame",
+    "deflated_frame",
     "drain_frame",
     "gap_frame",
     "is_close",
@@ -63,8 +80,13 @@ __all__ = [
     "is_whole_control_frame",
     "lag_frame",
     "read_control",
+    "read_stream_request",
     "refusal",
     "response_head",
+    "sse_close",
+    "sse_control",
+    "sse_event",
+    "sse_retry",
     "text_frame",
     "token_in",
     "welcome_frame",

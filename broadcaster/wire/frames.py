@@ -46,6 +46,11 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + size.to_bytes(8) + payload
 
 
+def payload_of(frame: bytes) -> bytes:
+    """What a whole unmasked frame carries."""
+    return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
+
+
 def close_frame(code: CloseCode, reason: str) -> bytes:
     """A close frame; `reason` is cut to the 123 bytes the protocol allows."""
     fitting = reason.encode()[:123].decode(errors="ignore")

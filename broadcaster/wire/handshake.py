@@ -10,12 +10,14 @@ from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from websockets.datastructures import MultipleValuesError
+from websockets.datastructures import Headers, MultipleValuesError
+from websockets.extensions import Extension
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from broadcaster.wire.bearer import token_of
+from broadcaster.wire.deflate import COMPRESSION
 from broadcaster.wire.dispose import QUIET, dispose
 from broadcaster.wire.frames import PLAIN, V1
 
@@ -25,6 +27,9 @@ _NO_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 MAX_PARAMETERS: Final = 256
 """Limit of a query: more than all channels, positions and filter values that the hub allows by default."""
+
+LONGEST_OFFER: Final = 1024
+"""Bytes of what a client offers as extensions; more of it is not worth reading, and nothing of it is accepted."""
 
 T = TypeVar("T")
 
@@ -96,24 +101,27 @@ class Answer(Generic[T]):
         response: Bytes to write.
         admitted: What `admit` returned: the connection is a WebSocket now; None: write `response` and close.
         subprotocol: The selected one, or None.
+        compressed: Whether both sides may compress messages.
         malformed: Whether it is no upgrade request that could be admitted: `admit` was not called.
     """
 
     response: bytes
     admitted: T | None
     subprotocol: str | None = None
+    compressed: bool = False
     malformed: bool = False
 
 
-def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answer[T]:
+def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal], *, compress: bool = False) -> Answer[T]:
     """Check a complete request head by RFC 6455, call `admit`, and build the answer.
 
     Args:
         head: The request up to and including its empty line.
         admit: Called with the target of a well-formed request: returns what is admitted, or a refusal,
             which is sent instead of the 101.
+        compress: Whether compression is accepted.
     """
-    protocol = _Handshake(logger=QUIET)
+    protocol = _Handshake(extensions=[COMPRESSION] if compress else None, logger=QUIET)
     protocol.receive_data(head)
     admitted: T | None = None
     malformed = True
@@ -139,7 +147,9 @@ def answer_upgrade(head: bytes, admit: Callable[[Target], T | Refusal]) -> Answe
     # Some malformed requests the protocol answers itself; for others it has no response.
     response_bytes = b"".join(protocol.data_to_send()) or refusal(400, "this is no HTTP request")
     dispose(protocol)
-    return Answer(response_bytes, admitted, None if admitted is None else protocol.subprotocol, malformed)
+    if admitted is None:
+        return Answer(response_bytes, None, malformed=malformed)
+    return Answer(response_bytes, admitted, protocol.subprotocol, compressed=bool(protocol.extensions))
 
 
 def refusal(status: int, reason: str, headers: str = "") -> bytes:
@@ -170,6 +180,11 @@ def _say_in_json(response: Response) -> None:
 
 class _Handshake(ServerProtocol):
     """The library's handshake with another choice of subprotocol: V1, PLAIN or none; it refuses no client."""
+
+    def process_extensions(self, headers: Headers) -> tuple[str | None, list[Extension]]:
+        if sum(map(len, headers.get_all("Sec-WebSocket-Extensions"))) > LONGEST_OFFER:
+            return None, []
+        return super().process_extensions(headers)
 
     def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> Subprotocol | None:
         return next((Subprotocol(name) for name in (V1, PLAIN) if name in subprotocols), None)

@@ -10,6 +10,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
+from broadcaster.wire.deflate import inflation
 from broadcaster.wire.dispose import QUIET, dispose
 from broadcaster.wire.frames import CloseCode
 
@@ -26,8 +27,11 @@ class Inbound:
     Created only when a subscriber sends (see `is_whole_control_frame`): silent connections do not pay for it.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, compressed: bool = False) -> None:
+        """Prepare: no message may have more than `max_bytes`, nor inflate to more if it may be `compressed`."""
         self._protocol = _Listening(max_bytes)
+        if compressed:
+            self._protocol.extensions = [inflation(max_bytes + MOST_CONTROL_BYTES)]
         self.ignoring = False
         self.frames = 0
 

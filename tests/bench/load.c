@@ -6,9 +6,15 @@
  * gone, on SIGTERM or SIGINT, or after `max-s`.
  *
  * What counts as an event, and how late it was: tally.h.
+ *
+ * A compressed event is inflated once: all subscribers get the same bytes, and what
+ * each of them does with them is not what is measured.
  */
 #include "common.h"
 #include "tally.h"
+#if __has_include(<zlib.h>)
+#include <zlib.h>
+#endif
 #include <sys/epoll.h>
 
 enum { PORT, CONNS, RAMP, IN_FLIGHT, FROZEN, FIRST, LAST, EACH, BY_OFFSET, GROUPS,
@@ -30,11 +36,12 @@ static option options[OPTIONS] = {
     [STAY] = {"--stay", 0, "1: stay connected after RESULT, and read on, until a signal"},
 };
 
-enum { PATH, SAMPLES, TOKENS, TEXTS };
+enum { PATH, SAMPLES, TOKENS, FORM, TEXTS };
 static text_option texts[TEXTS] = {
     [PATH] = {"--path", "/ws", "what is asked for; a %d in it becomes the number of the connection"},
     [SAMPLES] = {"--samples", "", "file for every counted delivery: due us, latency ns (int64 each)"},
     [TOKENS] = {"--tokens", "", "file of tokens, one a line, which the connections show in turn"},
+    [FORM] = {"--form", "", "how events are asked for: `deflate` (permessage-deflate) or `sse`"},
 };
 
 enum { INPUT_BYTES = 1 << 20, MAX_READY = 1024 };
@@ -60,6 +67,7 @@ static char input[INPUT_BYTES];
 static char *tokens, **token_at;         /* the file, and where each token begins in it */
 static size_t token_count;
 static volatile sig_atomic_t stop_asked;
+static bool by_deflate, by_sse;
 
 static struct {
     size_t failed, in_flight, pinged;
@@ -105,11 +113,11 @@ static ssize_t put_request(char *at, size_t room, const subscriber *s) {
     char number[24] = "";
     int before = mark ? (int)(mark - path) : (int)strlen(path);
     if (mark) snprintf(number, sizeof number, "%d", (int)(s - subscribers) % (int)options[GROUPS].value);
-    return snprintf(at, room,
-                    "GET %.*s%s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
-                    "Connection: Upgrade\r\nSec-WebSocket-Key: " SAMPLE_KEY "\r\n"
-                    "Sec-WebSocket-Version: 13\r\n%s%s%s\r\n",
-                    before, path, number, mark ? mark + 2 : "", (int)options[PORT].value,
+    const char *upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: " SAMPLE_KEY "\r\n"
+                          "Sec-WebSocket-Version: 13\r\n";
+    return snprintf(at, room, "GET %.*s%s%s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n%s%s%s%s%s\r\n",
+                    before, path, number, mark ? mark + 2 : "", (int)options[PORT].value, by_sse ? "" : upgrade,
+                    by_deflate ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "",
                     token_count ? "Authorization: Bearer " : "",
                     token_count ? token_at[(size_t)(s - subscribers) % token_count] : "", token_count ? "\r\n" : "");
 }
@@ -129,7 +137,7 @@ static void on_connected(subscriber *s) {
 static size_t read_answer(subscriber *s, const char *bytes, size_t length) {
     const char *end = memmem(bytes, length, "\r\n\r\n", 4);
     if (!end) return 0;
-    if (length < 12 || memcmp(bytes, "HTTP/1.1 101", 12)) {
+    if (length < 12 || memcmp(bytes, by_sse ? "HTTP/1.1 200" : "HTTP/1.1 101", 12)) {
         if (!connects.failed) fprintf(stderr, "upgrade refused: %.*s\n", (int)(length < 64 ? length : 64), bytes);
         drop(s);
         return length;
@@ -156,6 +164,49 @@ static void on_frame(subscriber *s, int opcode, const char *payload, size_t leng
     else counts.other++;
 }
 
+#ifdef Z_SYNC_FLUSH
+/* What a compressed message says; it is kept, as the next subscriber gets the same one. */
+static const char *inflated(const char *payload, size_t length, size_t *size) {
+    static char last[INPUT_BYTES], text[INPUT_BYTES];
+    static size_t last_length, text_length;
+    if (length != last_length || memcmp(payload, last, length)) {
+        z_stream z = {0};
+        if (length + 4 > sizeof last || inflateInit2(&z, -12) != Z_OK) die("inflate");
+        memcpy(last, payload, length);
+        memcpy(last + length, "\0\0\xff\xff", 4);
+        z.next_in = (Bytef *)last, z.avail_in = (uInt)length + 4;
+        z.next_out = (Bytef *)text, z.avail_out = sizeof text;
+        if (inflate(&z, Z_SYNC_FLUSH) != Z_OK) die("inflate");
+        last_length = length, text_length = sizeof text - z.avail_out;
+        inflateEnd(&z);
+    }
+    *size = text_length;
+    return text;
+}
+#else
+static const char *inflated(const char *payload, size_t length, size_t *size) {
+    die("built without zlib");
+    return *size = length, payload;
+}
+#endif
+
+/* Handles every whole event of a stream; returns how many bytes they were. */
+static size_t read_stream(subscriber *s, const char *bytes, size_t length, uint64_t now_ns) {
+    size_t done = 0;
+    const char *end;
+    while ((end = memmem(bytes + done, length - done, "\n\n", 2))) {
+        const char *at = bytes + done, *line = at;
+        while (line < end && memcmp(line, "data: ", 6)) {
+            const char *next = memchr(line, '\n', (size_t)(end - line));
+            line = next ? next + 1 : end;
+        }
+        if (line < end && memcmp(at, "event: ", 7)) on_event(&s->heard, line + 6, (size_t)(end - line - 6), now_ns);
+        else counts.other++;
+        done = (size_t)(end - bytes) + 2;
+    }
+    return done;
+}
+
 /* Length of the header at `bytes` and, in *payload, of what follows it. 0: more has to come. */
 static size_t read_header(const unsigned char *bytes, size_t length, size_t *payload) {
     if (length < 2) return 0;
@@ -178,7 +229,10 @@ static size_t read_frames(subscriber *s, const char *bytes, size_t length, uint6
             return length;
         }
         if (length - done < header + payload) break;
-        on_frame(s, frame[0] & 0x0f, frame + header, payload, now_ns);
+        size_t size = payload;
+        const char *text = frame + header;
+        if (frame[0] & 0x40) text = inflated(text, payload, &size);
+        on_frame(s, frame[0] & 0x0f, text, size, now_ns);
         done += header + payload;
     }
     return done;
@@ -206,7 +260,8 @@ static void on_readable(subscriber *s) {
     }
     length += (size_t)got;
     if (s->phase == UPGRADING) done = read_answer(s, input, length);
-    if (s->phase == OPEN && !s->frozen) done += read_frames(s, input + done, length - done, now_ns);
+    if (s->phase == OPEN && !s->frozen)
+        done += (by_sse ? read_stream : read_frames)(s, input + done, length - done, now_ns);
     if (s->phase != CLOSED) keep_partial(s, input + done, length - done);
 }
 
@@ -310,6 +365,7 @@ int main(int argc, char **argv) {
     signal(SIGTERM, on_stop);
     signal(SIGINT, on_stop);
     if (strlen(texts[PATH].value) > 1024 || options[GROUPS].value < 1) die("bad --path or --groups");
+    by_deflate = !strcmp(texts[FORM].value, "deflate"), by_sse = !strcmp(texts[FORM].value, "sse");
     if (*texts[TOKENS].value) read_tokens(texts[TOKENS].value);
     prepare_run();
     connect_all();

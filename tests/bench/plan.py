@@ -15,6 +15,8 @@ class Plan:
     period_ms: float
     burst: int = 1
     event_bytes: int = 256
+    data: str = ""
+    """File with the `data` of every event; else it is padding, up to `event_bytes`."""
     warmup: int = 0
     frozen: int = 0
     path: str = "/ws"

@@ -20,6 +20,13 @@ static option options[OPTIONS] = {
     [SOURCES] = {"--sources", 1, "how many sources take turns, src-0 first; 1: all events are of `bench`"},
 };
 
+enum { DATA, TEXTS };
+static text_option texts[TEXTS] = {
+    [DATA] = {"--data", "", "file with the `data` of every event, a JSON object; else it is padding"},
+};
+static char data[1 << 20];
+static size_t data_length;
+
 enum { WRITE_BYTES = 4 << 20, MAX_EVENT_BYTES = 1 << 20, REPLY_WAIT_S = 5 };
 static char output[WRITE_BYTES];
 static struct { uint64_t answered, heard, errors; } replies;
@@ -41,9 +48,15 @@ static size_t put_event(char *at, uint64_t sequence, uint64_t due_ns, size_t byt
     size_t length = (size_t)sprintf(
         at,
         "{\"event_id\":\"%s\",\"event_type\":\"SERVER_DOWN\",\"source\":\"%s\",\"sequence\":%llu,"
-        "\"published_at_ms\":%llu,\"published_at_us\":%llu,\"published_at_ns\":%llu,\"data\":{\"pad\":\"",
+        "\"published_at_ms\":%llu,\"published_at_us\":%llu,\"published_at_ns\":%llu,\"data\":",
         id, source, (unsigned long long)sequence, (unsigned long long)(due_ns / 1000000),
         (unsigned long long)(due_ns / 1000), (unsigned long long)due_ns);
+    if (data_length) {
+        memcpy(at + length, data, data_length);
+        at[length + data_length] = '}';
+        return length + data_length + 1;
+    }
+    length += (size_t)sprintf(at + length, "{\"pad\":\"");
     size_t padding = bytes > length + 3 ? bytes - length - 3 : 0;
     memset(at + length, 'x', padding);
     memcpy(at + length + padding, "\"}}", 3);
@@ -98,7 +111,7 @@ static void sleep_until(uint64_t monotonic_ns) {
 static void publish_all(int redis, float *late_us) {
     uint64_t count = (uint64_t)options[COUNT].value, first = (uint64_t)options[FIRST].value;
     uint64_t burst = (uint64_t)options[BURST].value;
-    size_t bytes = (size_t)options[BYTES].value;
+    size_t bytes = (size_t)options[BYTES].value + data_length;
     uint64_t start = clock_ns(CLOCK_MONOTONIC) + (uint64_t)(options[DELAY_MS].value * 1e6);
     uint64_t to_wall = clock_ns(CLOCK_REALTIME) - clock_ns(CLOCK_MONOTONIC);
     for (uint64_t next = 0; next < count;) {
@@ -117,6 +130,13 @@ static void publish_all(int redis, float *late_us) {
     }
 }
 
+static void read_data(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file) die(path);
+    data_length = fread(data, 1, sizeof data - 1024, file);
+    fclose(file);
+}
+
 static void await_replies(int redis) {
     struct timeval wait = {.tv_sec = 1};
     setsockopt(redis, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait);
@@ -126,7 +146,8 @@ static void await_replies(int redis) {
 }
 
 int main(int argc, char **argv) {
-    read_options(argc, argv, options, OPTIONS, NULL, 0);
+    read_options(argc, argv, options, OPTIONS, texts, TEXTS);
+    if (*texts[DATA].value) read_data(texts[DATA].value);
     if (options[BURST].value < 1 || options[BYTES].value > MAX_EVENT_BYTES) die("bad --burst or --bytes");
     prepare_process();
     size_t count = (size_t)options[COUNT].value;

@@ -16,6 +16,7 @@ from tests.bench.catchup import catchup
 from tests.bench.figures import Line, absolute_line, number, ratio_line, ratios_of, spread, verdict
 from tests.bench.filters import filters
 from tests.bench.floods import floods
+from tests.bench.forms import compression, streams
 from tests.bench.guarded import guarded, token
 from tests.bench.history import history
 from tests.bench.hubs import FLOOR, NAIVE
@@ -141,6 +142,8 @@ ROWS: Final[dict[str, Callable[[Bench], list[Line]]]] = {
     "connect": connect,
     "frozen": frozen,
     "filters": filters,
+    "compression": compression,
+    "streams": streams,
     "history": history,
     "resume": resume,
     "storm": storm,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Self
 
 from tests.bench.guard import NO_GUARD, Guard
-from tests.bench.hubs import running_hub
+from tests.bench.hubs import PRODUCT, running_hub, statistics
 from tests.bench.plan import Plan
 from tests.bench.processes import MemoryPeak, Process, TrialError, anonymous_bytes, cpu_s
 from tests.bench.stored import clear, publisher
@@ -102,6 +102,12 @@ class Outcome:
     late_p99_us: float
     hub_cpu_s: float
     hub_growth_bytes: int
+    sent_bytes: int = 0
+    """Of all deliveries, as the hub says it; 0 of a hub that does not."""
+
+    @property
+    def bytes_per_delivery(self) -> float:
+        return self.sent_bytes / max(self.result.deliveries + self.result.outside, 1)
 
     @property
     def cpu_us_per_delivery(self) -> float:
@@ -133,7 +139,8 @@ class Bench:
         if history is not None:
             clear(self.redis_port)
         with running_hub(kind, self.redis_port, self.tools, {**env, **guard.env}) as hub:
-            return self.broadcast(hub.pid, hub.port, plan, None if history is None else env, guard)
+            outcome = self.broadcast(hub.pid, hub.port, plan, None if history is None else env, guard)
+            return replace(outcome, sent_bytes=statistics(hub.port)["sent_bytes"] if kind == PRODUCT else 0)
 
     def broadcast(
         self, pid: int, port: int, plan: Plan, env: Mapping[str, str] | None = None, guard: Guard = NO_GUARD
@@ -194,6 +201,7 @@ class Bench:
             period_ms=plan.period_ms,
             bytes=plan.event_bytes,
             sources=plan.sources,
+            **({"data": plan.data} if plan.data else {}),
         )
         return Process("publish", line, talks=True)
 
@@ -219,7 +227,8 @@ class Bench:
             self.load(hub.port, _FIRST_CONNECTIONS, **guard.options).stop()
             before = anonymous_bytes(hub.pid)
             with self.load(hub.port, conns, pings=ping_rounds, **guard.options) as load:
-                load.record("PINGED", 2.0 * ping_rounds + 20)
+                if ping_rounds:
+                    load.record("PINGED", 2.0 * ping_rounds + 20)
                 time.sleep(0.3)  # the last pongs
                 return (anonymous_bytes(hub.pid) - before) / conns
 

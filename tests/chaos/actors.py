@@ -152,7 +152,9 @@ class HubActor(Actor):
         process._output.close()
         self.chaos.trace(self.name, f"exit {code}")
         denied = code == REFUSED and self.chaos.troubles.any([REDIS], time.monotonic(), 10.0, ("redis_deny",))
-        if not denied and not (self.expected and code in (0, -signal.SIGKILL)):
+        # Who has said nothing yet has not begun: a SIGTERM simply ends it.
+        ends = (0, -signal.SIGKILL) if process.output else (0, -signal.SIGKILL, -signal.SIGTERM)
+        if not denied and not (self.expected and code in ends):
             self.chaos.oracle.fail(
                 "a hub has ended", time.monotonic(), self.name, f"{code}: {process.output[-2000:]}"
             )

@@ -236,7 +236,7 @@ class Chaos:
     async def _ask_statistics(self, name: str) -> None:
         hub = self.hubs[name]
         lives = hub.lives
-        status, body = await ask(cast(Any, RealLoop({0: hub.port})), 0, "GET /stats")
+        status, body = await ask(cast(Any, RealLoop({0: hub.port})), 0, "GET /stats?scope=self")
         if status == 200:
             self._statistics[name, lives] = json.loads(body)
 

@@ -2,7 +2,7 @@
 "use strict";
 
 function listen(socket, say) {
-  socket.onopen = () => say({ opened: socket.protocol });
+  socket.onopen = () => say({ opened: socket.protocol, extensions: socket.extensions });
   socket.onmessage = (event) => say({ text: event.data });
   socket.onerror = (event) => say({ error: event.message || "error" });
   socket.onclose = (event) => say({ closed: event.code, reason: event.reason });

@@ -171,6 +171,10 @@ class Happenings:
         protocol: str | None = self._first("opened")
         return protocol
 
+    def extensions(self) -> str:
+        """What was agreed on; of the package `ws` an object."""
+        return json.dumps(self._first("extensions"))
+
     def texts(self) -> list[str]:
         return [happening["text"] for happening in self.told() if "text" in happening]
 

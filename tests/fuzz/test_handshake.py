@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from broadcaster.hub.connections import handshake
 from broadcaster.hub.connections.connection import Connection
+from broadcaster.hub.connections.event_stream import EventStream
 from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.redis.server import RedisServer
 from tests.fuzz import CUTS, cut, fuzzed, mutated
@@ -137,6 +138,12 @@ def outcome(line: Line) -> Outcome:
     assert end
     assert head.startswith(b"HTTP/1.1 ")
     status = int(head[9:12])
+    if status == 200 and isinstance(line.protocol, EventStream):
+        return Outcome("streamed", 200, b"")
+    if status in (200, 204):  # the head alone, of a stream or of nothing
+        assert line.closing
+        assert body == b""
+        return Outcome("answered", status, b"")
     if status == 101:
         assert isinstance(line.protocol, Connection)
         assert len(server_frames(body)) == 0 or line.protocol.close_deadline is not None
@@ -192,7 +199,8 @@ UPGRADE: Final = (
 PAGE: Final = b"GET /health HTTP/1.1\r\nHost: hub\r\n\r\n"
 POST: Final = b'POST /publish HTTP/1.1\r\nHost: hub\r\nContent-Length: 9\r\n\r\n{"a": 1}\n'
 WITH_QUERY: Final = UPGRADE.replace(b"/ws", b"/ws?channel=events.critical&since=e1-5&type=A&severity=info")
-GOOD: Final = [UPGRADE, UPGRADE, WITH_QUERY, PAGE, POST]
+STREAM: Final = b"GET /sse HTTP/1.1\r\nHost: hub\r\nAccept: text/event-stream\r\nLast-Event-ID: e1-5\r\n\r\n"
+GOOD: Final = [UPGRADE, UPGRADE, WITH_QUERY, STREAM, STREAM.replace(b"GET", b"OPTIONS"), PAGE, POST]
 SNIPPETS: Final = [
     *(
         b"\r\n",
@@ -225,6 +233,10 @@ SNIPPETS: Final = [
         b"%00",
     ),
     *(
+        b"/sse",
+        b"HEAD",
+        b"Accept: a/b;q=\r\n",
+        b"Last-Event-ID: !\r\n",
         b"HTTP/1.0",
         b"HTTP/1.1",
         b"HTTP/2.0",
@@ -280,10 +292,13 @@ def assert_documented(found: Outcome, sent: bytes) -> None:
         assert len(head) + 4 <= HEAD_MAX
     elif found.kind == "sanic":
         assert found.rest == sent
-        assert not re.match(rb"[A-Z]+ /ws[? ]", head)
+        assert not re.match(rb"[A-Z]+ /(ws|sse)[? ]", head)
+    elif found.kind == "streamed":
+        assert head.startswith((b"GET /sse", b"GET http"))
+        assert not after
     else:
         assert found.kind == "answered"
-        assert found.status in (400, 401, 403, 404, 405, 426, 431, 503, 505)
+        assert found.status in (200, 204, 400, 401, 403, 404, 405, 406, 426, 431, 503, 505)
         assert found.status != 431 or len(head) + 4 > HEAD_MAX
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from websockets.server import ServerProtocol
 from broadcaster import wire
 from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.fanout.filters import EVERYTHING
+from broadcaster.hub.fanout.format import PLAIN, Format
 from tests.fuzz import CUTS, cut, fuzzed, mutated
 from tests.hub.house import House, Socket
 from tests.support import Frame, client_frame, frames_from, unblocked
@@ -54,16 +56,16 @@ class Hub(NamedTuple):
     house: House
     unhandled: list[str]
 
-    def converse(self, parts: list[bytes]) -> Wire:
+    def converse(self, parts: list[bytes], form: Format = PLAIN) -> Wire:
         """Connect, send these parts, each as one read as soon as the hub reads on, and go; what was written."""
-        line = self.runner.run(self._converse(parts))
+        line = self.runner.run(self._converse(parts, form))
         assert self.unhandled == []
         assert self.house.registry.connected == 0
         return line
 
-    async def _converse(self, parts: list[bytes]) -> Wire:
+    async def _converse(self, parts: list[bytes], form: Format) -> Wire:
         line = Wire()
-        connection = line.protocol = Connection(line, self.house.context, wants_control=False)
+        connection = line.protocol = Connection(line, self.house.context, wants_control=False, form=form)
         connection.open([(self.house.channel(), None)], EVERYTHING)
         try:
             for part in parts:
@@ -139,9 +141,9 @@ def is_code(code: int) -> bool:
     return code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= code <= 4999
 
 
-def converse(hub: Hub, parts: list[bytes]) -> Heard:
+def converse(hub: Hub, parts: list[bytes], form: Format = PLAIN) -> Heard:
     """How a hub answers these parts."""
-    line = hub.converse(parts)
+    line = hub.converse(parts, form)
     heard = Heard(read_frames(b"".join(line.writes)), line.ended or line.closing)
     if heard.code != wire.CloseCode.POLICY:  # such a talker still has so much on its way
         assert heard.ended == any(opcode == 8 for opcode, _ in heard.replies)
@@ -376,6 +378,52 @@ def test_the_library_itself_would_close_with_the_same_code(hub: Hub, data: bytes
         assert heard.code == expected or within or too_big
 
 
+# What they compress
+
+WORDS: Final = st.lists(st.sampled_from(["down ", "é", "x" * 300, "\0" * 2000]), max_size=12).map("".join)
+
+
+def compressed(message: bytes, final: bool) -> bytes:
+    """A message as a client compresses it, with or without an end of the deflate stream."""
+    compressor = zlib.compressobj(wbits=-15)
+    data = compressor.compress(message) + compressor.flush(zlib.Z_FINISH if final else zlib.Z_SYNC_FLUSH)
+    return data + b"\0" if final else data[:-4]
+
+
+def in_fragments(data: bytes, places: list[int]) -> bytes:
+    """One compressed text in so many frames, a ping between any two."""
+    parts = cut(data, places) or [b""]
+    frames = []
+    for number, part in enumerate(parts):
+        frame = client_frame(1 if number == 0 else 0, part, fin=number == len(parts) - 1)
+        frames.append(frame if number else bytes([frame[0] | 0x40]) + frame[1:])
+    return PING.join(frames)
+
+
+@fuzzed(160)
+@given(WORDS, st.booleans(), CUTS, CUTS)
+def test_what_is_compressed_right_is_taken(
+    hub: Hub, words: str, final: bool, fragments: list[int], reads: list[int]
+) -> None:
+    """However it is cut: within the limit it is silence (and pongs), beyond it 1009."""
+    sent = in_fragments(compressed(words.encode(), final), fragments) + PING
+    heard = converse(hub, cut(sent, reads), hub.house.context.formats.deflate)
+    if len(words.encode()) > LIMIT:
+        assert heard.code == 1009
+    else:
+        assert set(heard.replies) == {(10, b"hi")}
+
+
+@fuzzed(240)
+@given(mutated(WORDS.map(lambda words: compressed(words.encode(), final=False)), SNIPPETS), CUTS, CUTS)
+def test_what_is_compressed_wrong_ends_by_a_code(
+    hub: Hub, data: bytes, fragments: list[int], reads: list[int]
+) -> None:
+    """Damaged anywhere: taken, or closed with 1002, 1007 or 1009; nothing else happens."""
+    heard = converse(hub, cut(in_fragments(data, fragments), reads), hub.house.context.formats.deflate)
+    assert heard.code in (None, 1002, 1007, 1009)
+
+
 # How much
 
 FLOODS: Final[dict[str, bytes]] = {
@@ -419,18 +467,24 @@ ENDLESS: Final[dict[str, list[bytes]]] = {
     "messages": [client_frame(2, b"x" * 4000)] * 500,
     "talk after a mistake": [client_frame(3), *[b"x" * 4000] * 500],
     "talk after too much": [client_frame(1, b"x" * 4097), *[client_frame(9, b"x" * 125) * 30] * 500],
+    "what inflates to nothing": [
+        b"\x41" + client_frame(1, b"\xf3\x48\xcd\xc9\xc9\x07\0", fin=False)[1:],
+        *[client_frame(0, b"x" * 4000, fin=False)] * 500,
+    ],
     "an exabyte": [b"\x82\xff\x0f" + b"\xff" * 7 + b"\0\0\0\0", *[b"x" * 4000] * 500],
 }
 
 
+@pytest.mark.parametrize("agreed", [False, True], ids=["plain", "compressed"])
 @pytest.mark.parametrize("parts", ENDLESS.values(), ids=ENDLESS.keys())
-def test_what_a_stranger_says_is_not_kept(hub: Hub, parts: list[bytes]) -> None:
+def test_what_a_stranger_says_is_not_kept(hub: Hub, parts: list[bytes], agreed: bool) -> None:
     """Up to 2 MB from one connection: the hub never keeps more than a few messages' worth of it."""
-    hub.converse([])
+    form = hub.house.context.formats.deflate if agreed else PLAIN
+    hub.converse([], form)
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        line = hub.converse([bytes(part) for part in parts])
+        line = hub.converse([bytes(part) for part in parts], form)
         most = tracemalloc.get_traced_memory()[1] - before - sum(map(sys.getsizeof, line.writes))
     finally:
         tracemalloc.stop()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from broadcaster import wire
@@ -24,9 +24,11 @@ from broadcaster.hub.channels.delivery_probe import DeliveryProbe
 from broadcaster.hub.channels.dispatch import Dispatcher
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.event_stream import EventStream
 from broadcaster.hub.connections.registry import ConnectionRegistry, ticks
 from broadcaster.hub.connections.timer import Timer
 from broadcaster.hub.fanout.fanout import Fanout
+from broadcaster.hub.fanout.format import PLAIN
 from broadcaster.hub.fanout.message import Message, read_message
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.publish.publisher import Publisher
@@ -592,7 +594,13 @@ class House:
         return sequencer
 
     def connect(
-        self, query: str = "", *, v1: bool = False, reads_along: bool = True, address: str = "192.0.2.1"
+        self,
+        query: str = "",
+        *,
+        v1: bool = False,
+        deflate: bool = False,
+        reads_along: bool = True,
+        address: str = "192.0.2.1",
     ) -> Peer:
         """Somebody who has asked for `/ws?query`."""
         socket = self.socket()
@@ -600,13 +608,30 @@ class House:
         admitted = self.admission.admit(wire.Target.parse(f"/ws?{query}"), address)
         assert isinstance(admitted, Admitted), admitted
         connection = Connection(
-            socket, self.context, wants_control=v1, address=admitted.address, grant=admitted.grant
+            socket,
+            self.context,
+            wants_control=v1,
+            address=admitted.address,
+            grant=admitted.grant,
+            form=self.context.formats.deflate if deflate else PLAIN,
         )
         socket.protocol = connection
         channels = [
             (self.channels.get(name, admitted.address), since) for name, since in admitted.request.channels
         ]
         connection.open(channels, admitted.request.filter)
+        return Peer(connection, socket)
+
+    def stream(self, query: str = "", *, reads_along: bool = True, address: str = "192.0.2.1") -> Peer:
+        """Somebody who has asked for `/sse?query`."""
+        target = replace(wire.Target.parse(f"/sse?{query}"), host="127.0.0.1")
+        socket = self.socket()
+        socket.reads_along = reads_along
+        admitted = self.admission.admit(target, address, is_stream=True)
+        assert isinstance(admitted, Admitted), admitted
+        connection = socket.protocol = EventStream(socket, self.context, admitted)
+        [(name, since)] = admitted.request.channels
+        connection.open([(self.channels.get(name, admitted.address), since)], admitted.request.filter)
         return Peer(connection, socket)
 
     def be_proven(self) -> None:

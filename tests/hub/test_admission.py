@@ -21,6 +21,7 @@ from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Ad
 from broadcaster.hub.connections.connection import Connection
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.connections.request import read_query
+from broadcaster.hub.fanout.format import PLAIN
 from broadcaster.settings import ApiKey, AuthTable, ChannelsTable
 from broadcaster.wire import CloseCode, Refusal, Target
 from tests.hub.house import CHANNEL, House, Socket
@@ -34,6 +35,7 @@ class Visitor:
     """What the registry knows of a connection."""
 
     slot = 0
+    format = PLAIN
 
     def __init__(self, address: str) -> None:
         self.address = address

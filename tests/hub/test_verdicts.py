@@ -101,10 +101,24 @@ async def test_the_default_channel_that_is_of_a_wrong_type_turns_only_itself_and
 
 
 @in_loop
-async def test_the_default_channel_that_is_refused_for_good_ends_the_hub() -> None:
-    """Nothing can be served without it, and only who runs Redis can mend it."""
+async def test_the_default_channel_that_is_refused_is_told_and_served_again() -> None:
+    """Rights and passwords are changed by people, and changed back."""
     house = await two_channels()
     house.redis.errors[CHANNEL] = {"HMGET": ERRORS[0]}
+    await until(lambda: "NOPERM" in house.probe.problem, "not told")
+    house.redis.errors.clear()
+    await until(lambda: house.probe.healthy, "not served again")
+    assert not house.tasks.failed.done()
+
+
+@in_loop
+async def test_the_default_channel_that_was_refused_from_the_beginning_ends_the_hub() -> None:
+    """Nothing can be served without it, and somebody is there to read why."""
+    house = House(2**18, prove_interval_s=0.02)
+    house.redis.errors[CHANNEL] = {"HMGET": ERRORS[0]}
+    house.channels.on_confirmed(CHANNEL)
+    house.redis.on_publish = lambda probe: house.probe.take([probe])
+    house.tasks.spawn(house.probe.run, "proofs")
     with pytest.raises(RedisRefused, match="NOPERM"):
         await house.tasks.failed
 

@@ -274,7 +274,8 @@ async def test_a_server_that_quotes_the_password_is_not_quoted() -> None:
     async with stand_in(quoting) as url:
         with pytest.raises(RedisUnavailable) as refused:
             await RedisConnection.open(url.replace("redis://", "redis://:Zq7@"), timeout_s=5 * UNIT_S)
-    assert str(refused.value) == "Redis says: ERR unknown command 'AUTH'"
+    assert str(refused.value).startswith("Redis says: ERR unknown command 'AUTH' (it is disabled or renamed there")
+    assert "Zq7" not in str(refused.value)
 
 
 @in_loop

@@ -34,6 +34,7 @@ MUST_BE_REACHED: Final = (
         for kind in ("v1", "plain", "Subscriber")
     ),
     *("close 1006", "close 1011", "close 1012", "close 4008", "close 4009", "close 4010"),
+    *("clients by ws", "clients by deflate", "clients by sse"),
     *("welcome, recovered true", "welcome, recovered false", "welcome, recovered none"),
     *(f"fault {kind}" for kind in KINDS),
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import random
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +37,9 @@ class Actor:
         self.sim = simulation
         self.name = name
         self.chance = random.Random(f"{simulation.world.seed}/{name}")
-        self.runtime = Runtime(
-            chance=DrawnChance(self.chance), limits=replace(Limits(), **simulation.world.limits)
-        )
+        # Hubs are not announced: what they would say of themselves goes to nobody here.
+        limits = replace(Limits(), announce_every_s=math.inf, **simulation.world.limits)
+        self.runtime = Runtime(chance=DrawnChance(self.chance), limits=limits)
         self.process = Process(name, simulation.loop)
         self.ended = False
 
@@ -250,8 +252,17 @@ class ClientActor(Actor):
         else:
             client, ports = self._client, list(self.sim.world.hubs)
             beat_s = self.sim.settings.hub.beat_interval_s
-            rest = self.sim.world.token, client.naps_s, self.sim.world.calm_from_s
+            rest = self.sim.world.token, client.naps_s, self.sim.world.calm_from_s, self._form()
             await RawClient(self.sim.loop, self.book, ports, self.chance, beat_s, *rest).run()
+
+    def _form(self) -> str:
+        """How it is given events; not drawn, so that what else happens in a seed does not depend on it."""
+        forms = ["ws", "deflate"]
+        if self._client.kind == "v1" and len(self._client.channels) == 1:
+            forms += ["sse", "sse"]
+        form = forms[zlib.crc32(f"{self.sim.world.seed}/{self._client.name}".encode()) % len(forms)]
+        self.sim.counts[f"clients by {form}"] += 1
+        return form
 
     async def _subscribe(self) -> None:
         client, book, loop = self._client, self.book, self.sim.loop
@@ -330,6 +341,6 @@ class Watcher(Actor):
             await asyncio.sleep(0.5)
 
     async def ask_statistics(self, port: int) -> None:
-        status, body = await ask(self.sim.loop, port, "GET /stats")
+        status, body = await ask(self.sim.loop, port, "GET /stats?scope=self")
         if status == 200:
             self.sim.on_statistics(port, json.loads(body))

@@ -11,6 +11,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
@@ -19,6 +20,7 @@ from websockets.uri import parse_uri
 
 from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given, Place, Refused, Told, Welcomed
 from tests.simulation.loop import VirtualLoop
+from tests.support.event_stream import Reader
 
 HOST: Final = "127.0.0.1"
 GIVEN_UP: Final = "given up"
@@ -34,12 +36,19 @@ class Wire(asyncio.Protocol):
     """
 
     def __init__(
-        self, url: str, subprotocol: str | None, token: str, on_text: Callable[[dict[str, Any]], None]
+        self,
+        url: str,
+        subprotocol: str | None,
+        token: str,
+        on_text: Callable[[dict[str, Any]], None],
+        *,
+        deflate: bool = False,
     ) -> None:
         loop = asyncio.get_running_loop()
         wanted = [Subprotocol(subprotocol)] if subprotocol else None
+        offers = [ClientPerMessageDeflateFactory()] if deflate else None
         self._loop = loop
-        self._protocol = ClientProtocol(parse_uri(url), subprotocols=wanted, max_size=None)
+        self._protocol = ClientProtocol(parse_uri(url), subprotocols=wanted, extensions=offers, max_size=None)
         self._on_text = on_text
         self._token = token
         self._open = False
@@ -107,6 +116,74 @@ class Wire(asyncio.Protocol):
             self._end(1006 if self._open else 0, GIVEN_UP)
 
 
+class Stream(asyncio.Protocol):
+    """One event stream, as a browser reads it; the same attributes as those of a `Wire`.
+
+    Attributes:
+        last_id: What it would bring along now.
+    """
+
+    def __init__(self, url: str, last_id: str, token: str, on_text: Callable[[dict[str, Any]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        path = url.partition(HOST)[2].partition("/")[2]
+        lines = [f"GET /{path} HTTP/1.1", "Host: hub", "Accept: text/event-stream"]
+        lines += [f"Last-Event-ID: {last_id}"] if last_id else []
+        lines += [f"Authorization: Bearer {token}"] if token else []
+        self._request = "\r\n".join([*lines, "", ""]).encode()
+        self._on_text = on_text
+        self._head: bytes | None = b""
+        self._reader = Reader()
+        self._reader.last_id = self._reader._id = last_id
+        self._status = 0
+        self._close: tuple[int, str] | None = None
+        self.transport: Any = None
+        self.ended: asyncio.Future[tuple[int, str]] = self._loop.create_future()
+        self.heard_at = self._loop.time()
+
+    @property
+    def last_id(self) -> str:
+        return self._reader.last_id
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self._loop.time()
+        if self._head is not None:
+            self._head += data
+            head, found, data = self._head.partition(b"\r\n\r\n")
+            if not found:
+                return
+            self._head, self._status = None, int(head.split()[1])
+        if self._status == 200:
+            self._reader.feed(data)
+            for sent in self._reader.events:
+                if sent.kind == "close":
+                    self._close = sent.fields["code"], sent.fields["reason"]
+                else:
+                    self._on_text(sent.fields)
+            self._reader.events.clear()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._status != 200:
+            self._end(self._status, "refused")
+        else:
+            self._end(*(self._close or (1006, "")))
+
+    def _end(self, code: int, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result((code, reason))
+
+    def ping(self) -> None:
+        """It cannot."""
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+        self._end(1006 if self._status == 200 else 0, GIVEN_UP)
+
+
 class RawClient:
     """Connects again and again, and goes on where it was, by nothing but the contract.
 
@@ -119,6 +196,7 @@ class RawClient:
         token: For the hubs; empty: none.
         naps: Longest time for which it does not read every now and then, in seconds; 0: never.
         naps_until: Loop time after which it does not.
+        form: How it is given events: `ws`, `deflate`, or `sse`.
     """
 
     def __init__(
@@ -131,6 +209,7 @@ class RawClient:
         token: str = "",
         naps: float = 0.0,
         naps_until: float = 0.0,
+        form: str = "ws",
     ) -> None:
         self._loop = loop
         self._book = book
@@ -140,6 +219,8 @@ class RawClient:
         self._token = token
         self._naps = naps
         self._naps_until = naps_until
+        self._form = form
+        self._last_id = str(next(iter(book.at.values()), None) or "")  # what it has kept of an earlier life
         self._beat_at = 0.0
         self._forgotten = False
 
@@ -153,6 +234,10 @@ class RawClient:
         book, query = self._book, list[tuple[str, str]]()
         since: dict[str, Place | None] = {}
         for channel, first in book.channels.items():
+            if self._form == "sse":  # its URL stays the same: what it brings along stands above it
+                since[channel] = Place.read(self._last_id) if self._last_id else first
+                query += [("channel", channel), *([("since", str(first))] if first else [])]
+                continue
             where = book.at.get(channel, None if self._forgotten else first)
             since[channel] = where
             query.append(("channel", channel))
@@ -160,28 +245,34 @@ class RawClient:
                 query.append(("since", str(where)))
         if book.wanted is not None:
             query.append(("type", book.wanted))
-        return f"ws://{HOST}:{port}/ws?{urlencode(query)}", since
+        return f"ws://{HOST}:{port}/{'sse' if self._form == 'sse' else 'ws'}?{urlencode(query)}", since
 
     async def _connect_once(self) -> float:
         book, loop = self._book, self._loop
         port = self._chance.choice(self._hubs)
         url, since = self._url(port)
         book.note(loop.now, Connected(f"hub-{port}", since))
-        subprotocol = "broadcaster.v1" if book.kind == "v1" else None
+
+        def made() -> Wire | Stream:
+            if self._form == "sse":
+                return Stream(url, self._last_id, self._token, self._on_message)
+            subprotocol = "broadcaster.v1" if book.kind == "v1" else None
+            return Wire(url, subprotocol, self._token, self._on_message, deflate=self._form == "deflate")
+
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
-                _, wire = await loop.create_connection(
-                    lambda: Wire(url, subprotocol, self._token, self._on_message), HOST, port
-                )
+                _, wire = await loop.create_connection(made, HOST, port)
         except (OSError, TimeoutError):
             book.note(loop.now, Refused(0))
             return 0.2
-        assert isinstance(wire, Wire)
+        assert isinstance(wire, Wire | Stream)
         try:
             self._beat_at = loop.now
             await self._watch(wire)
         finally:
             wire.abort()
+            if isinstance(wire, Stream):
+                self._last_id = wire.last_id
         code, reason = wire.ended.result()
         if code < 1000:
             book.note(loop.now, Refused(code))
@@ -192,7 +283,7 @@ class RawClient:
             self._forgotten = True
         return 0.0
 
-    async def _watch(self, wire: Wire) -> None:
+    async def _watch(self, wire: Wire | Stream) -> None:
         """Wait for the end of a connection; end it if it seems dead."""
         loop, patience_s = self._loop, 3 * self._beat_s + 0.5
         while not wire.ended.done():

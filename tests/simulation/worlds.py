@@ -200,6 +200,7 @@ def draw(seed: int) -> World:
             "behind_max_ms": chance.choice((1000, 5000)),
             "behind_max_events": 10 if slow else chance.choice((10, 50_000)),
             "drain_s": chance.choice((0.0, 0.3, 1.0)),
+            "compress_min_bytes": 64,
             "shutdown_s": 0.5,
         },
         "channels": {

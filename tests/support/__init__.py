@@ -4,6 +4,7 @@ Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow
 """
 
 from tests.support.clock import Clock
+from tests.support.event_stream import Reader, StreamClient
 from tests.support.events import event_payload, unstamped
 from tests.support.hub import Hub, HubProcess, HubThread, assert_calm
 from tests.support.loop import in_loop, run_async, unblocked
@@ -59,8 +60,10 @@ __all__ = [
     "HubThread",
     "Proxy",
     "RawClient",
+    "Reader",
     "RedisClient",
     "Running",
+    "StreamClient",
     "Talk",
     "assert_calm",
     "broadcaster",

@@ -70,7 +70,8 @@ class Hub(Speaking):
             return 0, {}
 
     def stats(self) -> dict[str, Any]:
-        return self.get("/stats")[1]
+        """What it says of itself alone."""
+        return self.get("/stats?scope=self")[1]
 
     @property
     def ended(self) -> bool:
@@ -104,6 +105,7 @@ class Hub(Speaking):
 def variables_of(redis_url: str, port: int, **variables: str) -> dict[str, str]:
     """The environment of a hub of the tests; `variables` come first."""
     defaults = {"REDIS__URL": redis_url, "HUB__PORT": str(port), "HUB__DRAIN_S": "0.1"}
+    defaults["HUB__DEPLOYMENT"] = f"test-{port}"  # alone, whatever else is on its Redis
     return {f"BROADCASTER_{key}": value for key, value in defaults.items()} | variables
 
 

@@ -156,9 +156,9 @@ class Proxy:
         self.change(self.answers, blocked=False)
 
     def inject(self, *words: str) -> None:
-        """Say something to Redis on the newest connection, as if the client had."""
+        """Say something to Redis on every connection, as if the client had."""
         command = hiredis.pack_command(cast(Any, words))
-        self._do(lambda: next(reversed(self.links)).target.write(command))
+        self._do(lambda: self._each(lambda link: link.target.write(command)))
 
     def __enter__(self) -> Self:
         if self._beside is not None:

@@ -38,6 +38,10 @@ class Broker(Protocol):
         confirmed: Channels whose subscription holds now.
         refused: Channels to which the hub may not subscribe.
         reconnects: How often the subscriptions were restored.
+        node: Where they are held, if that is not where events are published; else empty.
+        moves: How often it was another node.
+        moved: Which one was left last, and why; empty: none.
+        lag_max_s: Seconds within which what was published has to come; None: until the round ends.
 
     Every coroutine but `run` raises `RedisUnavailable` when a retry may help, and `RedisRefused` when it will not.
     """
@@ -50,6 +54,25 @@ class Broker(Protocol):
 
     @property
     def reconnects(self) -> int: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def moves(self) -> int: ...
+
+    @property
+    def moved(self) -> str: ...
+
+    @property
+    def lag_max_s(self) -> float | None: ...
+
+    def distrust(self, why: str) -> str:
+        """What was published has not come: subscribe at another node, if there is one.
+
+        Returns:
+            What is wrong, and where.
+        """
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.
@@ -102,6 +125,20 @@ class Broker(Protocol):
 
         Returns:
             Per channel where it stands; one that fails does not fail the others.
+        """
+
+    async def announce(self, deployment: str, name: str, announcement: bytes) -> None:
+        """Keep what a hub announces of itself, for some minutes, and let all hubs of its deployment find it."""
+
+    async def withdraw(self, deployment: str, name: str) -> None:
+        """Forget a hub that goes."""
+
+    async def announced(self, deployment: str) -> tuple[dict[str, tuple[bytes | None, float]], set[int]]:
+        """What the hubs of a deployment have announced.
+
+        Returns:
+            By name the announcement (None: what is kept there is none) and its age in seconds; and the numbers of
+            all databases of the server in which there are hubs, of whatever deployment.
         """
 
     async def publish(

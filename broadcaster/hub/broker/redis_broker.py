@@ -1,28 +1,40 @@
-"""The broker on a single Redis server."""
+"""The broker on a single Redis server, or on that and its replicas."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.subscription import SubscriptionHandlers
+from broadcaster.core.subscription import HUB_CHANNELS, SubscriptionHandlers, hub_databases
 from broadcaster.hub.broker.broker import StoredEvents, Whereabouts
+from broadcaster.hub.broker.replica import Replica
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink, server_info
+from broadcaster.redis.connection import Command
+from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.settings import HistoryTable, Settings
 
 _PROBE_EXPIRE_S: Final = 60
+_ANNOUNCED_S: Final = 600
+"""Seconds for which it is known which hubs there were."""
+
+_NO_KEY: Final = -2
 _SPARE_S: Final = 1.0
 """So many seconds before the deadline of an HTTP request it is known what became of its event."""
 
 
 class RedisBroker:
-    """A `Broker`, over one connection each for the subscriptions, for commands, for pages and for publishing."""
+    """A `Broker`, over one connection each for the subscriptions, for commands, for pages and for publishing.
+
+    With replicas, the subscriptions and pages are at one of them, and everything else at the master: so the
+    delivery probe proves the whole way.
+    """
 
     def __init__(
         self,
@@ -32,6 +44,7 @@ class RedisBroker:
         pages: CommandLink,
         pubsub: PubSubLink,
         publisher: Publisher,
+        replica: Replica | None = None,
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Put the links together; nothing is connected yet.
@@ -42,6 +55,7 @@ class RedisBroker:
             pages: Made with `stream.LOAD` and `stream.LOAD_PAGE`; used only if events are stored.
             pubsub: For the subscriptions.
             publisher: For what is published over HTTP.
+            replica: Where the subscriptions are, if not at the same Redis.
             runtime: Clock and chance for the names of epochs.
         """
         self._history = history
@@ -49,6 +63,7 @@ class RedisBroker:
         self._pages = pages
         self._pubsub = pubsub
         self._publisher = publisher
+        self._replica = replica
         self._runtime = runtime
 
     @classmethod
@@ -58,12 +73,15 @@ class RedisBroker:
         deadline_s = min(settings.publisher.publish_deadline_s, longest_s)
         limits = settings.publisher.model_copy(update={"publish_deadline_s": deadline_s})
         greeting = [stream.LOAD] if settings.history.enabled else []
+        pubsub = PubSubLink(settings.redis, runtime)
+        replica = Replica(settings.redis, pubsub, runtime) if settings.redis.subscribe_url else None
         return cls(
             settings.history,
             commands=CommandLink(settings.redis, *greeting, runtime=runtime),
             pages=CommandLink(settings.redis, stream.LOAD, stream.LOAD_PAGE, runtime=runtime),
-            pubsub=PubSubLink(settings.redis, runtime),
+            pubsub=pubsub,
             publisher=Publisher(settings.model_copy(update={"publisher": limits}), runtime=runtime),
+            replica=replica,
             runtime=runtime,
         )
 
@@ -78,6 +96,25 @@ class RedisBroker:
     @property
     def reconnects(self) -> int:
         return self._pubsub.reconnects
+
+    @property
+    def node(self) -> str:
+        return self._replica.nodes.address if self._replica else ""
+
+    @property
+    def moves(self) -> int:
+        return self._replica.nodes.moves if self._replica else 0
+
+    @property
+    def moved(self) -> str:
+        return self._replica.nodes.moved if self._replica else ""
+
+    @property
+    def lag_max_s(self) -> float | None:
+        return self._replica.lag_max_s if self._replica else None
+
+    def distrust(self, why: str) -> str:
+        return self._replica.distrust(why) if self._replica else why
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         await self._pubsub.run(handlers)
@@ -95,6 +132,10 @@ class RedisBroker:
     async def page(
         self, channel: str, first: int, *, count: int, max_bytes: int, floor: Position | None
     ) -> StoredEvents:
+        if self._replica is not None:
+            head, info = await self._pages.execute(self._ensure_epoch(channel, floor), REPLICATION)
+            at = stream.read_head(head)
+            return await self._replica.page(channel, first, count=count, max_bytes=max_bytes, head=at, master=info)
         head, listed = await self._pages.execute(
             self._ensure_epoch(channel, floor), stream.page(channel, first, count, max_bytes)
         )
@@ -107,18 +148,23 @@ class RedisBroker:
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
     ) -> dict[str, Whereabouts]:
         stored = channels if self._history.enabled else ()
-        replies = await self._commands.execute_each(
+        replies = await self._ask_master(
             ("SET", own_channel, "", "EX", _PROBE_EXPIRE_S),
             ("INFO", "server"),
+            *((REPLICATION,) if self._replica else ()),
             *(stream.peek_head(channel) for channel in stored),
             *(self._ensure_epoch(channel, None) for channel in stored if touch),
             ("PUBLISH", own_channel, token),  # last: whatever was read before it arrives before it
         )
         written, info, *replies, published = replies
-        for reply in (written, info, published):
+        replication = replies.pop(0) if self._replica else b""
+        for reply in (written, info, replication, published):
             if isinstance(reply, Exception):
                 raise reply
-        await self._pubsub.verify()
+        if self._replica is None:
+            await self._pubsub.verify()
+        else:
+            await self._replica.check(replication)
         run_id = server_info(info).get("run_id", "")
         if stored and self._commands.run_id not in ("", run_id):
             # A proxy has led the open connection to another process: what was asked at its beginning is of no use,
@@ -132,6 +178,58 @@ class RedisBroker:
             found[channel] = _read_head(renewed if _is_refused(renewed) else head, run_id)
         return found
 
+    async def announce(self, deployment: str, name: str, announcement: bytes) -> None:
+        names = _names_key(deployment)
+        self._check_connected()
+        await self._commands.execute(
+            ("SADD", names, name),
+            ("EXPIRE", names, _ANNOUNCED_S),
+            ("SET", f"{names}.{name}", announcement, "EX", _ANNOUNCED_S),
+        )
+
+    async def withdraw(self, deployment: str, name: str) -> None:
+        names = _names_key(deployment)
+        self._check_connected()
+        await self._commands.execute(("SREM", names, name), ("DEL", f"{names}.{name}"))
+
+    async def announced(self, deployment: str) -> tuple[dict[str, tuple[bytes | None, float]], set[int]]:
+        names = _names_key(deployment)
+        self._check_connected()
+        members, channels = await self._commands.execute_each(
+            ("SMEMBERS", names), ("PUBSUB", "CHANNELS", f"{HUB_CHANNELS}*")
+        )
+        if isinstance(members, Exception):
+            raise members
+        keys = [f"{names}.{member.decode(errors='replace')}" for member in members]
+        asked = [("MGET", *keys), *(("PTTL", key) for key in keys)] if keys else []
+        values, *left_ms = await self._commands.execute(*asked) if asked else [[]]
+        found: dict[str, tuple[bytes | None, float]] = {}
+        silent = []  # for minutes
+        for member, value, left in zip(members, values, left_ms, strict=True):
+            if left == _NO_KEY:
+                silent.append(member)
+            else:
+                found[member.decode(errors="replace")] = (value, max(0.0, _ANNOUNCED_S - left / 1000))
+        if silent:
+            await self._commands.execute(("SREM", names, *silent))
+        return found, set() if isinstance(channels, Exception) else hub_databases(channels)
+
+    def _check_connected(self) -> None:
+        """Nobody waits for a connection to announce a hub: the delivery probe opens it."""
+        if self._commands.link is None:
+            raise RedisUnavailable("there is no connection to Redis")
+
+    async def _ask_master(self, *commands: Command) -> list[Any]:
+        """The replies; with a replica it is said that this one does not answer: that one may look well."""
+        if self._replica is None:
+            return await self._commands.execute_each(*commands)
+        patience_s = self._replica.patience_s
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._commands.execute_each(*commands)
+        except TimeoutError:
+            raise RedisUnavailable(f"the master did not answer within {patience_s:g} s") from None
+
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
     ) -> Published:
@@ -141,6 +239,13 @@ class RedisBroker:
         self._publisher.close()
         self._commands.close()
         self._pages.close()
+        if self._replica is not None:
+            self._replica.close()
+
+
+def _names_key(deployment: str) -> str:
+    """The key of the names of a deployment's hubs; a dot and a name is that of what one announces."""
+    return f"{HUB_CHANNELS}{{{deployment}}}"
 
 
 def _is_refused(reply: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.event_log import EventLog, Page, is_of_channel
@@ -94,15 +95,15 @@ class PageCache:
         read: How many were read.
     """
 
-    def __init__(self, log: EventLog, runtime: Runtime = RUNTIME) -> None:
-        self.log = log
+    def __init__(self, event_log: EventLog, runtime: Runtime = RUNTIME) -> None:
+        self.log = event_log
         self._clock = runtime.clock
         self._chance = runtime.chance
         self._limits = runtime.limits
         self._kept: OrderedDict[tuple[str, int], CachedPage] = OrderedDict()  # by channel and first offset
         self._kept_bytes = 0
         self._wanted: deque[_Want] = deque()
-        self._unreadable: dict[str, str] = {}  # channels that cannot be read, and what was logged
+        self._throttled = ThrottledLog(log, clock=runtime.clock)
         self._wake = asyncio.Event()
         self.read = 0
 
@@ -148,7 +149,6 @@ class PageCache:
 
     async def _read(self, want: _Want) -> CachedPage | Unreadable:
         channel = want.channel
-        complaint = f"{channel}: cannot read the log"
         give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
 
         def raise_in_the_end(error: Unreadable) -> None:
@@ -159,20 +159,22 @@ class PageCache:
         try:
             page = await keep_trying(
                 lambda: self.log.page(channel, want.first, want.floor),
-                complaint,
+                lambda said: self._complain(channel, f"{said}; trying again"),
                 self._chance,
                 raise_in_the_end,
             )
         except (RedisUnavailable, RedisRefused) as error:
-            if self._unreadable.get(channel) != str(error):
-                log.warning("%s for those that resume: %s", complaint, error)
-                self._unreadable[channel] = str(error)
+            self._complain(channel, str(error))
             return error
-        self._unreadable.pop(channel, None)
         self.read += 1
         found = CachedPage.of(page)
         self._keep((channel, want.first), found)
         return found
+
+    def _complain(self, channel: str, said: str) -> None:
+        self._throttled.log(
+            logging.WARNING, channel + said, "%s: cannot read the log for those that resume: %s", channel, said
+        )
 
     def _keep(self, key: tuple[str, int], page: CachedPage) -> None:
         if (old := self._kept.pop(key, None)) is not None:

@@ -85,7 +85,7 @@ class Replay:
     def _go_live(self, subscription: Subscription, gap: Gap) -> None:
         self._welcome(subscription, gap.position, recovered=False)
         if subscription.sink.wants_control:
-            subscription.sink.write(wire.gap_frame(gap))
+            subscription.sink.tell(wire.gap_frame(gap))
             self._fanout.join(subscription)
         else:
             self._fanout.end_for(gap, subscription)
@@ -220,7 +220,7 @@ class Replay:
         if subscription.sink.wants_control:
             told = recovered if subscription.asked else None
             frame = wire.welcome_frame(self._fanout.channel, position, self._terms, told)
-            subscription.sink.write(frame)
+            subscription.sink.tell(frame)
 
 
 def _told(gaps: list[Gap], page: Page) -> list[Entry]:

@@ -190,9 +190,13 @@ class Sequencer:
         """Read the log whenever it is necessary, until cancelled."""
         while True:
             await self._wake.wait()
-            complaint = f"{self._channel}: cannot read the log"
-            await keep_trying(self._catch_up, complaint, self._chance, self._on_error)
+            await keep_trying(self._catch_up, self._complain, self._chance, self._on_error)
             self.problem = None
+
+    def _complain(self, said: str) -> None:
+        self._throttled.log(
+            logging.WARNING, said, "%s: cannot read the log: %s; trying again", self._channel, said
+        )
 
     def _on_error(self, error: RedisUnavailable | RedisRefused) -> None:
         self.problem = error if is_of_channel(error) else None
@@ -280,8 +284,9 @@ class Sequencer:
     def _count_unknown(self, position: Position) -> None:
         self.unknown_position += 1
         self.unknown_at = self._clock.loop_s()
-        log.warning("%s: refused an event with the position %s, which nobody has given", self._channel, position)
-        self._throttled.log(logging.WARNING, "", "%s: %s", self._channel, ELSEWHERE)
+        unknown = "%s: refused an event with the position %s, which nobody has given"
+        self._throttled.log(logging.WARNING, "unknown", unknown, self._channel, position)
+        self._throttled.log(logging.WARNING, "elsewhere", "%s: %s", self._channel, ELSEWHERE)
 
 
 def with_refused_cause(gap: Gap, refused: set[Position]) -> Gap:

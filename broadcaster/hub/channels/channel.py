@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from broadcaster import wire
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Whereabouts
@@ -73,6 +74,7 @@ class Channel:
         self._terms = wire.Terms(settings.hub.beat_interval_s, settings.event.max_bytes)
         self.replay = Replay(self.fanout, self.sequencer, pages, self._terms, runtime)
         self._clock = runtime.clock
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self._scheduler = scheduler
         self._unavailable_s = runtime.limits.unavailable_s
         self._waiting: dict[Subscription, int] = {}  # and how many sync rounds had begun when it came
@@ -132,9 +134,9 @@ class Channel:
             error = RedisRefused(f"Redis will not let us subscribe to {self.name}")
         if error is not None and self.refusal is None:
             self._refused_at = self._clock.loop_s()
-            log.warning("%s cannot be served: %s", self.name, error)
+            self._log.log(logging.WARNING, str(error), "%s cannot be served: %s", self.name, error)
         elif error is None and self.refusal is not None:
-            log.info("%s can be served again", self.name)
+            self._log.log(logging.INFO, "again", "%s can be served again", self.name)
         self.refusal = error
         if error is not None:
             self.trouble = str(error)
@@ -211,7 +213,7 @@ class Channel:
         if subscription.since is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position
-                subscription.sink.write(wire.welcome_frame(self.name, position, self._terms, None))
+                subscription.sink.tell(wire.welcome_frame(self.name, position, self._terms, None))
             self.fanout.join(subscription)
         else:
             self.replay.begin(subscription)
@@ -250,4 +252,4 @@ class Channel:
         position = self.fanout.position_of(subscription)
         if self._beat[0] != position or not self._beat[1]:
             self._beat = (position, wire.beat_frame(self.name, position))
-        subscription.sink.write(self._beat[1])
+        subscription.sink.tell(self._beat[1])

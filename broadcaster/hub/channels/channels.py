@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import HUB_CHANNELS
 from broadcaster.hub.broker.broker import Broker
@@ -62,6 +63,7 @@ class Channels:
         self._spawn = spawn
         self._unsettled = unsettled
         self._runtime = runtime
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._closed: Counter[str] = Counter()  # totals of channels that were closed
         self.open: dict[str, Channel] = {}
@@ -176,7 +178,7 @@ class Channels:
 
     def on_confirmed(self, name: str) -> None:
         if name in self.open:
-            log.info("redis: subscribed to %s", name)
+            self._log.log(logging.INFO, name, "redis: subscribed to %s", name)
             self.open[name].sequencer.confirm()
 
     def on_lost(self, name: str) -> None:

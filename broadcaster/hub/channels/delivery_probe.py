@@ -22,7 +22,8 @@ import logging
 import math
 from typing import Final
 
-from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.errors import SAYS, RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.core.subscription import HUB_CHANNELS
 from broadcaster.hub.broker.broker import Broker
@@ -33,6 +34,7 @@ from broadcaster.settings import Settings, redis_database
 
 log = logging.getLogger("broadcaster.hub")
 
+READY: Final = "ready: events get through"
 _WARNED_S: Final = 60.0
 
 
@@ -62,7 +64,8 @@ class DeliveryProbe:
         self._probe: asyncio.Future[None] | None = None
         self._expected = b""
         self._wake = asyncio.Event()
-        self._logged_healthy = False
+        self._logged_healthy: bool | None = None
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self.channel = f"{HUB_CHANNELS}{redis_database(settings.redis.url)}.{runtime.chance.hex(8)}"
         self.proven = False
         self._problem = "Redis has not answered yet"
@@ -114,7 +117,8 @@ class DeliveryProbe:
         """Probe, again and again, until cancelled.
 
         Raises:
-            RedisRefused: Redis does not let the hub write or publish, or refuses it the default channel.
+            RedisRefused: Redis does not let the hub write or publish, or refuses it the default channel, and has
+            done so from the beginning.
         """
         while True:
             self._wake.clear()
@@ -124,6 +128,10 @@ class DeliveryProbe:
                 self._conclude("")
             except (RedisUnavailable, TimeoutError) as error:
                 self._conclude(str(error) or f"no proof within {self._timeout_s:g} s")
+            except RedisRefused as error:
+                if not self.rounds:
+                    raise  # it has never worked: a person is there to read it
+                self._conclude(str(error))  # rights and passwords change, and change back
             try:
                 async with asyncio.timeout(self._interval_s):
                     await self._wake.wait()
@@ -134,12 +142,12 @@ class DeliveryProbe:
     def _conclude(self, problem: str) -> None:
         if problem or self.proven or not self._wake.is_set():  # else it was marked suspect meanwhile
             self.proven, self._problem = not problem, problem
-        if self.healthy != self._logged_healthy:
-            self._logged_healthy = self.healthy
-            if self.healthy:
-                log.info("ready: events get through")
-            else:
-                log.warning("not ready: %s", self.problem)
+        if self.healthy != self._logged_healthy and (self.healthy or self.rounds or problem.startswith(SAYS)):
+            level, state = (
+                (logging.INFO, READY) if self.healthy else (logging.WARNING, f"not ready: {self.problem}")
+            )
+            if self._log.log(level, state, "%s", state):  # else in a later round, if it is still so
+                self._logged_healthy = self.healthy
         self.rounds += self.healthy
         if not problem and not self._default.refusal and not self._default.sequencer.caught_up:
             self.probe_now()  # it will be caught up at any moment
@@ -157,7 +165,10 @@ class DeliveryProbe:
         before = {name: channel.sequencer.position for name, channel in self._channels.open.items()}
         found = await self._broker.probe(self.channel, self._expected, list(before), touch=touch)
         self._touched_at = now if touch else self._touched_at
-        await self._probe
+        within_s = self._broker.lag_max_s
+        arrived, _ = await asyncio.wait([self._probe], timeout=within_s)
+        if not arrived:
+            raise RedisUnavailable(self._broker.distrust(f"what was published did not come within {within_s:g} s"))
         refused = self._broker.refused
         if self.channel in refused:
             raise RedisRefused(f"Redis will not let us subscribe to {self.channel}")

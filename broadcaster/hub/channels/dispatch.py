@@ -7,6 +7,7 @@ from collections import Counter
 
 from broadcaster.core.errors import InvalidEvent
 from broadcaster.core.event import CAUSES
+from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.channels.delivery_probe import DeliveryProbe
@@ -30,10 +31,7 @@ class Dispatcher:
         self._probe = probe
         self._probe_key = probe.channel.encode()
         self._max_bytes = max_bytes
-        self._log_every_s = runtime.limits.log_every_s
-        self._clock = runtime.clock
-        self._logged_at = -self._log_every_s
-        self._unlogged = 0
+        self._log = ThrottledLog(log, clock=runtime.clock)
         self.invalid: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
 
     def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
@@ -67,10 +65,4 @@ class Dispatcher:
 
     def _refuse(self, error: InvalidEvent) -> None:
         self.invalid[error.cause] += 1
-        now = self._clock.loop_s()
-        if now - self._logged_at < self._log_every_s:
-            self._unlogged += 1
-            return
-        more = f" (and {self._unlogged} more)" if self._unlogged else ""
-        log.warning("refused: %s%s", error.detail, more)
-        self._logged_at, self._unlogged = now, 0
+        self._log.log(logging.WARNING, error.cause, "refused: %s", error.detail)

@@ -117,6 +117,11 @@ class AdmissionControl:
         """Its request is complete, or it has gone; does nothing the second time."""
         self._pending.pop(handshake, None)
 
+    @property
+    def pending(self) -> int:
+        """How many requests are not complete, or not answered."""
+        return len(self._pending)
+
     def evict_overdue(self) -> None:
         """End the handshakes whose deadline has passed."""
         now = self._clock.loop_s()
@@ -147,8 +152,8 @@ class AdmissionControl:
 
     # What it asks for
 
-    def admit(self, target: wire.Target, address: str) -> Admitted | wire.Refusal:
-        """Admit a well-formed request, or say why not."""
+    def admit(self, target: wire.Target, address: str, *, is_stream: bool = False) -> Admitted | wire.Refusal:
+        """Admit a well-formed request, or say why not; one for an event stream may ask for one channel only."""
         hub, registry = self._settings.hub, self._registry
         if self.stopping:
             return self._refuse(address, "stopping", 503, "the hub is stopping", retry_after_s=1)
@@ -159,7 +164,7 @@ class AdmissionControl:
             return self._refuse_for_now(address, "address_full", "too many of this address")
         if target.fault:
             return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
-        if not self._is_allowed_origin(target):
+        if not self.allows_origin(target) or (is_stream and not self.allows_host(target)):
             return self._refuse(address, "origin", 403, "this origin is not allowed")
         try:
             grant = self._access.grant(target.token)
@@ -169,15 +174,17 @@ class AdmissionControl:
             request = read_query(target.query, self._channels.default, self._limits)
         except ValueError as error:
             return self._refuse(address, "query", 400, str(error))
-        if refusal := self._refuse_channels(request, grant, address):
+        if refusal := self._refuse_channels(request, grant, address, 1 if is_stream else None):
             return refusal
         return Admitted(request, address, grant)
 
-    def _refuse_channels(self, request: SubscribeRequest, grant: Grant, address: str) -> wire.Refusal | None:
+    def _refuse_channels(
+        self, request: SubscribeRequest, grant: Grant, address: str, most: int | None
+    ) -> wire.Refusal | None:
         names = [name for name, _ in request.channels]
-        most = self._settings.channels.max_per_connection
+        most = most or self._settings.channels.max_per_connection
         if len(names) > most:
-            return self._refuse(address, "query", 400, f"more than {most} channels")
+            return self._refuse(address, "query", 400, f"more than {most} channel{'s'[: most > 1]}")
         for name in names:
             if grant is not UNRESTRICTED and not grant.may_subscribe(name):
                 return self._refuse(address, "forbidden_channel", 403, f"not for you: {name}")
@@ -195,24 +202,33 @@ class AdmissionControl:
             )
         return None
 
-    def _is_allowed_origin(self, target: wire.Target) -> bool:
+    def allows_origin(self, target: wire.Target) -> bool:
         """Only a browser sends an origin, on behalf of whatever page: it must be the hub's own, or a known one.
 
         A page whose name was made to resolve to this machine (DNS rebinding) believes that it talks to its own
         site, and `Host` says so. Where a token is asked for, it has none; else only this machine's names are ours.
         """
+        return target.origin is None or self._is_known(target.origin, target.host)
+
+    def allows_host(self, target: wire.Target) -> bool:
+        """Over plain HTTP a browser sends no origin to the page's own site: there the host stands for it."""
+        return target.origin is not None or any(
+            self._is_known(f"{scheme}://{target.host}", target.host) for scheme in ("http", "https")
+        )
+
+    def _is_known(self, page: str, host: str) -> bool:
         allowed = self._settings.hub.allowed_origins
-        if target.origin is None or origin.ANY in allowed:
+        if origin.ANY in allowed:
             return True
         try:
-            site = origin.canonical_origin(target.origin)
+            site = origin.canonical_origin(page)
         except ValueError:
             return False
         if origin.matches(site, allowed):
             return True
         auth = self._settings.auth
-        is_ours = auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(target.host))
-        return is_ours and origin.is_own(site, target.host)
+        is_ours = auth.mode == "token" or auth.open_to_network or is_loopback(_name_of(host))
+        return is_ours and origin.is_own(site, host)
 
     def _refuse_for_now(self, address: str, cause: str, reason: str) -> wire.Refusal:
         return self._refuse(address, cause, 503, reason, retry_after_s=self._limits.retry_after_s)

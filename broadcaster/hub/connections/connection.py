@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from broadcaster import wire
@@ -18,28 +18,15 @@ from broadcaster.core.position import Position
 from broadcaster.core.ratelimit import leaked
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channel import Channel
+from broadcaster.hub.connections.closed import CLOSED
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.fanout.filters import Filter
+from broadcaster.hub.fanout.format import PLAIN, Format, Formats
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.fanout.subscription import Subscription
 from broadcaster.settings import HubTable
 
 _NOTHING: Final = memoryview(b"")
-
-
-class _ClosedTransport(asyncio.Transport):
-    """What a connection that has ended would write to."""
-
-    def is_closing(self) -> bool:
-        return True
-
-    def _ignore(self, data: bytes | bytearray | memoryview = b"") -> None:
-        pass
-
-    write = pause_reading = resume_reading = close = abort = _ignore
-
-
-_CLOSED: Final = _ClosedTransport()
 
 
 class Membership(Subscription):
@@ -63,6 +50,7 @@ class ConnectionContext:
         is_proven: Whether the delivery probe comes back; heartbeats are sent only then.
         log: Of what happens to single clients.
         runtime: Time, chance and limits.
+        formats: What clients can be sent.
     """
 
     registry: ConnectionRegistry[Connection]
@@ -71,6 +59,7 @@ class ConnectionContext:
     is_proven: Callable[[], bool]
     log: ThrottledLog
     runtime: Runtime = RUNTIME
+    formats: Formats = field(default_factory=Formats)
 
 
 class Connection(asyncio.Protocol):
@@ -78,7 +67,8 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         transport: Where bytes leave; only ever by `transport.write`, which keeps them in order.
-        wants_control: Whether the client speaks `broadcaster.v1`.
+        format: How the client gets events and control frames.
+        wants_control: Whether it gets control frames (it speaks `broadcaster.v1`).
         slot: When in the round of pings it is pinged.
         address: Where it comes from.
         grant: What its token allows, and for how long.
@@ -102,6 +92,7 @@ class Connection(asyncio.Protocol):
         "blocked_at",
         "blocked_before_s",
         "close_deadline",
+        "format",
         "grant",
         "memberships",
         "slot",
@@ -117,12 +108,14 @@ class Connection(asyncio.Protocol):
         wants_control: bool,
         address: str = "",
         grant: Grant = UNRESTRICTED,
+        form: Format = PLAIN,
     ) -> None:
         self.transport = transport
         self._context = context
         self.wants_control = wants_control
         self.address = address
         self.grant = grant
+        self.format = form
         self._inbound: wire.Inbound | None = None
         self._unread = _NOTHING
         self.blocked = False
@@ -156,11 +149,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def closing(self) -> bool:
-        return self.close_deadline is not None or self.transport is _CLOSED
+        return self.close_deadline is not None or self.transport is CLOSED
 
     @property
     def writable(self) -> bool:
-        return not self.blocked and self.close_deadline is None and self.transport is not _CLOSED
+        return not self.blocked and self.close_deadline is None and self.transport is not CLOSED
 
     def write(self, data: bytes) -> bool:
         """Write unless the close frame is sent, or the transport is closing (uvloop raises when it is)."""
@@ -169,6 +162,9 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
         return True
 
+    def tell(self, frame: bytes) -> bool:
+        return self.write(self.format.control(frame))
+
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Send a close frame, once; a client that does not answer it in time is cut by the timer."""
         if not self.closing:
@@ -176,8 +172,12 @@ class Connection(asyncio.Protocol):
             code, reason = registry.due.pop(self, (code, reason))
             registry.note_closed(self, code)
             self._context.log.log(logging.INFO, f"closed {code}", "closed %s: %d %s", self.name, code, reason)
-            self.write(wire.close_frame(code, reason))
+            self.say_goodbye(code, reason)
             self._begin_close()
+
+    def say_goodbye(self, code: wire.CloseCode, reason: str) -> None:
+        """The last that is written."""
+        self.write(wire.close_frame(code, reason))
 
     def close_in_turn(self, code: wire.CloseCode, reason: str) -> None:
         if not self.closing and not self._context.registry.close_in_turn(self, code, reason):
@@ -274,18 +274,21 @@ class Connection(asyncio.Protocol):
         most = context.runtime.limits.read_bytes
         data, self._unread = bytes(self._unread[:most]), self._unread[most:]
         if self._inbound is None and not self._unread and wire.is_whole_control_frame(data):
-            inbound = wire.Inbound(context.settings.inbound_max_bytes)
+            inbound = self._parser()
             self._answer(inbound, data)
             inbound.dispose()
             self._limit_rate(1)
         else:
-            inbound = self._inbound = self._inbound or wire.Inbound(context.settings.inbound_max_bytes)
+            inbound = self._inbound = self._inbound or self._parser()
             before = inbound.frames
             self._answer(inbound, data)
             self._limit_rate(inbound.frames - before)
         if not self._unread:
             self._resume_reading()
         return bool(self._unread)
+
+    def _parser(self) -> wire.Inbound:
+        return wire.Inbound(self._context.settings.inbound_max_bytes, compressed=self.format.compressed)
 
     def _answer(self, inbound: wire.Inbound, data: bytes) -> None:
         if self.transport.is_closing():
@@ -310,7 +313,7 @@ class Connection(asyncio.Protocol):
         self._rate_level = leaked(self._rate_level, now - self._rate_at, per_s) + frames
         self._rate_at = now
         if self._rate_level > per_s and self.close_deadline is None:
-            self._inbound = self._inbound or wire.Inbound(context.settings.inbound_max_bytes)
+            self._inbound = self._inbound or self._parser()
             self._inbound.ignore()
             self._unread = _NOTHING
             self.close(wire.CloseCode.POLICY, f"more than {per_s:g} frames a second")
@@ -342,4 +345,4 @@ class Connection(asyncio.Protocol):
         for membership in self.memberships:
             membership.channel.leave(membership)
         self.memberships = ()  # or they and the connection would hold each other until the collector comes
-        self.transport = _CLOSED  # with TLS it knows us: a cycle that is not broken stays, with all its buffers
+        self.transport = CLOSED  # with TLS it knows us: a cycle that is not broken stays, with all its buffers

@@ -30,7 +30,7 @@ async def drain(context: ConnectionContext, within_s: float) -> None:
     for number, connection in enumerate(connections):
         if connection.wants_control and connection.memberships and connection.close_deadline is None:
             away_s = round(chance.uniform(0, max(within_s, 1.0)), 3)
-            connection.write(wire.drain_frame(connection.memberships[0].channel.name, away_s))
+            connection.tell(wire.drain_frame(connection.memberships[0].channel.name, away_s))
         if number % 100 == 99:
             await asyncio.sleep(0)
     for number, connection in enumerate(connections):

@@ -23,11 +23,14 @@ from broadcaster import wire
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
+from broadcaster.hub.connections.event_stream import EventStream, answer_stream_request
+from broadcaster.hub.fanout.format import PLAIN
 
 log = logging.getLogger("broadcaster.hub")
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
+_STREAM_PATHS: Final = ("/sse", "/sse/")
 _RETRY: Final = "Retry-After: 1\r\n"
 
 
@@ -40,21 +43,23 @@ class HandshakeProtocol(asyncio.Protocol):
         admission: Decides who is admitted.
         context: Of the connections.
         channels: Where they subscribe.
-        answer_health: The response to a method and a path that ask for the hub's health; None if they do not.
+        answer_at_once: The response to a method, a path and a head that are answered without Sanic and before any
+            limit: health checks, and files; None to all others.
         deadline: Loop time at which the request must be complete and answered.
     """
 
-    __slots__ = ("_head", "_sanic_arguments", "_transport", "_waiting", "deadline")
+    __slots__ = ("_head", "_sanic_arguments", "_transport", "_unsent", "_waiting", "deadline")
 
     admission: AdmissionControl
     context: ConnectionContext
     channels: Channels
-    answer_health: Callable[[str, str], bytes | None]
+    answer_at_once: Callable[[str, str, bytes], bytes | None]
 
     def __init__(self, **sanic_arguments: Any) -> None:
         self._sanic_arguments = sanic_arguments
         self._head = b""
         self._transport: asyncio.Transport | None = None
+        self._unsent: asyncio.Transport | None = None  # of an answer that the client is slow to take
         self._waiting = False
         self.deadline = 0.0
 
@@ -64,14 +69,14 @@ class HandshakeProtocol(asyncio.Protocol):
         admission: AdmissionControl,
         context: ConnectionContext,
         channels: Channels,
-        answer_health: Callable[[str, str], bytes | None] = lambda method, path: None,
+        answer_at_once: Callable[[str, str, bytes], bytes | None] = lambda method, path, head: None,
     ) -> type[HandshakeProtocol]:
         """A class of its own for one hub: Sanic takes a class, not a factory."""
         members = {
             "admission": admission,
             "context": context,
             "channels": channels,
-            "answer_health": staticmethod(answer_health),
+            "answer_at_once": staticmethod(answer_at_once),
         }
         return type("BoundHandshakeProtocol", (cls,), {"__slots__": (), **members})
 
@@ -103,21 +108,21 @@ class HandshakeProtocol(asyncio.Protocol):
         request_line = _REQUEST_LINE.match(head)
         if request_line is None or (path := _path_of(request_line[2])) is None:
             self._refuse(400, "this is no HTTP request")
-        elif path not in _WEBSOCKET_PATHS:
+        elif path not in _WEBSOCKET_PATHS + _STREAM_PATHS:
             self._on_plain_request(request_line[1].decode(), path)
         elif len(head) > length:
             self._refuse(400, "there are bytes after the request")
         elif self.admission.allows_handshake():
             self.admission.forget(self)  # it has done its part in time
             self._waiting = True
-            self.context.scheduler.add(self._upgrade)
+            self.context.scheduler.add(self._upgrade if path in _WEBSOCKET_PATHS else self._stream)
         else:
             self._refuse(503, "too many handshakes at once", _RETRY)
 
     def _on_plain_request(self, method: str, path: str) -> None:
         """Answer it, or hand it on. Health checks are never limited: who asks may end a hub that is only busy."""
-        if (health := self.answer_health(method, path)) is not None:
-            self._end(health)
+        if (answer := self.answer_at_once(method, path, self._head)) is not None:
+            self._end(answer)
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
         else:
@@ -136,7 +141,10 @@ class HandshakeProtocol(asyncio.Protocol):
         address = self._address()
         self._release()
         try:
-            answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address))
+            compress = self.context.settings.compress
+            answer = wire.answer_upgrade(
+                head, lambda target: self.admission.admit(target, address), compress=compress
+            )
         except BaseException:
             transport.abort()  # a bug, but the client is not left waiting for an answer
             raise
@@ -147,18 +155,39 @@ class HandshakeProtocol(asyncio.Protocol):
         if answer.admitted is None:
             transport.close()
         else:
-            self._open(transport, answer.admitted, wants_control=answer.subprotocol == wire.V1)
+            admitted = answer.admitted
+            connection = Connection(
+                transport,
+                self.context,
+                wants_control=answer.subprotocol == wire.V1,
+                address=sys.intern(admitted.address),
+                grant=admitted.grant,
+                form=self.context.formats.deflate if answer.compressed else PLAIN,
+            )
+            self._open(transport, connection, admitted)
         return False
 
-    def _open(self, transport: asyncio.Transport, admitted: Admitted, *, wants_control: bool) -> None:
+    def _stream(self) -> bool:
+        """For the scheduler: the same for a request that asks for an event stream."""
+        head, transport = self._head, self._transport
+        if transport is None or transport.is_closing():
+            return False
+        address = self._address()
+        self._release()
+        try:
+            answer = answer_stream_request(head, address, self.admission, self.context)
+        except BaseException:
+            transport.abort()
+            raise
+        transport.write(answer.response)
+        if answer.admitted is None:
+            transport.close()
+        else:
+            self._open(transport, EventStream(transport, self.context, answer.admitted), answer.admitted)
+        return False
+
+    def _open(self, transport: asyncio.Transport, connection: Connection, admitted: Admitted) -> None:
         """From here on the transport is a `Connection`'s."""
-        connection = Connection(
-            transport,
-            self.context,
-            wants_control=wants_control,
-            address=sys.intern(admitted.address),
-            grant=admitted.grant,
-        )
         transport.set_protocol(connection)
         request = admitted.request
         if log.isEnabledFor(logging.DEBUG):
@@ -188,16 +217,22 @@ class HandshakeProtocol(asyncio.Protocol):
         self._release()
         assert transport is not None
         transport.write(response)
+        if transport.get_write_buffer_size():  # the rest has to be taken in time, too
+            self._unsent = transport
+            self.admission.watch(self)
         transport.close()
 
     def expire(self) -> None:
-        """The deadline has passed, and the request is not complete or not answered."""
+        """The deadline has passed, and the request is not complete, not answered, or its answer not taken."""
+        if self._unsent is not None:
+            self._unsent.abort()
+            return
         self._refuse(408, "the request did not come in time")
 
     def _release(self) -> None:
         """The transport belongs to another protocol now, or is gone."""
         self.admission.forget(self)
-        self._transport = None
+        self._transport = self._unsent = None
         self._waiting = False
         self._head = b""
 

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Final, Generic, Protocol, TypeVar
 
 from broadcaster import wire
+from broadcaster.hub.fanout.format import NAMES, Format
 
 TICK_S: Final = 0.1
 """Seconds between two ticks of the hub's timer."""
@@ -29,6 +30,7 @@ class Member(Protocol):
 
     slot: int
     address: str
+    format: Format
 
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Begin the closing handshake."""
@@ -48,6 +50,7 @@ class ConnectionRegistry(Generic[M]):
             spread over the whole interval. So are heartbeats.
         peak: Most connections at one time.
         by_address: How many there are per address.
+        by_format: How many there are per name of a format.
         due: Those that are closed in their turn, with code and reason: any other close takes these.
         closing: Those whose closing handshake has begun.
         behind: Those with a subscription that is behind.
@@ -74,6 +77,7 @@ class ConnectionRegistry(Generic[M]):
         self.connected = 0
         self.peak = 0
         self.by_address: Counter[str] = Counter()
+        self.by_format = dict.fromkeys(NAMES, 0)
         self.due: dict[M, tuple[wire.CloseCode, str]] = {}
         self._spread_s = spread_s
         self._next_closes: asyncio.Handle | None = None
@@ -94,11 +98,13 @@ class ConnectionRegistry(Generic[M]):
         self.opened += 1
         self.peak = max(self.peak, self.connected)
         self.by_address[connection.address] += 1
+        self.by_format[connection.format.name] += 1
 
     def remove(self, connection: M) -> None:
         """Forget a connection that has ended; called once."""
         self.slots[connection.slot].discard(connection)
         self.connected -= 1
+        self.by_format[connection.format.name] -= 1
         self.left += connection not in self.ending
         self.ending.discard(connection)
         self.by_address[connection.address] -= 1

@@ -33,6 +33,7 @@ class Timer:
         self._admission = admission
         self._clock = context.runtime.clock
         self._beat_ticks = ticks(settings.beat_interval_s)
+        self._comment_ticks = ticks(context.runtime.limits.comment_every_s)
         self._expiry_ticks = context.runtime.limits.expiry_ticks
         self._tick = itertools.count()
 
@@ -54,6 +55,9 @@ class Timer:
             self._check_slow(connection)
         for connection in list(slots[number % len(slots)]):
             self._ping(connection)
+        for slot in slots[number % self._comment_ticks :: self._comment_ticks]:
+            for connection in [each for each in slot if not each.format.answers_pings]:
+                connection.write(wire.COMMENT)
         self._close_expired(slots[number % self._expiry_ticks :: self._expiry_ticks])
         if self._context.is_proven():
             for connection in itertools.chain.from_iterable(slots[number % self._beat_ticks :: self._beat_ticks]):
@@ -71,7 +75,7 @@ class Timer:
                 membership.channel.fanout.slow.check(membership, now_s, connection.blocked_before_s + now_s)
 
     def _ping(self, connection: Connection) -> None:
-        if connection.close_deadline is not None or connection.blocked:
+        if connection.close_deadline is not None or connection.blocked or not connection.format.answers_pings:
             return  # each of them has a deadline of its own
         if connection.alive:
             connection.alive = False

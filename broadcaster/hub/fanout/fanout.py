@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from broadcaster import wire
 from broadcaster.core.position import Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.fanout.groups import FilterGroup, FilterGroups
-from broadcaster.hub.fanout.message import Message
+from broadcaster.hub.fanout.audiences import Audience, Audiences
+from broadcaster.hub.fanout.format import PLAIN
+from broadcaster.hub.fanout.message import Message, framed
 from broadcaster.hub.fanout.ring import Entry, Ring
 from broadcaster.hub.fanout.slow import SlowConsumers
 from broadcaster.hub.fanout.subscription import Sink, State, Subscription
@@ -67,7 +68,7 @@ class Fanout:
         self.filtered = 0
         self.sent_bytes = 0
         self.gaps: Counter[str] = Counter()
-        self._groups = FilterGroups(runtime.limits)
+        self._audiences = Audiences(runtime.limits)
         self._unsettled = unsettled
         self._write_bytes = runtime.limits.write_bytes
         self._clock = runtime.clock
@@ -83,7 +84,7 @@ class Fanout:
         """Make a subscription live from the next frame on."""
         subscription.cursor = subscription.position = None
         self._enter(subscription, State.LIVE)
-        self._groups.join(subscription)
+        self._audiences.join(subscription)
 
     def join_replaying(self, subscription: Subscription, position: Position) -> None:
         """Take in a subscription that begins after an earlier position; it is fed by calls of `feed`."""
@@ -99,7 +100,7 @@ class Fanout:
 
     def leave(self, subscription: Subscription) -> None:
         """Deliver nothing more to a subscription; does nothing the second time."""
-        self._groups.leave(subscription)
+        self._audiences.leave(subscription)
         self._enter(subscription, State.CLOSED)
 
     def end(self, subscription: Subscription, code: wire.CloseCode, reason: str) -> None:
@@ -119,10 +120,10 @@ class Fanout:
 
     def subscriptions(self) -> list[Subscription]:
         """All that are live or behind."""
-        return [*itertools.chain.from_iterable(group.live for group in self._groups), *self.behind]
+        return [*itertools.chain.from_iterable(audience.live for audience in self._audiences), *self.behind]
 
     def _fall_behind(self, subscription: Subscription, cursor: int, position: Position | None) -> None:
-        self._groups.leave(subscription)
+        self._audiences.leave(subscription)
         subscription.cursor = cursor
         subscription.position = position if self.slow.sheds_for(subscription) else None
         subscription.behind_since = self._clock.loop_s()
@@ -143,53 +144,57 @@ class Fanout:
             self._let_unwritable_fall_behind()
         batch = (messages, self.ring.head, self.ring.position)
         try:
-            if len(self._groups) == 1:
-                self._write_pieces(self._groups.unfiltered, [message.frame for message in messages], None, batch)
+            if len(self._audiences) == 1:
+                self._write_pieces(
+                    self._audiences.unfiltered, [message.frame for message in messages], None, batch
+                )
             else:
-                self._write_by_group(messages, batch)
+                self._write_by_audience(messages, batch)
         finally:  # after the writes: the ring is not read before this turn of the loop ends
             self.ring.extend(messages, self._clock.loop_s())
 
-    def _write_by_group(self, messages: Sequence[Message], batch: _Batch) -> None:
-        wanted: dict[FilterGroup, list[int]] = {}
+    def _write_by_audience(self, messages: Sequence[Message], batch: _Batch) -> None:
+        wanted: dict[Audience, list[int]] = {}
         for index, message in enumerate(messages):
-            for group in self._groups.matching(message.labels):
-                wanted.setdefault(group, []).append(index)
-        for group, indexes in wanted.items():
-            self._write_pieces(group, [messages[index].frame for index in indexes], indexes, batch)
-        for group in self._groups:
-            self.filtered += len(group.live) * (len(messages) - len(wanted.get(group, ())))
+            for audience in self._audiences.matching(message.labels):
+                wanted.setdefault(audience, []).append(index)
+        for audience in self._audiences:
+            indexes = wanted.get(audience, [])
+            if indexes:
+                frames = framed([messages[index] for index in indexes], audience.format)
+                self._write_pieces(audience, frames, indexes, batch)
+            self.filtered += len(audience.live) * (len(messages) - len(indexes))
 
     def _write_pieces(
-        self, group: FilterGroup, frames: list[bytes], indexes: list[int] | None, batch: _Batch
+        self, audience: Audience, frames: list[bytes], indexes: list[int] | None, batch: _Batch
     ) -> None:
-        """Write frames to a group; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
-        if not group.live:
+        """Write frames to an audience; `indexes` are their places in the batch, None for 0, 1, 2 ..."""
+        if not audience.live:
             return
         if len(frames) == 1:
-            self._write(group, frames, 1, 1 if indexes is None else indexes[0] + 1, batch)
+            self._write(audience, frames, 1, 1 if indexes is None else indexes[0] + 1, batch)
             return
         start = size = 0
         for number, frame in enumerate(frames):
             if number > start and size + len(frame) > self._write_bytes:
-                self._write(group, frames[start:number], number, _after(indexes, number), batch)
+                self._write(audience, frames[start:number], number, _after(indexes, number), batch)
                 start, size = number, 0
             size += len(frame)
-        self._write(group, frames[start:], len(frames), _after(indexes, len(frames)), batch)
+        self._write(audience, frames[start:], len(frames), _after(indexes, len(frames)), batch)
 
-    def _write(self, group: FilterGroup, frames: list[bytes], given: int, end: int, batch: _Batch) -> None:
-        """Write one piece to all of a group: the only place where live frames leave.
+    def _write(self, audience: Audience, frames: list[bytes], given: int, end: int, batch: _Batch) -> None:
+        """Write one piece to all of an audience: the only place where live frames leave.
 
         Args:
-            group: To whom.
+            audience: To whom.
             frames: What.
-            given: How many events of the batch the group has been given by then.
+            given: How many events of the batch the audience has been given by then.
             end: How many it has been given, or does not want: there those continue whose socket is full now.
             batch: The events that are broadcast.
         """
-        transports = group.transports
+        transports = audience.transports
         if transports is None:
-            transports = group.transports = [subscription.sink.transport for subscription in group.live]
+            transports = audience.transports = [subscription.sink.transport for subscription in audience.live]
         data = b"".join(frames) if len(frames) > 1 else frames[0]
         unsettled, written = len(self._unsettled), len(transports)
         for transport in transports:
@@ -201,7 +206,7 @@ class Fanout:
         self.sent_bytes += len(data) * written
         for sink in self._unsettled[unsettled:]:
             for subscription in sink.memberships:
-                if subscription in group.live:
+                if subscription in audience.live:
                     self._fall_behind(subscription, batch[1] + end, _position_after(batch, end))
                     self.filtered += end - given
 
@@ -212,10 +217,10 @@ class Fanout:
         frame = wire.gap_frame(gap)
         self.ring.append_gap(gap, frame, self._clock.loop_s())
         self.gaps[gap.cause] += 1
-        for group in self._groups:
-            for subscription in list(group.live):
+        for audience in self._audiences:
+            for subscription in list(audience.live):
                 if subscription.sink.wants_control:
-                    subscription.sink.write(frame)
+                    subscription.sink.tell(frame)
                 else:
                     self.end_for(gap, subscription)
 
@@ -223,7 +228,7 @@ class Fanout:
         """Subscriptions that became unwritable earlier in this turn of the loop are not written to."""
         for sink in self._unsettled:
             for subscription in () if sink.writable else sink.memberships:
-                if subscription in self._groups:
+                if subscription in self._audiences:
                     self._fall_behind(subscription, self.ring.head, self.ring.position)
 
     # Behind
@@ -254,6 +259,8 @@ class Fanout:
 
     def give(self, subscription: Subscription, entries: Sequence[Entry]) -> None:
         """Write those entries that a subscription wants, in one piece."""
+        form = subscription.sink.format
+        plain = form is PLAIN
         frames: list[bytes] = []
         untold: Gap | None = None
         events = size = 0
@@ -262,11 +269,14 @@ class Fanout:
                 if not subscription.sink.wants_control:
                     untold = entry.gap
                     break
-                frames.append(entry.frame)
+                frames.append(form.control(entry.frame))
             elif subscription.filter.wants(entry.labels):
-                frames.append(entry.frame)
+                frame = entry.frame
+                if not plain:
+                    frame = form.event(frame, entry.position if entry.stored else None)
+                frames.append(frame)
                 events += 1
-                size += len(entry.frame)
+                size += len(frame)
             else:
                 self.filtered += 1
         self._send(subscription, b"".join(frames), events, size)
@@ -275,9 +285,11 @@ class Fanout:
 
     def give_run(self, subscription: Subscription, messages: Sequence[Message]) -> None:
         """Write those events of the log that a subscription wants, in one piece."""
-        wanted = subscription.filter if subscription.filter else None
-        frames = [message.frame for message in messages if wanted is None or wanted.wants(message.labels)]
-        self.filtered += len(messages) - len(frames)
+        wanted, count = subscription.filter, len(messages)
+        if wanted:
+            messages = [message for message in messages if wanted.wants(message.labels)]
+        self.filtered += count - len(messages)
+        frames = framed(messages, subscription.sink.format)
         data = b"".join(frames)
         self._send(subscription, data, len(frames), len(data))
 
@@ -303,7 +315,7 @@ def _position_after(batch: _Batch, count: int) -> Position | None:
 
 
 def _after(indexes: list[int] | None, count: int) -> int:
-    """In the batch: the place after the `count`-th frame of a group."""
+    """In the batch: the place after the `count`-th frame of an audience."""
     return count if indexes is None else indexes[count - 1] + 1
 
 

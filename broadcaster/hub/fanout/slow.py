@@ -158,7 +158,7 @@ class SlowConsumers:
         ):
             subscription.warned_at = now
             lag = self.lag_of(subscription)
-            subscription.sink.write(wire.lag_frame(self._channel, lag.ms, lag.events, lag.bytes))
+            subscription.sink.tell(wire.lag_frame(self._channel, lag.ms, lag.events, lag.bytes))
 
     def close(self, subscription: Subscription) -> None:
         """Close it with 4008; the reason says by how much it was too slow."""
@@ -174,7 +174,7 @@ class SlowConsumers:
         subscription.cursor = ring.tail
         self.gaps += 1
         gap = overtaken(self._channel, subscription.position, ring.position_at(ring.tail))
-        subscription.sink.write(wire.gap_frame(gap))
+        subscription.sink.tell(wire.gap_frame(gap))
 
     def select(self, entries: Iterable[tuple[int, Entry]]) -> list[Entry]:
         """Of numbered ring entries what is delivered to a subscription that sheds: the others become gaps."""

@@ -10,12 +10,14 @@ from typing import Final, Protocol
 from broadcaster import wire
 from broadcaster.core.position import Position
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
+from broadcaster.hub.fanout.format import Format
 
 
 class Sink(Protocol):
     """Where a subscription's frames go: a client's connection, as the fan-out sees it."""
 
     transport: asyncio.Transport
+    format: Format
     wants_control: bool
 
     @property
@@ -36,6 +38,9 @@ class Sink(Protocol):
         Returns:
             Whether they were taken; else the connection is being closed, or has ended.
         """
+
+    def tell(self, frame: bytes) -> bool:
+        """Write a control frame in the format of this sink; as `write`."""
 
     def close(self, code: wire.CloseCode, reason: str) -> None:
         """Begin the closing handshake, once; nothing is delivered any more."""

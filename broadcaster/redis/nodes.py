@@ -1,0 +1,76 @@
+"""The nodes of Redis at which a hub may subscribe and read the log: which one it uses, and why it has moved."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from broadcaster.core.redaction import redact
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.redis.connection import Command
+from broadcaster.settings import RedisTable
+
+REPLICATION: Final[Command] = ("INFO", "replication")
+
+_HOLD_S: Final = 10.0
+"""For so long a node that was left is not moved to, unless the present one is lost: all of them may be late."""
+
+
+class Nodes:
+    """Replicas of `redis.url` (or that alone): one is used at a time. Hubs with the same list spread over it.
+
+    Attributes:
+        url: Of the one that is used, with the password.
+        moves: How often it was left for another one.
+        moved: Which one was left last, and why; empty: none.
+    """
+
+    def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
+        """Begin with one by chance: a thousand hubs have the same settings."""
+        urls = list(redis.node_urls)
+        if len(urls) > 1:
+            runtime.chance.shuffle(urls)
+        self._clock = runtime.clock
+        self._left_at = dict.fromkeys(urls, -math.inf)
+        self.url = urls[0]
+        self.moves = 0
+        self.moved = ""
+
+    def __len__(self) -> int:
+        return len(self._left_at)
+
+    @property
+    def address(self) -> str:
+        """Of the one that is used, without the password."""
+        return redact(self.url)
+
+    @property
+    def has_another(self) -> bool:
+        """Whether there is one that has not been left lately."""
+        before = self._clock.loop_s() - _HOLD_S
+        return any(left_at < before for url, left_at in self._left_at.items() if url != self.url)
+
+    def leave(self, why: str) -> None:
+        """Use the one that was left the longest time ago; if there is only one, it stays."""
+        if len(self) == 1:
+            return
+        self._left_at[self.url] = self._clock.loop_s()
+        self.moves += 1
+        self.moved = f"{self.address}: {why}"
+        others = [url for url in self._left_at if url != self.url]
+        self.url = min(others, key=self._left_at.__getitem__)
+
+
+def why_not_a_replica(node: dict[str, str], master: dict[str, str]) -> str:
+    """What is wrong with a node, by what it and the master say of their replication; empty if nothing is.
+
+    Processes that have the same history have the same replication id, and a promoted replica takes another one.
+    """
+    if not master.get("master_replid") or not node.get("master_replid"):
+        return ""  # it does not say; the delivery probe proves more
+    if node["master_replid"] == master["master_replid"]:
+        is_down = node.get("role") != "master" and node.get("master_link_status") == "down"
+        return "it has lost its master" if is_down else ""
+    if node.get("role") == "master":
+        return "it is no replica: it was promoted, or does not replicate"
+    return f"it follows another master, {node.get('master_host')}:{node.get('master_port')}"

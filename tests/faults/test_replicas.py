@@ -1,0 +1,246 @@
+"""A hub at one of two replicas: what happens to that one, to its master, and what subscribers notice: nothing.
+
+`FAULT_TABLE=faults.jsonl` writes what was measured, a line per case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broadcaster.redis.server import RedisServer
+from tests.faults.ledger import Ledger, Library, Raw, settings_for
+from tests.support import HubThread, Proxy, assert_calm, eventually, frozen, redis_client
+
+HASTY = {"BROADCASTER_REDIS__RECONNECT_MAX_S": "0.2"}
+AT_ONCE = ("--hz", "500", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
+
+
+@dataclass
+class Replica:
+    """A replica, with a link to its master in which things go wrong."""
+
+    server: RedisServer
+    link: Proxy
+
+    def command(self, *words: Any) -> Any:
+        with redis_client(self.server) as client:
+            return client.command(*words)
+
+    def until_linked(self) -> None:
+        eventually(lambda: b"master_link_status:up" in self.command("INFO", "replication"), "no replication")
+
+
+@dataclass
+class Scene:
+    """A master, its replicas, and a hub at one of these."""
+
+    folder: Path
+    master: RedisServer
+    replicas: list[Replica]
+    hub: HubThread
+    stack: contextlib.ExitStack
+
+    @property
+    def used(self) -> Replica:
+        """The one at which the hub subscribes."""
+        node = self.hub.stats()["redis_node"]
+        [used] = [replica for replica in self.replicas if replica.server.url == node]
+        return used
+
+    def moved(self) -> bool:
+        return bool(self.hub.stats()["redis_moves"])
+
+    def trouble(self) -> str:
+        return str(self.hub.get("/health/ready")[1]["trouble"])
+
+
+@contextlib.contextmanager
+def master_of_two(folder: Path) -> Iterator[tuple[RedisServer, list[Replica]]]:
+    """A master and two replicas, each in a folder of its own: a replication leaves files behind."""
+    with contextlib.ExitStack() as stack:
+        (folder / "master").mkdir()
+        master = stack.enter_context(RedisServer.start(None, "--dir", str(folder / "master"), *AT_ONCE))
+        replicas = []
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            link = stack.enter_context(Proxy(master.port))
+            at = ("--dir", str(folder / name), "--replicaof", "127.0.0.1", str(link.port))
+            replicas.append(Replica(stack.enter_context(RedisServer.start(None, *AT_ONCE, *at)), link))
+        for replica in replicas:
+            replica.until_linked()
+        yield master, replicas
+
+
+@contextlib.contextmanager
+def at_work(folder: Path, **variables: str) -> Iterator[Scene]:
+    with contextlib.ExitStack() as stack:
+        master, replicas = stack.enter_context(master_of_two(folder))
+        urls = ",".join(replica.server.url for replica in replicas)
+        variables = {**HASTY, "BROADCASTER_REDIS__SUBSCRIBE_URL": urls, **variables}
+        hub = stack.enter_context(HubThread(master.url, None, **variables))
+        hub.until_ready()
+        yield Scene(folder, master, replicas, hub, stack)
+
+
+# What happens to the replica in use
+
+
+def it_is_killed(scene: Scene, replica: Replica) -> None:
+    replica.server.kill()
+
+
+def it_stands_still(scene: Scene, replica: Replica) -> None:
+    scene.stack.enter_context(frozen(replica.server))
+
+
+def it_lags(scene: Scene, replica: Replica) -> None:
+    replica.link.change(replica.link.answers, delay_s=1.7)
+
+
+def its_stream_stops(scene: Scene, replica: Replica) -> None:
+    """For a minute it says that it is connected."""
+    replica.link.withhold()
+    assert b"master_link_status:up" in replica.command("INFO", "replication")
+
+
+def it_loses_its_master(scene: Scene, replica: Replica) -> None:
+    replica.link.refuses = True
+    replica.link.cut()
+
+
+def it_is_promoted(scene: Scene, replica: Replica) -> None:
+    assert replica.command("REPLICAOF", "NO", "ONE") == b"OK"
+
+
+def it_follows_another_master(scene: Scene, replica: Replica) -> None:
+    (scene.folder / "other").mkdir()
+    other = scene.stack.enter_context(RedisServer.start(None, "--dir", str(scene.folder / "other"), *AT_ONCE))
+    assert replica.command("REPLICAOF", "127.0.0.1", str(other.port)) == b"OK"
+
+
+CASES: list[tuple[str, Callable[[Scene, Replica], None], str]] = [
+    ("replica of the hub killed, another one", it_is_killed, "Redis closed the connection"),
+    ("replica of the hub stopped, another one", it_stands_still, "did not answer within 2 s"),
+    ("replica of the hub lags by 1.7 s, another one", it_lags, "did not come within 1 s"),
+    ("replica's stream stops, and it says `connected`", its_stream_stops, "did not come within 1 s"),
+    ("replica of the hub loses its master, another one", it_loses_its_master, "it has lost its master"),
+    ("replica of the hub promoted, another one", it_is_promoted, "it is no replica"),
+    ("replica of the hub follows another master", it_follows_another_master, "it "),
+]
+
+
+@pytest.mark.parametrize(("name", "act", "why"), CASES, ids=[act.__name__ for _, act, _ in CASES])
+def test_a_hub_moves_to_another_replica(
+    tmp_path: Path, name: str, act: Callable[[Scene, Replica], None], why: str
+) -> None:
+    """It says which one it uses, and why; nothing is lost, and nobody is told anything: the log has all."""
+    with at_work(tmp_path) as scene, Ledger() as ledger:
+        settings = settings_for(scene.master.url)
+        ledger.subscribe(
+            Library("library", scene.hub.url, settings),
+            Raw("v1", scene.hub.url),
+            Raw("plain", scene.hub.url, v1=False),
+        )
+        scene.hub.until_connected(3)
+        ledger.publish(settings)
+        used = scene.used
+        ledger.broken()
+        act(scene, used)
+        ledger.noticed(scene.moved, "it does not move", within=6.0)
+        ledger.repaired()
+        scene.hub.until_ready()
+        ledger.flows(30)
+        stats, readiness = scene.hub.stats(), scene.hub.get("/health/ready")[1]
+        for account in ledger.close(name):
+            assert account.told == 0
+        assert all(not reader.gaps for reader in ledger.readers)
+        assert scene.used is not used
+        for said in (stats, readiness):
+            assert said["redis_node"] == scene.used.server.url
+            assert said["redis_moved"].startswith(f"{used.server.url}: ")
+            assert why in said["redis_moved"]
+        assert stats["redis_moves"] == 1
+        assert any(used.server.url in line and scene.used.server.url in line for line in scene.hub.lines)
+        assert_calm(scene.hub)
+
+
+def test_a_frozen_master_is_seen_through_a_replica_that_looks_well(tmp_path: Path) -> None:
+    """It says `connected` and answers PING: only the proof through the master notices. Nobody moves for it."""
+    with at_work(tmp_path) as scene, Ledger() as ledger:
+        settings = settings_for(scene.master.url)
+        ledger.subscribe(Library("library", scene.hub.url, settings), Raw("v1", scene.hub.url))
+        scene.hub.until_connected(2)
+        ledger.publish(settings)
+        used = scene.used
+        ledger.broken()
+        with frozen(scene.master):
+            ledger.noticed(lambda: scene.hub.get("/health/ready")[0] == 503, "still ready", within=5.0)
+            assert b"master_link_status:up" in used.command("INFO", "replication")
+            assert used.command("PING") == b"PONG"
+            eventually(lambda: "the master did not answer" in scene.trouble(), scene.trouble())
+        ledger.repaired()
+        scene.hub.until_ready()
+        ledger.flows(30)
+        for account in ledger.close("master of the hub's replica stopped"):
+            assert account.told == 0
+        assert scene.used is used
+        assert scene.hub.stats()["redis_moves"] == 0
+        assert_calm(scene.hub)
+
+
+def test_a_master_that_is_restarted_is_told_as_without_replicas(tmp_path: Path) -> None:
+    """Its replicas follow it again with what it has: a new epoch, one gap, and no event of it is missing."""
+    with at_work(tmp_path) as scene, Ledger() as ledger:
+        settings = settings_for(scene.master.url)
+        v1, plain = Raw("v1", scene.hub.url), Raw("plain", scene.hub.url, v1=False)
+        ledger.subscribe(v1, plain)
+        scene.hub.until_connected(2)
+        ledger.publish(settings)
+        with redis_client(scene.master) as client:
+            client.command("SAVE")
+        ledger.broken()
+        scene.master.kill()
+        ledger.noticed(lambda: scene.hub.get("/health/ready")[0] == 503, "still ready", within=5.0)
+        at = ("--dir", str(tmp_path / "master"), *AT_ONCE)
+        scene.stack.enter_context(RedisServer.start(scene.master.port, *at))
+        ledger.repaired()
+        scene.hub.until_ready(within=15.0)
+        ledger.flows(30)
+        ledger.close("master of the hub's replicas killed, an older snapshot")
+        assert [gap.cause for gap in v1.gaps] == ["redis_restarted"]
+        assert plain.has("close 4009")
+        assert_calm(scene.hub)
+
+
+def test_without_history_each_move_is_a_gap(tmp_path: Path) -> None:
+    """Nothing proves that nothing was missed: `redis_link_lost`, and 4009 for plain clients."""
+    variables = {"BROADCASTER_HISTORY__ENABLED": "false"}
+    with at_work(tmp_path, **variables) as scene, Ledger() as ledger:
+        v1, plain = Raw("v1", scene.hub.url), Raw("plain", scene.hub.url, v1=False)
+        ledger.subscribe(v1, plain)
+        scene.hub.until_connected(2)
+        it_is_killed(scene, scene.used)
+        eventually(scene.moved, "it does not move")
+        scene.hub.until_ready()
+        eventually(lambda: v1.gaps and plain.has("close 4009"), "nobody is told")
+        assert [gap.cause for gap in v1.gaps] == ["redis_link_lost"]
+        assert_calm(scene.hub)
+
+
+def test_when_all_are_late_the_hub_stays(tmp_path: Path) -> None:
+    """It tries the other one once, and not again and again; it is ready as long as events come within 1.5 s."""
+    with at_work(tmp_path) as scene:
+        for replica in scene.replicas:
+            replica.link.change(replica.link.answers, delay_s=1.2)
+        eventually(scene.moved, "it does not move", within=6.0)
+        scene.hub.until_ready()
+        proofs = scene.hub.stats()["proofs"]
+        eventually(lambda: scene.hub.stats()["proofs"] > proofs + 1, "no proof", within=8.0)
+        assert scene.hub.stats()["redis_moves"] == 1
+        assert_calm(scene.hub)
