@@ -83,7 +83,7 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "cli": Room(
-        "common extras output people procfiles resume_file roles streams",
+        "common extras output people procfiles resume_file roles status streams",
         "auth core hub loadtest publish redis settings subscribe",
     ),
 }

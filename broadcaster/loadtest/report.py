@@ -290,7 +290,7 @@ async def _redis_version(settings: Settings) -> str:
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
         url = hub_status.base_url(settings.fleet_url)
-        return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
+        return await hub_status.settled_statistics(url, tls_ca=settings.subscriber.tls_ca)
     except HubUnavailable as error:
         return {"error": f"no statistics: {error}"}
 
