@@ -36,13 +36,13 @@ help:
 	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
 
 # Both have to say the same, or the hubs end with 78.
-HUBS_ARE = $(if $(HUBS),BROADCASTER_HUB__PROCESSES=$(HUBS))
-HUBS_START = $(if $(HUBS),-c hub=$(HUBS))
+HUBS_ARE = $(if $(HUBS),BROADCASTER_HUB__PROCESSES=$(HUBS) )
+HUBS_START = $(if $(HUBS), -c hub=$(HUBS))
 
 # make ends with 2 whatever a recipe ends with, and says "*** Error 1". Only in question mode (-q, in which no recipe is
 # run but those with +) a 1 stays a 1, without a word: so ends a load test that breaks a limit. Elsewhere (make 3.81, or
 # with other targets in one call) it is a 2.
-LOADTEST = $(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) $(HUBS_ARE) honcho -f Procfile.loadtest start $(HUBS_START))
+LOADTEST = $(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET) )$(HUBS_ARE)honcho -f Procfile.loadtest start$(HUBS_START))
 ifeq ($(MAKECMDGOALS)$(findstring n,$(firstword -$(MAKEFLAGS))),loadtest)
 MAKEFLAGS := -q $(MAKEFLAGS)
 loadtest:
@@ -54,7 +54,7 @@ loadtest: $(VENV)/installed
 endif
 
 start: $(VENV)/installed
-	@$(call run,$(HUBS_ARE) honcho start $(HUBS_START))
+	@$(call run,$(HUBS_ARE)honcho start$(HUBS_START))
 
 test: $(VENV)/installed-dev
 	@python -m pytest -q -n $(WORKERS) --dist worksteal

@@ -171,11 +171,10 @@ class Deployment:
         return bool(self.says(number)[key] == count)
 
     def until(self, status: str, *words: str, within: float = 10.0) -> dict[str, Any]:
-        def look() -> dict[str, Any] | None:
-            said = self.says()["deployment"]
-            return (
-                said if said["status"] == status and all(word in str(said["problems"]) for word in words) else None
-            )
+        def look() -> dict[str, Any]:
+            said: dict[str, Any] = self.says()["deployment"]
+            fits = said["status"] == status and all(word in str(said["problems"]) for word in words)
+            return said if fits else {}
 
         return eventually(look, f"never {status} {words}: {self.says()['deployment']}", within)
 
@@ -256,7 +255,7 @@ def test_a_red_hub_turns_the_sum_yellow(redis: RedisServer, publish: RedisClient
 
 
 def test_strange_announcements_harm_no_hub(deployment: Deployment, publish: RedisClient) -> None:
-    """Garbage in a key, a key of another kind, a hub of another version: named, ignored, and mended where it is a hub's."""
+    """Garbage, a key of another kind, another version: named, ignored, and mended where it is a hub's own."""
     key = deployment.key
     names = [name.decode() for name in publish.command("SMEMBERS", key)]
     for member, value in (("old", OTHER.encode()), ("evil\x1b[2J", b"\x00garbage")):
