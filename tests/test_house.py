@@ -100,7 +100,7 @@ ROOMS = {
         "core loadtest redis settings subscribe",
     ),
     "cli": Room(
-        "common extras output people procfiles progress reports resume_file roles streams",
+        "common extras output people procfiles progress reports resume_file roles status streams",
         "auth core hub loadtest loadtest.report publish redis settings subscribe",
     ),
 }

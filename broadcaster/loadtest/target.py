@@ -49,6 +49,7 @@ async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> 
         tls_ca=settings.subscriber.tls_ca,
         # Parts that are started by hand, with a name, have any hub.
         is_ours=run.has_started if brings_a_hub and not settings.loadtest.run else None,
+        whole=brings_a_hub and not settings.loadtest.run,
     )
     pid = found.get("pid", 0)
     parts = urlsplit(url)

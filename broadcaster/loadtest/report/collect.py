@@ -149,6 +149,6 @@ async def _redis_version(settings: Settings) -> str:
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
         url = hub_status.base_url(settings.fleet_url)
-        return hub_numbers(await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca))
+        return hub_numbers(await hub_status.settled_statistics(url, tls_ca=settings.subscriber.tls_ca))
     except (HubUnavailable, ValueError) as error:
         return {"error": f"no statistics: {error}"}
