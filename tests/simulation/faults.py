@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tests.simulation.journal import Loss
-from tests.simulation.memory import Memory
+from tests.simulation.memory import COMMANDS, Memory, run
 from tests.simulation.process import Process
 from tests.simulation.redis import Replica, heads_of
 from tests.simulation.worlds import Fault
@@ -23,11 +23,26 @@ _NOTICED_S: Final = 6.0
 """Seconds after which the end of a half-open connection that was not told is sure to have noticed."""
 
 
+_FOREIGN_EPOCH: Final = "Tvvvvvvvvvffffff"
+"""Later than all of ours."""
+
+
 def _foreign(channel: str) -> bytes:
-    """An event of another deployment, in a later epoch than all of ours."""
-    place = {"channel": channel, "epoch": "Tvvvvvvvvvffffff", "offset": 1}
+    """An event of another deployment."""
+    place = {"channel": channel, "epoch": _FOREIGN_EPOCH, "offset": 1}
     event = {"event_id": "00000000-0000-4000-8000-00000000f0f0", "event_type": "SERVER_DOWN", "source": "foreign"}
     return json.dumps(place | event | {"sequence": 1, "published_at_ms": 1}, separators=(",", ":")).encode()
+
+
+def _foreign_memory(channels: Sequence[str]) -> Memory:
+    """Of another deployment that has the same channels, with an event on each."""
+    memory = Memory()
+    for channel in channels:
+        meta, log = f"{{{channel}}}:meta".encode(), f"{{{channel}}}:log".encode()
+        epoch = _FOREIGN_EPOCH.encode()
+        memory.values[meta] = {b"epoch": epoch, b"offset": b"1", b"run_id": b"f" * 40, b"epochs": epoch + b":1"}
+        run(memory, COMMANDS[b"XADD"], b"XADD", [log, b"1-0", b"e", _foreign(channel)])
+    return memory
 
 
 class Faults:
@@ -252,6 +267,8 @@ class Faults:
         replica.leave()
         server = replica.server
         server.replid, server.linked, server.master = "f" * 40, True, fault.size < 0.3
+        if not server.master:
+            server.set_back(_foreign_memory(self._sim.world.channels))
         for channel in self._sim.world.channels if not server.master else ():
             self._later_at(fault.lasts_s / 2, server.announce, channel.encode(), _foreign(channel))
         self._follow_again(fault, replica)
