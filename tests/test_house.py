@@ -74,7 +74,7 @@ ROOMS = {
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(
-        "audiences fanout filters format message ring scheduler slow subscription", "core settings wire"
+        "audiences fanout filters format message ring scheduler slow subscription trace", "core settings wire"
     ),
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
@@ -96,8 +96,8 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "ci collect drawing hgrm limits outcome page pictures progress series shapes summary text validity",
-        "core loadtest redis settings subscribe",
+        "budget ci collect drawing hgrm limits outcome page pictures progress series shapes summary text validity",
+        "auth core loadtest redis settings subscribe",
     ),
     "cli": Room(
         "common extras output people procfiles progress reports resume_file roles status streams",

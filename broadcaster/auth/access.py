@@ -71,12 +71,14 @@ class Grant:
         publish: Channels that may be published on.
         expires_at: Time of expiry in seconds since 1970; None: never.
         name: The bearer's, for logs: that of the API key, or the claim `sub`; empty: not known.
+        monitor: Whether the hub's counters, trace and clocks may be read.
     """
 
     subscribe: tuple[str, ...]
     publish: tuple[str, ...] = ()
     expires_at: float | None = None
     name: str = field(default="", compare=False)
+    monitor: bool = False
 
     def has_expired(self, now: float) -> bool:
         """Whether it is over; `now` in seconds since 1970."""
@@ -89,7 +91,7 @@ class Grant:
         return any(fnmatchcase(channel, pattern) for pattern in self.publish)
 
 
-UNRESTRICTED: Final = Grant(("*",), ("*",))
+UNRESTRICTED: Final = Grant(("*",), ("*",), monitor=True)
 """What every client may do when there is no access control."""
 
 
@@ -115,7 +117,10 @@ class Access:
         self._table = table
         # Digests are compared, all of them and in constant time: the time it takes discloses nothing of a key.
         self._api_keys = [
-            (_digest(key.key.get_secret_value()), Grant(key.subscribe, key.publish, name=key.name))
+            (
+                _digest(key.key.get_secret_value()),
+                Grant(key.subscribe, key.publish, name=key.name, monitor=key.monitor),
+            )
             for key in table.api_keys
         ]
         # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
@@ -238,15 +243,20 @@ def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
     for patterns in (subscribe, publish):
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             raise Denied("claims", "subscribe and publish have to be lists of texts")
+    monitor = claims.get("monitor", False)
+    if not isinstance(monitor, bool):
+        raise Denied("claims", "monitor has to be true or false")
     expires_at = min(int(claims["exp"]), _NEVER)  # the library has seen that it is a number
     name = claims.get("sub", "")[:_LONGEST_NAME]  # the library has seen that it is a text
-    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s, name)
+    return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s, name, monitor)
 
 
 @lru_cache(1024)
-def _shared_grant(subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float, name: str) -> Grant:
+def _shared_grant(
+    subscribe: tuple[str, ...], publish: tuple[str, ...], expires_at: float, name: str, monitor: bool
+) -> Grant:
     """One `Grant` for all tokens with the same rights, holder and second of expiry: there may be many."""
-    return Grant(subscribe, publish, expires_at, name)
+    return Grant(subscribe, publish, expires_at, name, monitor)
 
 
 def _cause_of(error: Exception) -> str:

@@ -196,12 +196,18 @@ def token() -> None:
 @click.option(
     "--publish", "published", multiple=True, metavar="PATTERN", help="Channels to publish on; repeatable."
 )
+@click.option("--monitor", is_flag=True, help="Good for the hub's counters: /stats, /trace, /time.")
 @click.option(
     "--lasts", default=3600.0, show_default=True, type=Number(1, 1e10), metavar="SECONDS", help="Until it expires."
 )
 @click.pass_context
 def token_create(
-    context: click.Context, name: str, subscribed: tuple[str, ...], published: tuple[str, ...], lasts: float
+    context: click.Context,
+    name: str,
+    subscribed: tuple[str, ...],
+    published: tuple[str, ...],
+    monitor: bool,
+    lasts: float,
 ) -> None:
     """Sign a token (JWT) and print it.
 
@@ -210,7 +216,9 @@ def token_create(
     from broadcaster.auth.tokens import create_token
 
     settings = load_settings(context).settings
-    click.echo(create_token(settings.auth, name, subscribe=subscribed, publish=published, lasts_s=lasts))
+    auth = settings.auth
+    made = create_token(auth, name, subscribe=subscribed, publish=published, monitor=monitor, lasts_s=lasts)
+    click.echo(made)
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

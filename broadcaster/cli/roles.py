@@ -60,6 +60,7 @@ def hub(
 
     SIGHUP re-reads keys, origins, limits and certificates.
     """
+    from broadcaster.auth.tokens import monitoring_token
     from broadcaster.hub.reload import Reload
     from broadcaster.hub.serve import serve
     from broadcaster.subscribe import hub_status
@@ -86,7 +87,8 @@ def hub(
                 raise
             url = hub_status.base_url(settings.local_websocket_url)
             try:
-                other = await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
+                token = monitoring_token(settings)
+                other = await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token)
             except BroadcasterError:
                 raise error from None
             raise PortTaken(error.host, error.port, hub_status.taken_by(url, other)) from None
@@ -108,9 +110,10 @@ def publisher(context: click.Context, loadtest: bool) -> None:
         from broadcaster.loadtest.publishing import publish_run
 
         _run_then_linger(publish_run(settings))
+    from broadcaster.auth.tokens import monitoring_token
     from broadcaster.publish.samples import publish_samples
 
-    _run_then_linger(publish_samples(settings, lambda: say(what_to_type())))
+    _run_then_linger(publish_samples(settings, lambda: say(what_to_type()), monitoring_token(settings)))
 
 
 @cli.command(epilog=examples("broadcaster fleet", "broadcaster fleet --clients 1000 --url ws://127.0.0.1:8765/ws"))

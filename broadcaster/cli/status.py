@@ -59,7 +59,8 @@ async def _ask(settings: Settings) -> dict[str, Any]:
     from broadcaster.subscribe import hub_status
 
     url = hub_status.base_url(settings.subscriber_url)
-    return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca)
+    token = settings.subscriber.token.get_secret_value()
+    return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token)
 
 
 def screen(numbers: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""The hub's HTTP side: `/stats`, `/publish`. `/health` is answered before it (`health.py`), and so is `/ws`.
+"""The hub's HTTP side: `/stats`, `/trace`, `/time`, `/publish`.
+
+`/health` is answered before it (`health.py`), and so is `/ws`.
 
 The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
 """
@@ -6,6 +8,7 @@ The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from math import ceil
 from types import SimpleNamespace
 from typing import Final
@@ -14,15 +17,24 @@ from sanic import HTTPResponse, Request, Sanic, empty, json
 from sanic.config import Config
 from sanic.exceptions import SanicException
 
+from broadcaster import wire
+from broadcaster.auth.access import Denied
+from broadcaster.core.event import channel_name
+from broadcaster.core.position import Position
 from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.hub import Hub
 
 App = Sanic[Config, SimpleNamespace]
+Answer = Callable[[Request], Awaitable[HTTPResponse]]
 
 log = logging.getLogger("broadcaster.hub")
 
 _BYTES_AROUND_DATA: Final = 65_536
 """The most of a published body that is not the event's `data`: other fields, white space, escapes."""
+
+
+_MOST_TRACED: Final = 1000
+"""Events in one answer: some 2 ms of the hub's time."""
 
 
 def create_app(hub: Hub, announcer: Announcer) -> App:
@@ -34,12 +46,8 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
     app.config.REQUEST_TIMEOUT = ceil(hub.settings.hub.handshake_timeout_s) + 1
     app.config.REQUEST_MAX_SIZE = hub.settings.event.max_bytes + _BYTES_AROUND_DATA
 
-    @app.route("/stats", methods=["GET", "HEAD"])
-    async def stats(request: Request) -> HTTPResponse:
-        scope = request.args.get("scope", "all")
-        if scope not in ("all", "self"):
-            return json({"error": "scope is all or self"}, status=400)
-        return json(announcer.own_statistics() if scope == "self" else await announcer.statistics())
+    for path, answer in _monitoring(hub, announcer).items():
+        _add_monitored(app, hub, path, answer)
 
     @app.post("/publish")
     async def publish(request: Request) -> HTTPResponse:
@@ -51,10 +59,6 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
             why = str(reply.body["error"])
             hub.admission.note_refused(request.ip, f"publish {reply.status}", reply.status, f"/publish: {why}")
         return json(reply.body, status=reply.status, headers=reply.headers)
-
-    @app.options("/stats", name="stats_options")
-    async def stats_options(request: Request) -> HTTPResponse:
-        return empty(headers={"Allow": "GET, HEAD, OPTIONS"})
 
     @app.options("/publish", name="publish_options")
     async def publish_options(request: Request) -> HTTPResponse:
@@ -70,3 +74,81 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
         return json({"error": "internal error"}, status=500)
 
     return app
+
+
+def _monitoring(hub: Hub, announcer: Announcer) -> dict[str, Answer]:
+    """What a hub says of itself, by path."""
+
+    async def stats(request: Request) -> HTTPResponse:
+        scope = request.args.get("scope", "all")
+        if scope not in ("all", "self"):
+            return json({"error": "scope is all or self"}, status=400)
+        return json(announcer.own_statistics() if scope == "self" else await announcer.statistics())
+
+    async def trace(request: Request) -> HTTPResponse:
+        return _trace(hub, request)
+
+    async def time(request: Request) -> HTTPResponse:
+        return _clocks(hub)
+
+    return {"/stats": stats, "/trace": trace, "/time": time}
+
+
+def _add_monitored(app: App, hub: Hub, path: str, answer: Answer) -> None:
+    """A route that asks for a token that may monitor, if tokens are asked for."""
+
+    async def get(request: Request) -> HTTPResponse:
+        refusal = _refusal(hub, request)
+        if refusal is None:
+            return await answer(request)
+        hub.admission.note_refused(request.ip, f"monitor {refusal.status}", refusal.status, path)
+        return refusal
+
+    async def options(request: Request) -> HTTPResponse:
+        return empty(headers={"Allow": "GET, HEAD, OPTIONS"})
+
+    app.add_route(get, path, methods=["GET", "HEAD"], name=path[1:])
+    app.add_route(options, path, methods=["OPTIONS"], name=f"{path[1:]}_options")
+
+
+def _trace(hub: Hub, request: Request) -> HTTPResponse:
+    """When the last events of a channel were read, and first written."""
+    try:
+        channel, after, count = _asked(request, hub.channels.default)
+    except ValueError as error:
+        return json({"error": str(error)}, status=400)
+    events, complete = hub.channels.trace.after(channel, after, count)
+    rows = [event._asdict() | {"position": str(event.position)} for event in events]
+    return json({"instance": hub.instance, "channel": channel, "events": rows, "complete": complete})
+
+
+def _clocks(hub: Hub) -> HTTPResponse:
+    """The clocks of the hub, read one after the other; of many answers the quickest says how far they are."""
+    monotonic_ns, wall_ns = hub.clock.monotonic_ns(), hub.clock.wall_ns()
+    return json({"instance": hub.instance, "monotonic_ns": monotonic_ns, "wall_ns": wall_ns})
+
+
+def _refusal(hub: Hub, request: Request) -> HTTPResponse | None:
+    """The answer to a request that may not monitor; None if it may."""
+    try:
+        may = hub.access.grant(wire.token_in(request.headers.getall("Authorization", []))).monitor
+    except ValueError as error:
+        return json({"error": str(error)}, status=400)
+    except Denied as denied:
+        return json({"error": str(denied)}, status=401, headers={"WWW-Authenticate": "Bearer"})
+    return None if may else json({"error": "the token is not good for monitoring"}, status=403)
+
+
+def _asked(request: Request, default: str) -> tuple[str, Position | None, int]:
+    """Channel, position and number of events that are asked for.
+
+    Raises:
+        ValueError: One of them is wrong; the message says which.
+    """
+    asked = {name: values[-1] for name, values in request.args.items()}
+    channel = channel_name(asked.get("channel", default))
+    after = Position.parse(asked["after"]) if asked.get("after") else None
+    count = asked.get("count", str(_MOST_TRACED))
+    if not (count.isascii() and count.isdecimal() and len(count) < 10 and int(count) > 0):
+        raise ValueError(f"count is a number of events from 1, got {count[:40]!r}")
+    return channel, after, min(int(count), _MOST_TRACED)

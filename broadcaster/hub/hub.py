@@ -25,7 +25,11 @@ from broadcaster.settings import Settings
 
 
 class Hub:
-    """The parts of one hub. Made inside a running event loop; nothing happens before `start`."""
+    """The parts of one hub. Made inside a running event loop; nothing happens before `start`.
+
+    Attributes:
+        instance: A name by chance, which tells this process from another hub, and from itself after a restart.
+    """
 
     def __init__(self, settings: Settings, broker: Broker, spawn: Spawn, runtime: Runtime = RUNTIME) -> None:
         """Put the parts together.
@@ -33,6 +37,8 @@ class Hub:
         Raises:
             ConfigurationError: A key of access control cannot be read; or the hub is one too many.
         """
+        self.instance = runtime.chance.hex(8)
+        self.clock = runtime.clock
         self.settings = settings
         self.identity = Identity.of(settings)
         self.broker = broker
@@ -57,7 +63,6 @@ class Hub:
             Formats(settings.hub.compress_min_bytes, runtime.limits),
         )
         self.timer = Timer(settings.hub, self.context, self.channels, self.admission)
-        self._clock = runtime.clock
         self._started_at = runtime.clock.loop_s()
 
     def start(self) -> None:
@@ -89,4 +94,4 @@ class Hub:
 
     @property
     def uptime_s(self) -> float:
-        return self._clock.loop_s() - self._started_at
+        return self.clock.loop_s() - self._started_at

@@ -19,6 +19,7 @@ from broadcaster.core.backoff import LONGEST_HINT_S
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event, decode
+from broadcaster.core.position import Position
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.client import Client, Connection, Inbox, may_close
 from broadcaster.loadtest.records import DeliveryRecord, LossRecord
@@ -83,6 +84,7 @@ class Fleet:
         received: How many deliveries have been parsed.
         reconnects: How often a client that had lost its connection has reconnected.
         inbox: What has arrived and is not parsed.
+        stored: By event_id of all events that have come: position, and when it was stored (us since 1970).
         lag: Measures how late its event loop is.
         latencies: Of the deliveries so far, roughly: how many by `step_of` the time since they were written.
     """
@@ -140,6 +142,7 @@ class Fleet:
         self.inbox = Inbox()
         self.received = 0
         self.deliveries: list[DeliveryRecord] = []
+        self.stored: dict[str, tuple[Position | None, int | None]] = {}
         self._foreign = 0
         self._refused = ""
         self._known = BoundedDict[bytes, Event](_KNOWN_EVENTS)
@@ -288,6 +291,8 @@ class Fleet:
                     self._foreign += 1
                     continue
                 self._known[message] = event
+                if not self._only_count and event.source != self._warmup_source:
+                    self.stored[event.event_id] = event.position, event.stored_at_us
             if event.source == self._warmup_source:
                 client.on_warmup(event)
                 continue

@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError
@@ -18,12 +18,16 @@ from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.fleet import Fleet
-from broadcaster.loadtest.records import DeliveryRecord, LossRecord, PublishedRecord
+from broadcaster.loadtest.records import ClockRecord, DeliveryRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.run import Run
-from broadcaster.loadtest.target import find_target
+from broadcaster.loadtest.target import TraceLog, find_target
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.fleet")
+
+_LOOK_EVERY_S: Final = 0.5
+_FETCH_AFTER: Final = 4000
+"""Events after which a trace of the usual size (`hub.trace_events`) is read."""
 
 
 async def measure_run(settings: Settings) -> None:
@@ -40,6 +44,8 @@ async def measure_run(settings: Settings) -> None:
     run.present(number).touch()
     rig.announce(run.folder, "fleet", os.getpid(), number)
     target = await find_target(settings, run)
+    clocks = [await target.hub_clock()]
+    trace = TraceLog(target)
     first, clients = share(settings.fleet.clients, settings.fleet.processes, number)
     fleet = Fleet(
         target.url,
@@ -55,15 +61,30 @@ async def measure_run(settings: Settings) -> None:
         await fleet.connect()
         _check_connected(fleet)
         log.info("%d of %d subscribers connected", fleet.connected, clients)
+        run.connected(number).touch()
         await _check_the_others(run, settings)
+        fetching = asyncio.create_task(_keep_fetching(trace, fleet))
         published = await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
+        fetching.cancel()
+        await trace.fetch(len(fleet.stored))
+        clocks.append(await target.hub_clock())
     result = fleet.result(number, min((row.published_mono_ns for row in published), default=0))
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
+    records.write(run.trace(number), TraceRecord, trace.rows(fleet.stored))
+    records.write(run.clocks(f"fleet.{number}"), ClockRecord, clocks)
     with records.result_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
+
+
+async def _keep_fetching(trace: TraceLog, fleet: Fleet) -> None:
+    """Read the hub's trace before it overflows, and else not before the end: it costs the hub time."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        if len(fleet.stored) - trace.fetched_for >= _FETCH_AFTER:
+            await trace.fetch(len(fleet.stored))
 
 
 async def watch(settings: Settings, stop: asyncio.Event) -> None:

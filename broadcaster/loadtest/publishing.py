@@ -17,10 +17,10 @@ from broadcaster.core.errors import Unavailable
 from broadcaster.core.event import Draft
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records, rig
-from broadcaster.loadtest.records import PublishedRecord
+from broadcaster.loadtest.records import ClockRecord, PublishedRecord
 from broadcaster.loadtest.rig import Lag, LagMeter
 from broadcaster.loadtest.run import Run
-from broadcaster.loadtest.target import find_target
+from broadcaster.loadtest.target import find_target, redis_clock
 from broadcaster.publish.publisher import Publisher
 from broadcaster.publish.schedule import BATCH, on_schedule, padding
 from broadcaster.redis import commands
@@ -63,6 +63,7 @@ async def publish_run(settings: Settings) -> None:
     rig.announce(run.folder, "publisher", os.getpid())
     target = await find_target(settings, run, subscribers=settings.fleet.clients)
     await _announce_what_is_here(run, target.hub_pid, settings)
+    clocks = [await target.hub_clock(), await redis_clock(settings.redis)]
     await asyncio.sleep(_SETTLE_S)
     loadtest = settings.loadtest
     rhythm = f"{loadtest.rate_hz:g} a second" if loadtest.rate_hz else "all at once"
@@ -75,6 +76,8 @@ async def publish_run(settings: Settings) -> None:
         ended_ns = CLOCK.monotonic_ns()
         await asyncio.sleep(2 * _WARMUP_EVERY_S)  # a timer that was late is run, and measured
     measuring.cancel()
+    clocks += [await target.hub_clock(), await redis_clock(settings.redis)]
+    records.write(run.clocks("publisher"), ClockRecord, clocks)
     lag = meter.between(min((row.published_mono_ns for row in rows), default=0), ended_ns)
     late_ms = sorted(each / 1e6 for each in late_ns) or [0.0]
     result = PublisherResult(

@@ -120,6 +120,13 @@ class Run:
     def losses(self, process: int) -> Path:
         return self.folder / f"losses.{process}.csv"
 
+    def trace(self, process: int) -> Path:
+        return self.folder / f"trace.{process}.csv"
+
+    def clocks(self, part: str) -> Path:
+        """The clocks of the hub and of Redis, compared with that of a part (`publisher`, `fleet.1`)."""
+        return self.folder / f"clocks.{part}.csv"
+
     def fleet(self, process: int) -> Path:
         """The result of a fleet process; written last, so that it marks the end."""
         return self.folder / f"fleet.{process}.json"
@@ -131,6 +138,10 @@ class Run:
     def present(self, process: int) -> Path:
         """The file that marks that a fleet process has started."""
         return self.folder / f".fleet.{process}"
+
+    def connected(self, process: int) -> Path:
+        """The file that marks that all clients of a fleet process are connected."""
+        return self.folder / f".connected.{process}"
 
 
 @contextlib.contextmanager

@@ -14,12 +14,15 @@ from broadcaster.subscribe import hub_status
 log = logging.getLogger("broadcaster.publisher")
 
 
-async def publish_samples(settings: Settings, on_start: Callable[[], None] = lambda: None) -> None:
+async def publish_samples(
+    settings: Settings, on_start: Callable[[], None] = lambda: None, token: str = ""
+) -> None:
     """Wait for hub and one subscriber, then publish at `publisher.rate_hz` until cancelled.
 
     Args:
         settings: Of the hub, of Redis, and of what is published.
         on_start: Called when both are there.
+        token: For the hub's counters. Where it does not show them, no subscriber is waited for.
 
     Raises:
         HubUnavailable: They were not ready in time.
@@ -27,7 +30,11 @@ async def publish_samples(settings: Settings, on_start: Callable[[], None] = lam
     """
     table = settings.publisher
     await hub_status.wait_until_ready(
-        settings.hub_url, subscribers=1, within_s=table.start_timeout_s, tls_ca=settings.subscriber.tls_ca
+        settings.hub_url,
+        subscribers=1,
+        within_s=table.start_timeout_s,
+        tls_ca=settings.subscriber.tls_ca,
+        token=token,
     )
     rhythm = f"{table.rate_hz:g} event{'s' if table.rate_hz != 1 else ''} a second"
     log.info("publishing %s to %s", rhythm, settings.event.channel)

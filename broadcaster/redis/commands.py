@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
-from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.runtime import CLOCK, RUNTIME, Clock, Runtime
 from broadcaster.redis.connection import RUN_ID, Command, RedisConnection
 from broadcaster.settings import RedisTable
 
@@ -184,6 +184,31 @@ async def server_pid(redis: RedisTable) -> int:
     """
     pid = (await _server(redis)).get("process_id", "")
     return int(pid) if pid.isdigit() else 0
+
+
+async def server_clock(redis: RedisTable, exchanges: int = 20, clock: Clock = CLOCK) -> tuple[int, int]:
+    """How many ns the wall clock of Redis is ahead of CLOCK_MONOTONIC here, and how far from that it may be.
+
+    Of some exchanges the one with the shortest round trip, in the middle of which it is taken to have been read.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`; or it does not tell the time.
+    """
+    commands, readings = CommandLink(redis), []
+    try:
+        await commands.connect()
+        for _ in range(exchanges):
+            sent_ns = clock.monotonic_ns()
+            [reply] = await commands.execute(("TIME",))
+            error_ns = (clock.monotonic_ns() - sent_ns + 1) // 2
+            its_ns = (int(reply[0]) * 1_000_000 + int(reply[1])) * 1000
+            readings.append((error_ns, its_ns - (sent_ns + error_ns)))
+    except (TypeError, ValueError, IndexError):
+        raise RedisUnavailable("Redis gave an unexpected answer to TIME") from None
+    finally:
+        commands.close()
+    error_ns, ahead_ns = min(readings)
+    return ahead_ns, error_ns
 
 
 async def _server(redis: RedisTable) -> dict[str, str]:

@@ -157,6 +157,7 @@ class ApiKey(Table):
     key: Annotated[Secret, Field(min_length=16, max_length=512)]
     subscribe: tuple[Glob, ...] = ()
     publish: tuple[Glob, ...] = ()
+    monitor: bool = False
 
     @field_validator("key")
     @classmethod
@@ -217,6 +218,7 @@ class HubTable(Table):
     close_timeout_s: Seconds = 2.0
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
     shutdown_s: Seconds = 1.0
+    trace_events: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
 
     @property
     def first_own_port(self) -> int:

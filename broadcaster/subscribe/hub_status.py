@@ -1,25 +1,28 @@
-"""The status of a hub over HTTP: whether it is ready, and its counters."""
+"""The status of a hub over HTTP: whether it is ready, its counters, its trace and its clocks."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import ssl
-import urllib.error
-import urllib.request
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.text import reason
 from broadcaster.wire import tls
 
 _POLL_S: Final = 0.05
+
+_READINESS: Final = "/health/ready"
 
 
 def base_url(websocket_url: str) -> str:
@@ -28,23 +31,104 @@ def base_url(websocket_url: str) -> str:
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}"
 
 
-async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "") -> dict[str, Any]:
+class MonitoringRefused(HubUnavailable):
+    """The hub shows its counters, trace and clocks only to tokens that may monitor, and this one may not."""
+
+
+async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "", token: str = "") -> dict[str, Any]:
     """What a hub's `/stats` says of its whole deployment.
 
     Raises:
         ConfigurationError: `tls_ca` cannot be read.
+        MonitoringRefused: The token may not monitor.
         HubUnavailable: It did not answer.
     """
-    return await asyncio.to_thread(_get, f"{url}/stats", timeout_s, tls.client_context(url, tls_ca))
+    body = await asyncio.to_thread(_get, f"{url}/stats", timeout_s, tls.client_context(url, tls_ca), token)
+    if not {"ready", "connected"} <= body.keys():
+        raise HubUnavailable("what answers there is no hub")
+    return body
 
 
-async def settled_statistics(url: str, within_s: float = 3.0, tls_ca: str = "") -> dict[str, Any]:
+async def trace(
+    url: str, channel: str, after: Position | None, *, tls_ca: str = "", token: str = "", timeout_s: float = 5.0
+) -> dict[str, Any]:
+    """A page of the hub's `/trace`: events of a channel behind a position, or from the oldest that is kept.
+
+    Raises:
+        ConfigurationError: `tls_ca` cannot be read.
+        MonitoringRefused: The token may not monitor.
+        HubUnavailable: It did not answer, or has no trace.
+    """
+    query = urlencode({"channel": channel, "after": str(after or "")})
+    context = tls.client_context(url, tls_ca)
+    body = await asyncio.to_thread(_get, f"{url}/trace?{query}", timeout_s, context, token)
+    if not {"instance", "events", "complete"} <= body.keys():
+        raise HubUnavailable("the hub has no trace")
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """The clocks of a hub, compared with the CLOCK_MONOTONIC of this process; nanoseconds.
+
+    Attributes:
+        instance: Which hub has answered.
+        ahead_ns: How far its CLOCK_MONOTONIC is ahead ...
+        error_ns: ... by so much more or less: half of the shortest round trip, in the middle of which it is
+            taken to have read its clock.
+        wall_ahead_ns: How far its wall clock is ahead of its CLOCK_MONOTONIC.
+    """
+
+    instance: str
+    ahead_ns: int
+    error_ns: int
+    wall_ahead_ns: int
+
+
+async def clock(
+    url: str, *, exchanges: int = 20, tls_ca: str = "", token: str = "", timeout_s: float = 2.0
+) -> ClockReading:
+    """Compare the hub's clock with that of this process: of some exchanges the one with the shortest round trip.
+
+    Raises:
+        ConfigurationError: `tls_ca` cannot be read.
+        MonitoringRefused: The token may not monitor.
+        HubUnavailable: It did not answer, has no `/time`, or several hubs answer in turns.
+    """
+    context = tls.client_context(url, tls_ca)
+    return await asyncio.to_thread(_compare, url, exchanges, timeout_s, context, token)
+
+
+def _compare(
+    url: str, exchanges: int, timeout_s: float, context: ssl.SSLContext | None, token: str
+) -> ClockReading:
+    readings = []
+    for _ in range(exchanges):
+        body, (sent_ns, received_ns) = _exchange(f"{url}/time", timeout_s, context, token)
+        try:
+            instance, hub_ns, wall_ns = str(body["instance"]), int(body["monotonic_ns"]), int(body["wall_ns"])
+        except (KeyError, TypeError, ValueError):
+            raise HubUnavailable("the hub does not tell its clocks") from None
+        ahead_ns, error_ns = midpoint(sent_ns, received_ns, hub_ns)
+        readings.append(ClockReading(instance, ahead_ns, error_ns, wall_ns - hub_ns))
+    if len({reading.instance for reading in readings}) > 1:
+        raise HubUnavailable("several hubs answer at this address in turns")
+    return min(readings, key=lambda reading: reading.error_ns)
+
+
+def midpoint(sent_ns: int, received_ns: int, its_ns: int) -> tuple[int, int]:
+    """How far another clock was ahead when it was read between two instants, and how far from that it may be."""
+    error_ns = (received_ns - sent_ns + 1) // 2
+    return its_ns - (sent_ns + error_ns), error_ns
+
+
+async def settled_statistics(url: str, within_s: float = 3.0, tls_ca: str = "", token: str = "") -> dict[str, Any]:
     """The same, when every hub of the deployment has announced itself once more: what was before now is counted.
 
     Raises:
-        ConfigurationError, HubUnavailable: As `statistics`.
+        ConfigurationError, MonitoringRefused, HubUnavailable: As `statistics`.
     """
-    numbers = await statistics(url, tls_ca=tls_ca)
+    numbers = await statistics(url, tls_ca=tls_ca, token=token)
     before, deadline = _serials(numbers), CLOCK.loop_s() + within_s
     # On a shared port each answer may be another hub's, which knows the others by what they have announced.
     while len(before) > 1 and CLOCK.loop_s() < deadline:
@@ -52,7 +136,7 @@ async def settled_statistics(url: str, within_s: float = 3.0, tls_ca: str = "") 
         if all(now.get(name, serial + 1) > serial for name, serial in before.items()):
             break
         await asyncio.sleep(_POLL_S)
-        numbers = await statistics(url, tls_ca=tls_ca)
+        numbers = await statistics(url, tls_ca=tls_ca, token=token)
     return numbers
 
 
@@ -72,16 +156,21 @@ async def wait_until_ready(
     subscribers: int = 0,
     within_s: float,
     tls_ca: str = "",
+    token: str = "",
     is_ours: Callable[[int], bool] | None = None,
     whole: bool = False,
 ) -> dict[str, Any]:
     """Wait until the hub is ready and has at least `subscribers` connected; return its counters.
+
+    Where it does not show them to the token, wait until it is ready; nothing is known of its subscribers, and
+    nothing is returned.
 
     Args:
         url: See `base_url`.
         subscribers: How many must be connected.
         within_s: The deadline.
         tls_ca: As `subscriber.tls_ca`.
+        token: Good for monitoring.
         is_ours: Whether the hub with a process id is the one that is meant; None: any is.
         whole: Whether all hubs of its deployment have to be there, and be as they should.
 
@@ -93,7 +182,11 @@ async def wait_until_ready(
     deadline = CLOCK.loop_s() + within_s
     while True:
         try:
-            numbers = await statistics(url, min(2.0, within_s), tls_ca)
+            numbers = await statistics(url, min(2.0, within_s), tls_ca, token)
+        except MonitoringRefused as error:
+            if await _is_ready(url, min(2.0, within_s), tls_ca):
+                return {}
+            missing = str(error)
         except HubUnavailable as error:
             missing = str(error)
         else:
@@ -117,20 +210,51 @@ def _missing(numbers: dict[str, Any], subscribers: int, whole: bool) -> str:
     return ""
 
 
-def _get(url: str, timeout_s: float, tls: ssl.SSLContext | None) -> dict[str, Any]:
-    # No proxy: that of the environment would be used even for localhost.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls))
-    parts = urlsplit(url)
-    user, _, address = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=address).geturl())
-    if user:
-        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
+async def _is_ready(url: str, timeout_s: float, tls_ca: str) -> bool:
     try:
-        with opener.open(request, timeout=timeout_s) as response:
+        context = tls.client_context(url, tls_ca)
+        body = await asyncio.to_thread(_get, url + _READINESS, timeout_s, context)
+    except HubUnavailable:
+        return False
+    return body.get("ready") is True
+
+
+def _get(url: str, timeout_s: float, context: ssl.SSLContext | None, token: str = "") -> dict[str, Any]:
+    return _exchange(url, timeout_s, context, token)[0]
+
+
+def _exchange(
+    url: str, timeout_s: float, context: ssl.SSLContext | None, token: str
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """A JSON object, and the instants (CLOCK_MONOTONIC, ns) before it was asked for and after it began to come."""
+    parts = urlsplit(url)
+    user = parts.netloc.rpartition("@")[0]
+    headers = {"Host": parts.netloc.rpartition("@")[2]}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    elif user:
+        headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
+    try:
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                *(parts.hostname or "", parts.port), timeout=timeout_s, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.connect()
+            sent_ns = CLOCK.monotonic_ns()
+            connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=headers)
+            response = connection.getresponse()
+            received_ns = CLOCK.monotonic_ns()
+            if response.status in (401, 403):
+                raise MonitoringRefused(f"it asks for a token that may monitor (HTTP {response.status})")
+            if response.status != 200 and parts.path != _READINESS:
+                raise HubUnavailable(f"no answer (HTTP {response.status} {response.reason})")
             body = json.load(response)
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        cause = getattr(error, "reason", error)
-        raise HubUnavailable(f"no answer ({reason(cause) if isinstance(cause, Exception) else cause})") from None
-    if not isinstance(body, dict) or not {"ready", "connected"} <= body.keys():
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise HubUnavailable(f"no answer ({reason(error)})") from None
+    if not isinstance(body, dict):
         raise HubUnavailable("what answers there is no hub")
-    return body
+    return body, (sent_ns, received_ns)

@@ -44,6 +44,7 @@ from tests.auth.test_access import (
 )
 from tests.certificates import Certificates, make, private_pem
 from tests.support import (
+    MONITOR_KEY,
     UNIT_S,
     CommandLine,
     Hub,
@@ -332,7 +333,8 @@ def test_nothing_of_a_token_is_said_by_the_hub(guarded: Hub) -> None:
         ask(guarded.port, upgrade_request(guarded.port, path=path, **headers))
         shown |= {value.split()[-1] for value in headers.values() if "Origin" not in headers}
     with Guest(guarded.port, upgrade_request(guarded.port, **bearer(WALL))):
-        said = guarded.output + json.dumps([guarded.get(path) for path in ("/stats", "/health", "/health/live")])
+        pages = [guarded.get(path) for path in ("/health", "/health/live")]
+        said = guarded.output + json.dumps([guarded.stats(), *pages])
     assert not [one for one in shown if len(one) > 12 and one in said]
     assert_calm(guarded)
 
@@ -865,11 +867,14 @@ def secure(steady_redis: RedisServer, certificates: Certificates) -> Iterator[Hu
         yield hub
 
 
+_STATS_REQUEST = (
+    f"GET /stats?scope=self HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {MONITOR_KEY}\r\n\r\n".encode()
+)
+
+
 def numbers(hub: Hub, tls: ssl.SSLContext) -> dict[str, Any]:
     """The hub's /stats over https."""
-    fields: dict[str, Any] = json.loads(
-        ask(hub.port, b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n", tls).partition(b"\r\n\r\n")[2]
-    )
+    fields: dict[str, Any] = json.loads(ask(hub.port, _STATS_REQUEST, tls).partition(b"\r\n\r\n")[2])
     return fields
 
 
@@ -891,7 +896,7 @@ async def test_a_subscriber_comes_over_tls(
         async with Subscriber(wss(secure), settings=settings, channels=["events.tls"], since=since) as subscriber:
             assert [(await anext(subscriber)).event_id for _ in missed] == missed
             assert subscriber.gaps == 0
-    stats = await statistics(f"https://127.0.0.1:{secure.port}", 5 * UNIT_S, certificates.authority)
+    stats = await statistics(f"https://127.0.0.1:{secure.port}", 5 * UNIT_S, certificates.authority, MONITOR_KEY)
     assert stats["ready"]
 
 
@@ -923,7 +928,7 @@ def test_authorities_that_cannot_be_read_are_a_wrong_setting(file: str) -> None:
 
 def test_pages_and_refusals_are_the_same_over_tls(secure: Hub, trusting: ssl.SSLContext) -> None:
     """https:// for everything: health, publishing, origins, tokens."""
-    for path, status in (("/health", 200), ("/health/live", 200), ("/stats", 200), ("/nowhere", 404)):
+    for path, status in (("/health", 200), ("/health/live", 200), ("/stats", 401), ("/nowhere", 404)):
         request = f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
         assert status_of(ask(secure.port, request, trusting)) == status
     assert post(secure, event_body(), as_root(), tls=trusting)[0] == 201

@@ -39,7 +39,7 @@ class Record:
         self.position = position
         self.said.append(f"begin {position}")
 
-    def broadcast(self, events: Sequence[Message]) -> None:
+    def broadcast(self, events: Sequence[Message], *, recovered: bool = False) -> None:
         self.batches.append(len(events))
         self.said += [None if event.position is None else str(event.position) for event in events]
         for event in events:

@@ -6,7 +6,7 @@ Every wait is a multiple of `UNIT_S`; `TEST_TIME_SCALE=3` triples them on a slow
 from tests.support.clock import Clock
 from tests.support.event_stream import Reader, StreamClient
 from tests.support.events import event_payload, unstamped
-from tests.support.hub import Hub, HubProcess, HubThread, assert_calm
+from tests.support.hub import MONITOR_KEY, Hub, HubProcess, HubThread, assert_calm
 from tests.support.loop import in_loop, run_async, unblocked
 from tests.support.ports import free_port
 from tests.support.process import (
@@ -49,6 +49,7 @@ from tests.support.websocket import (
 )
 
 __all__ = [
+    "MONITOR_KEY",
     "ROOT",
     "UNIT_S",
     "Clock",

@@ -44,6 +44,10 @@ STOPPING_S = 8.0
 """Seconds, in time units, in which a hub has to end."""
 
 
+MONITOR_KEY = "monitor-key_0123456789"
+"""An API key that each hub of the tests has which asks for tokens: good for its counters, and nothing else."""
+
+
 class Hub(Speaking):
     """A hub as a test sees it, wherever it runs.
 
@@ -58,10 +62,13 @@ class Hub(Speaking):
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
 
-    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+    def get(self, path: str, token: str = "") -> tuple[int, dict[str, Any]]:
         """Status and JSON body of a GET; status 0 while nobody listens."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if token:
+            request.add_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=3) as response:
+            with urllib.request.urlopen(request, timeout=3) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
@@ -71,7 +78,7 @@ class Hub(Speaking):
 
     def stats(self) -> dict[str, Any]:
         """What it says of itself alone."""
-        return self.get("/stats?scope=self")[1]
+        return self.get("/stats?scope=self", MONITOR_KEY)[1]
 
     @property
     def ended(self) -> bool:
@@ -104,6 +111,10 @@ class Hub(Speaking):
 
 def variables_of(redis_url: str, port: int, **variables: str) -> dict[str, str]:
     """The environment of a hub of the tests; `variables` come first."""
+    if "BROADCASTER_AUTH__API_KEYS" in variables or "BROADCASTER_AUTH__JWT_KEYS" in variables:
+        keys = json.loads(variables.get("BROADCASTER_AUTH__API_KEYS", "[]"))
+        keys.append({"name": "monitor", "key": MONITOR_KEY, "monitor": True})
+        variables["BROADCASTER_AUTH__API_KEYS"] = json.dumps(keys)
     defaults = {"REDIS__URL": redis_url, "HUB__PORT": str(port), "HUB__DRAIN_S": "0.1"}
     defaults["HUB__DEPLOYMENT"] = f"test-{port}"  # alone, whatever else is on its Redis
     return {f"BROADCASTER_{key}": value for key, value in defaults.items()} | variables

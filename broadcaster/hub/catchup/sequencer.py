@@ -137,7 +137,7 @@ class Sequencer:
                 self._early.append(message)
                 self._early_bytes += len(message.frame)
         if ready:
-            self._fanout.broadcast(ready)
+            self._fanout.broadcast(ready, recovered=True)
         if self._skipped is not None and not self.order.is_after(self._skipped, at):
             self._skipped = None
 
@@ -273,7 +273,7 @@ class Sequencer:
     def _hand_on(self, messages: list[Message]) -> None:
         if messages:
             self.recovered += len(messages)
-            self._fanout.broadcast(messages)
+            self._fanout.broadcast(messages, recovered=True)
 
     def _announce(self, gaps: Sequence[Gap], refused: set[Position]) -> None:
         for gap in gaps:

@@ -19,6 +19,7 @@ from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.fanout.subscription import Sink, State, Subscription
+from broadcaster.hub.fanout.trace import Trace
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.hub")
@@ -49,6 +50,7 @@ class Channel:
         rank: int = 0,
         drops_oldest: bool = False,
         unsettled: Sequence[Sink] = (),
+        trace: Trace | None = None,
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare a channel; nothing happens before `run`.
@@ -61,11 +63,14 @@ class Channel:
             rank: See above.
             drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
             unsettled: See `Fanout`.
+            trace: See `Fanout`.
             runtime: Time, chance and limits.
         """
         self.name = name
         self.rank = rank
-        self.fanout = Fanout(name, settings.hub, drops_oldest=drops_oldest, unsettled=unsettled, runtime=runtime)
+        self.fanout = Fanout(
+            *(name, settings.hub), drops_oldest=drops_oldest, unsettled=unsettled, trace=trace, runtime=runtime
+        )
         self.sequencer: Sequencer | LiveSequencer
         if settings.history.enabled:
             self.sequencer = Sequencer(self.fanout, pages.log, self._on_caught_up, runtime)

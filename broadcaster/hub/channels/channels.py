@@ -17,6 +17,7 @@ from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.fanout.scheduler import Scheduler
 from broadcaster.hub.fanout.subscription import Sink
+from broadcaster.hub.fanout.trace import Trace
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.hub")
@@ -33,6 +34,7 @@ class Channels:
         open: The channels.
         by_key: The same, by their names as Redis says them.
         default: Name of the one that is always open.
+        trace: The last events of all of them.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Channels:
         self.open: dict[str, Channel] = {}
         self.by_key: dict[bytes, Channel] = {}
         self.default = settings.event.channel
+        # What is not stored has no position, at which it could be found in the trace.
+        self.trace = Trace(settings.hub.trace_events if settings.history.enabled else 0, runtime.clock)
         self._open(self.default)
 
     def is_allowed(self, name: str) -> bool:
@@ -146,6 +150,7 @@ class Channels:
             rank=self.rank(name),
             drops_oldest=any(fnmatchcase(name, pattern) for pattern in self._settings.channels.drop_oldest),
             unsettled=self._unsettled,
+            trace=self.trace,
             runtime=self._runtime,
         )
         self.open[name] = self.by_key[name.encode()] = channel

@@ -36,6 +36,7 @@ class Dispatcher:
 
     def on_messages(self, messages: dict[bytes, list[bytes]]) -> None:
         """Take what one read from Redis brought; the channel of the highest priority goes first."""
+        self._channels.trace.on_read()
         if len(messages) > 1:
             messages = dict(sorted(messages.items(), key=lambda item: self._channels.rank_of(item[0])))
         for name, payloads in messages.items():

@@ -19,6 +19,7 @@ _MAX_COUNT: Final = 2**63
 
 _OF_ONE: Final = (
     *("name", "address", "version", "pid", "uptime_s", "ready", "stopping", "trouble", "channel", "channels"),
+    *("redis_node", "redis_moved"),
 )
 """What `/stats` says of the hub that was asked, also where it sums up all others."""
 

@@ -20,10 +20,11 @@ from broadcaster.hub.fanout.message import Message, framed
 from broadcaster.hub.fanout.ring import Entry, Ring
 from broadcaster.hub.fanout.slow import SlowConsumers
 from broadcaster.hub.fanout.subscription import Sink, State, Subscription
+from broadcaster.hub.fanout.trace import BatchTrace, Trace
 from broadcaster.settings import HubTable
 
-_Batch = tuple[Sequence[Message], int, Position | None]
-"""The events of one broadcast, the number of the first of them, and where the channel stood before it."""
+_Batch = tuple[Sequence[Message], int, Position | None, BatchTrace]
+"""The events of a broadcast, the number of the first of them, where the channel stood before it, and its trace."""
 
 
 class Fanout:
@@ -48,6 +49,7 @@ class Fanout:
         *,
         drops_oldest: bool = False,
         unsettled: Sequence[Sink] = (),
+        trace: Trace | None = None,
         runtime: Runtime = RUNTIME,
     ) -> None:
         """Prepare a channel without subscriptions.
@@ -58,6 +60,7 @@ class Fanout:
             drops_oldest: Whether a slow consumer loses the oldest events; else it is closed.
             unsettled: Sinks that have stopped being writable and are not settled yet. It is read after each
                 piece: subscriptions leave the live set between two writes, never inside one.
+            trace: Of the hub; None: nothing is traced.
             runtime: Time and limits.
         """
         self.channel = channel
@@ -72,6 +75,7 @@ class Fanout:
         self._unsettled = unsettled
         self._write_bytes = runtime.limits.write_bytes
         self._clock = runtime.clock
+        self._trace = trace or Trace(0)
 
     @property
     def position(self) -> Position | None:
@@ -138,11 +142,17 @@ class Fanout:
 
     # Live
 
-    def broadcast(self, messages: Sequence[Message]) -> None:
-        """Write events to every live subscription that wants them: one write per connection and piece."""
+    def broadcast(self, messages: Sequence[Message], *, recovered: bool = False) -> None:
+        """Write events to every live subscription that wants them: one write per connection and piece.
+
+        Args:
+            messages: The events.
+            recovered: They come from the log, or had to wait for it.
+        """
         if self._unsettled:
             self._let_unwritable_fall_behind()
-        batch = (messages, self.ring.head, self.ring.position)
+        trace = self._trace.begin(len(messages), recovered=recovered)
+        batch = (messages, self.ring.head, self.ring.position, trace)
         try:
             if len(self._audiences) == 1:
                 self._write_pieces(
@@ -152,6 +162,7 @@ class Fanout:
                 self._write_by_audience(messages, batch)
         finally:  # after the writes: the ring is not read before this turn of the loop ends
             self.ring.extend(messages, self._clock.loop_s())
+            self._trace.record(self.channel, messages, trace, recovered=recovered)
 
     def _write_by_audience(self, messages: Sequence[Message], batch: _Batch) -> None:
         wanted: dict[Audience, list[int]] = {}
@@ -172,31 +183,35 @@ class Fanout:
         if not audience.live:
             return
         if len(frames) == 1:
-            self._write(audience, frames, 1, 1 if indexes is None else indexes[0] + 1, batch)
+            self._write(audience, frames, 1, indexes, batch)
             return
         start = size = 0
         for number, frame in enumerate(frames):
             if number > start and size + len(frame) > self._write_bytes:
-                self._write(audience, frames[start:number], number, _after(indexes, number), batch)
+                self._write(audience, frames[start:number], number, indexes, batch)
                 start, size = number, 0
             size += len(frame)
-        self._write(audience, frames[start:], len(frames), _after(indexes, len(frames)), batch)
+        self._write(audience, frames[start:], len(frames), indexes, batch)
 
-    def _write(self, audience: Audience, frames: list[bytes], given: int, end: int, batch: _Batch) -> None:
+    def _write(
+        self, audience: Audience, frames: list[bytes], given: int, indexes: list[int] | None, batch: _Batch
+    ) -> None:
         """Write one piece to all of an audience: the only place where live frames leave.
 
         Args:
             audience: To whom.
             frames: What.
             given: How many events of the batch the audience has been given by then.
-            end: How many it has been given, or does not want: there those continue whose socket is full now.
+            indexes: The places in the batch of all that the audience is given, as above.
             batch: The events that are broadcast.
         """
+        trace = batch[3]
         transports = audience.transports
         if transports is None:
             transports = audience.transports = [subscription.sink.transport for subscription in audience.live]
         data = b"".join(frames) if len(frames) > 1 else frames[0]
         unsettled, written = len(self._unsettled), len(transports)
+        now_ns = self._clock.monotonic_ns() if trace.unwritten else 0
         for transport in transports:
             try:
                 transport.write(data)
@@ -204,7 +219,11 @@ class Fanout:
                 written -= 1
         self.deliveries += len(frames) * written
         self.sent_bytes += len(data) * written
-        for sink in self._unsettled[unsettled:]:
+        if now_ns:
+            first = given - len(frames)
+            trace.note(now_ns, range(first, given) if indexes is None else indexes[first:given])
+        end = _after(indexes, given)  # so many it has been given, or does not want: those whose socket is full now
+        for sink in self._unsettled[unsettled:]:  # continue there
             for subscription in sink.memberships:
                 if subscription in audience.live:
                     self._fall_behind(subscription, batch[1] + end, _position_after(batch, end))
@@ -309,7 +328,7 @@ class Fanout:
 
 def _position_after(batch: _Batch, count: int) -> Position | None:
     """Where a reader stands that has been given so many events of a batch, which the ring does not hold yet."""
-    messages, _, before = batch
+    messages, _, before, _ = batch
     stored = (message.position for message in reversed(messages[:count]) if message.position is not None)
     return next(stored, before)
 

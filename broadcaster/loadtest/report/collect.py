@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from broadcaster.auth.tokens import monitoring_token
 from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError, RunIncomplete, Unavailable
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import archive, machine, records, rig
@@ -149,6 +150,8 @@ async def _redis_version(settings: Settings) -> str:
 async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
         url = hub_status.base_url(settings.fleet_url)
-        return hub_numbers(await hub_status.settled_statistics(url, tls_ca=settings.subscriber.tls_ca))
+        token = monitoring_token(settings)
+        ca = settings.subscriber.tls_ca
+        return hub_numbers(await hub_status.settled_statistics(url, tls_ca=ca, token=token))
     except (HubUnavailable, ValueError) as error:
         return {"error": f"no statistics: {error}"}
