@@ -39,7 +39,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "broadcaster.loadtest.ledger",
         "broadcaster.loadtest.report",
     ),
-    "matplotlib": ("broadcaster.loadtest.report.drawing", "broadcaster.loadtest.report.pictures"),
+    "matplotlib": ("broadcaster.loadtest.report.page.drawing", "broadcaster.loadtest.report.page.pictures"),
     "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
@@ -96,12 +96,13 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "budget ci collect drawing hgrm limits outcome page pictures progress series shapes summary text validity",
+        "budget ci collect hgrm limits outcome progress shapes summary text validity",
         "auth core loadtest redis settings subscribe",
     ),
+    "loadtest.report.page": Room("drawing html pictures series", "core loadtest loadtest.report"),
     "cli": Room(
         "common extras output people procfiles progress reports resume_file roles status streams",
-        "auth core hub loadtest loadtest.report publish redis settings subscribe",
+        "auth core hub loadtest loadtest.report loadtest.report.page publish redis settings subscribe",
     ),
 }
 """Every folder below `broadcaster`, in the order in which a folder may import those before it."""

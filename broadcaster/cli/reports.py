@@ -109,7 +109,7 @@ def _read(context: click.Context, folder: Path | None) -> Filed:
 
 
 def _show(outcome: Outcome, path: Path, *, is_open: bool) -> None:
-    from broadcaster.loadtest.report.page import write_page
+    from broadcaster.loadtest.report.page.html import write_page
 
     write_page(outcome, path)
     say(f"Pictures: {path}")
@@ -130,7 +130,7 @@ def _rendered(form: str, outcome: Outcome, folder: Path) -> str:
 def _with_pictures(outcome: Outcome, folder: Path) -> str:
     """Write the page of a run that has just ended; say where it is, or how to get it."""
     try:
-        from broadcaster.loadtest.report.page import write_page
+        from broadcaster.loadtest.report.page.html import write_page
 
         write_page(outcome, folder / _PAGE)
     except ModuleNotFoundError as error:

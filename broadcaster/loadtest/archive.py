@@ -59,6 +59,11 @@ COLUMNS: Final = (
     "settings_sha256",
     "steal_pct",
     "others_cpu_pct",
+    "schedule_mean_ms",
+    "to_redis_mean_ms",
+    "to_hub_mean_ms",
+    "in_hub_mean_ms",
+    "fanout_mean_ms",
 )
 """Columns of `archive.csv` and of each run's `summary.csv`. New ones are only ever added at the end."""
 

@@ -27,6 +27,7 @@ RELEASED = [
 ADDED = [
     *("lost_named", "lost_unexplained", "reconnects", "validity", "reasons", "p90_ms", "p999_ms"),
     *("last_p50_ms", "last_p99_ms", "commit", "settings_sha256", "steal_pct", "others_cpu_pct"),
+    *("schedule_mean_ms", "to_redis_mean_ms", "to_hub_mean_ms", "in_hub_mean_ms", "fanout_mean_ms"),
 ]
 """What has followed them since, in this order."""
 

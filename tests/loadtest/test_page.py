@@ -19,8 +19,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
 from broadcaster.loadtest.report.outcome import Outcome, read_run
-from broadcaster.loadtest.report.page import page
-from broadcaster.loadtest.report.series import heat_map, over_time, rates
+from broadcaster.loadtest.report.page.html import page
+from broadcaster.loadtest.report.page.series import heat_map, over_time, rates
 from broadcaster.loadtest.report.summary import summary
 from broadcaster.loadtest.run import Run
 from tests.clients.programs import program

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import deliveries, records
+from broadcaster.loadtest.hops import Budget
 from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
@@ -44,6 +45,7 @@ class Outcome:
     lags: dict[str, Lag]
     config: dict[str, Any]
     settings: str
+    budget: Budget | None = None
 
     @property
     def broken(self) -> list[str]:

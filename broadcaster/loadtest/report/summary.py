@@ -12,6 +12,7 @@ from typing import Any, Final
 from broadcaster.loadtest import archive
 from broadcaster.loadtest.latency import Figures, histogram
 from broadcaster.loadtest.ledger import Ledger
+from broadcaster.loadtest.report.budget import as_summary, means_ms
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
 SCHEMA: Final = 1
@@ -61,6 +62,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             f"fleet.{number}": _scope(part, ledger, [outcome.fleet[number]])
             for number, (part, ledger) in outcome.per_process.items()
         },
+        "hops": None if outcome.budget is None else as_summary(outcome.budget),
         "histogram": [
             {"from_ms": low_ms, "to_ms": high_ms, "deliveries": count}
             for low_ms, high_ms, count in histogram(outcome.latencies.ordered_ns)
@@ -121,6 +123,7 @@ def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
         "settings_sha256": outcome.settings_sha256,
         "steal_pct": outcome.validity.rig.steal_pct,
         "others_cpu_pct": outcome.validity.rig.others_cpu_pct,
+        **means_ms(outcome.budget),
     }
     common |= {key: value for key, value in outcome.machine.items() if key in archive.COLUMNS}
     rows = [_row("run", outcome.whole, outcome.ledger, list(outcome.fleet.values()))]

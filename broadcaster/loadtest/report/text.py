@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from broadcaster.loadtest.latency import SAMPLES_BEYOND, Figures, histogram
 from broadcaster.loadtest.ledger import in_words
+from broadcaster.loadtest.report import budget as hops
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
 _MEANINGS: Final = """\
@@ -79,6 +80,7 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
         *(f"INVALID: {reason}." for reason in outcome.validity.reasons),
         table,
         *_histogram(outcome),
+        *_hops(outcome),
         *in_words(outcome.ledger),
         *_notes(outcome),
         *(f"  {limit.line}" for limit in outcome.limits),
@@ -88,6 +90,19 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
         f"Results: {folder}",
     ]
     return "\n".join(text)
+
+
+def _hops(outcome: Outcome) -> list[str]:
+    if outcome.budget is None:
+        return []
+    table = tabulate(
+        hops.table(outcome.budget),
+        headers=hops.HEADS,
+        tablefmt="simple_outline",
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * (len(hops.HEADS) - 1),
+    )
+    return [table, hops.note(outcome.budget)]
 
 
 def _histogram(outcome: Outcome) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any, Final
 from broadcaster.core.errors import OutputError
 from broadcaster.core.files import whole_file
 from broadcaster.core.text import printable
-from broadcaster.loadtest.report.drawing import Picture
 from broadcaster.loadtest.report.outcome import Outcome
-from broadcaster.loadtest.report.pictures import pictures
+from broadcaster.loadtest.report.page.drawing import Picture
+from broadcaster.loadtest.report.page.pictures import pictures
 from broadcaster.loadtest.report.text import columns, rows, schedule
 
-_TEMPLATE: Final = Path(__file__).with_name("page.html")
+_TEMPLATE: Final = Path(__file__).with_name("template.html")
 
 
 def write_page(outcome: Outcome, path: Path) -> None:

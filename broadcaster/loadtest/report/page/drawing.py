@@ -26,8 +26,11 @@ WIDE, NARROW = 760, 358
 
 SIZE: Final = 12.0
 INK, MUTED, GRID, BLUE, ORANGE, RED, GREEN = (f"#0000{number:02x}" for number in range(1, 8))
+HUES = tuple(f"#0001{number:02x}" for number in range(1, 6))
+"""Of parts of one bar: they are told apart also without colours, by how light they are."""
 _VARIABLES: Final = {
-    INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", ORANGE: "orange", RED: "red", GREEN: "green"
+    INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", ORANGE: "orange", RED: "red", GREEN: "green",
+    **{hue: f"hue{number}" for number, hue in enumerate(HUES, 1)},
 }  # fmt: skip
 """Colours that stand for a CSS variable of the page."""
 

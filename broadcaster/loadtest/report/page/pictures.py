@@ -10,10 +10,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from broadcaster.core.text import printable_or_repr
-from broadcaster.loadtest.report.drawing import (
+from broadcaster.loadtest.hops import HOPS, Budget
+from broadcaster.loadtest.report import budget as hops
+from broadcaster.loadtest.report.outcome import Outcome
+from broadcaster.loadtest.report.page.drawing import (
     BLUE,
     GREEN,
     GRID,
+    HUES,
     MUTED,
     NARROW,
     ORANGE,
@@ -25,8 +29,7 @@ from broadcaster.loadtest.report.drawing import (
     in_ms,
     picture,
 )
-from broadcaster.loadtest.report.outcome import Outcome
-from broadcaster.loadtest.report.series import OverTime, curve, heat_map, over_time, rates, start_ns
+from broadcaster.loadtest.report.page.series import OverTime, curve, heat_map, marks_of, over_time, rates
 
 _STEPS: Final = (1, 2, 2.5, 5, 10)
 _PERCENTILES: Final = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -41,6 +44,7 @@ def pictures(outcome: Outcome) -> list[Picture]:
         _percentiles(outcome),
         _latency_over_time(outcome, timed),
         _heat(outcome),
+        *([] if outcome.budget is None or not outcome.budget.rows else [_hops(outcome.budget)]),
         _rates(outcome),
         _ledger(outcome),
     ]
@@ -95,8 +99,7 @@ def _percentiles(outcome: Outcome) -> Picture:
 
 
 def _latency_over_time(outcome: Outcome, timed: OverTime) -> Picture:
-    start = start_ns(outcome)
-    marks = _marks(outcome, start) if timed.is_time else []
+    marks = marks_of(outcome) if timed.is_time else []
 
     def draw(axes: Axes, is_narrow: bool) -> None:
         axes.fill_between(timed.at, timed.least_ms, timed.most_ms, color=BLUE, alpha=0.2, linewidth=0)
@@ -158,25 +161,6 @@ def _latency_over_time(outcome: Outcome, timed: OverTime) -> Picture:
 
 
 _MARKS: Final = {"gap": RED, "no connection": ORANGE, "publish failed": RED, "rig stood still": MUTED}
-
-
-def _marks(outcome: Outcome, start: int) -> list[tuple[str, float, float, str]]:
-    """Kind, begin and end in seconds, and what it was: of gaps and faults, each once, in order."""
-    found: dict[tuple[str, float, float], str] = {}
-    for loss in outcome.losses:
-        kind = "gap" if loss.was_announced else "no connection"
-        begin = round((loss.from_mono_ns - start) / 1e9, 2)
-        end = begin if loss.to_mono_ns is None else round((loss.to_mono_ns - start) / 1e9, 2)
-        found.setdefault((kind, begin, end), printable_or_repr(loss.cause))
-    for row in outcome.published:
-        if row.error:
-            at = round((row.intended_mono_ns - start) / 1e9, 2)
-            found.setdefault(("publish failed", at, at), f"#{row.sequence}")
-    for name, lag in outcome.lags.items():
-        for stall in lag.stalls:
-            end = (stall.ended_mono_ns - start) / 1e9
-            found[("rig stood still", end - stall.still_ms / 1000, end)] = f"{name}, {stall.still_ms:.0f} ms"
-    return sorted(((*key, what) for key, what in found.items()), key=lambda mark: mark[1])
 
 
 _HEAT_HEIGHT: Final = 340
@@ -241,6 +225,44 @@ def _heat(outcome: Outcome) -> Picture:
 def _has_schedule(outcome: Outcome) -> bool:
     due = [row.intended_mono_ns for row in outcome.published]
     return max(due) > min(due)
+
+
+def _hops(budget: Budget) -> Picture:
+    means = hops.groups(budget)
+
+    def draw(axes: Axes, is_narrow: bool) -> None:
+        begin = np.zeros(len(means))
+        for index, name in enumerate(HOPS):
+            lengths = np.array([group[index] for group in means.values()])
+            axes.barh(range(len(means)), lengths, 0.5, left=begin, color=HUES[index], linewidth=0, label=name)
+            begin += lengths
+        axes.set_yticks([])
+        axes.set_ylim(len(means) - 0.5, -0.8)
+        axes.grid(visible=False, axis="y")
+        for index, name in enumerate(means):
+            axes.text(0, index - 0.3, name, va="bottom", ha="left")
+        axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 8, steps=_STEPS))
+        axes.set_xlabel("ms, mean of these deliveries")
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            frameon=False,
+            ncols=2 if is_narrow else 5,
+            handlelength=1.0,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+
+    return picture(
+        "hops",
+        "Where the time goes",
+        "The hops that a latency is made of, on average: of all deliveries, and of the slowest ones. schedule: "
+        "from due to written by the publisher; to_redis: to stored; to_hub: to read; in_hub: to the first write; "
+        f"fanout: to the return of this client's read. {hops.note(budget)}",
+        Drawing(90 + 60 * len(means), draw, top=(38, 70)),
+        hops.HEADS,
+        hops.table(budget),
+    )
 
 
 def _rates(outcome: Outcome) -> Picture:

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broadcaster.core.text import printable_or_repr
 from broadcaster.loadtest.deliveries import Integers
 from broadcaster.loadtest.latency import SAMPLES_BEYOND, Latencies, rank
 from broadcaster.loadtest.report.hgrm import shares
@@ -98,6 +99,26 @@ def _due(outcome: Outcome) -> tuple[Numbers, bool]:
 def start_ns(outcome: Outcome) -> int:
     """When the first event was due."""
     return min((row.intended_mono_ns for row in outcome.published), default=0)
+
+
+def marks_of(outcome: Outcome) -> list[tuple[str, float, float, str]]:
+    """Kind, begin and end in seconds, and what it was: of gaps and faults, each once, in order."""
+    start = start_ns(outcome)
+    found: dict[tuple[str, float, float], str] = {}
+    for loss in outcome.losses:
+        kind = "gap" if loss.was_announced else "no connection"
+        begin = round((loss.from_mono_ns - start) / 1e9, 2)
+        end = begin if loss.to_mono_ns is None else round((loss.to_mono_ns - start) / 1e9, 2)
+        found.setdefault((kind, begin, end), printable_or_repr(loss.cause))
+    for row in outcome.published:
+        if row.error:
+            at = round((row.intended_mono_ns - start) / 1e9, 2)
+            found.setdefault(("publish failed", at, at), f"#{row.sequence}")
+    for name, lag in outcome.lags.items():
+        for stall in lag.stalls:
+            end = (stall.ended_mono_ns - start) / 1e9
+            found[("rig stood still", end - stall.still_ms / 1000, end)] = f"{name}, {stall.still_ms:.0f} ms"
+    return sorted(((*key, what) for key, what in found.items()), key=lambda mark: mark[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
