@@ -173,7 +173,8 @@ class AdmissionControl:
         except Denied as denied:
             return self._refuse(address, f"token_{denied.cause}", 401, str(denied), detail=denied.detail)
         try:
-            request = read_query(target.query, self._channels.default, self._limits)
+            most_back = self._settings.history.max_events
+            request = read_query(target.query, self._channels.default, self._limits, most_back)
         except ValueError as error:
             return self._refuse(address, "query", 400, str(error))
         if refusal := self._refuse_channels(request, grant, address, 1 if is_stream else None):
