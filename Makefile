@@ -1,6 +1,7 @@
 # `make help` lists the commands. Needs Python 3.11+ and make; everything else goes into .venv.
 PYTHON ?= python3
 PRESET ?=
+HUBS ?=
 SEEDS ?= 1000
 WORKERS ?= 5
 VENV := .venv
@@ -22,8 +23,8 @@ DEV := .[all,dev]
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
 
 help:
-	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one. Exit code 1: a limit is broken"
-	@echo "make start      the system to watch: redis, hub, publisher, subscriber; Ctrl-C ends it"
+	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one, HUBS=4 for more hubs. Exit code 1: a limit is broken"
+	@echo "make start      the system to watch: redis, hub, publisher, subscriber; HUBS=4 for more hubs on its port; Ctrl-C ends it"
 	@echo "make test       all tests, in parallel; WORKERS=2 for fewer processes"
 	@echo "make test-fast  those that need no processes and no patience"
 	@echo "make lint       ruff and mypy"
@@ -34,10 +35,14 @@ help:
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
 
+# Both have to say the same, or the hubs end with 78.
+HUBS_ARE = $(if $(HUBS),BROADCASTER_HUB__PROCESSES=$(HUBS) )
+HUBS_START = $(if $(HUBS), -c hub=$(HUBS))
+
 # make ends with 2 whatever a recipe ends with, and says "*** Error 1". Only in question mode (-q, in which no recipe is
 # run but those with +) a 1 stays a 1, without a word: so ends a load test that breaks a limit. Elsewhere (make 3.81, or
 # with other targets in one call) it is a 2.
-LOADTEST = $(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET)) honcho -f Procfile.loadtest start)
+LOADTEST = $(call run,$(if $(PRESET),BROADCASTER_PRESET=$(PRESET) )$(HUBS_ARE)honcho -f Procfile.loadtest start$(HUBS_START))
 ifeq ($(MAKECMDGOALS)$(findstring n,$(firstword -$(MAKEFLAGS))),loadtest)
 MAKEFLAGS := -q $(MAKEFLAGS)
 loadtest:
@@ -49,7 +54,7 @@ loadtest: $(VENV)/installed
 endif
 
 start: $(VENV)/installed
-	@$(call run,honcho start)
+	@$(call run,$(HUBS_ARE)honcho start$(HUBS_START))
 
 test: $(VENV)/installed-dev
 	@python -m pytest -q -n $(WORKERS) --dist worksteal

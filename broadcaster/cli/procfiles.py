@@ -29,8 +29,8 @@ def demo(context: click.Context) -> None:
     `broadcaster init` writes, without a file.
     """
     require("hub loadtest")
-    load_settings(context)
-    _run("Procfile", _variables(context))
+    settings = load_settings(context).settings
+    _run("Procfile", _variables(context), hub=settings.hub.processes)
 
 
 @cli.command(epilog=examples("broadcaster loadtest", "broadcaster loadtest --preset burst --clients 200"))
@@ -39,6 +39,7 @@ def demo(context: click.Context) -> None:
 @click.option("--events", type=click.IntRange(1), help="Events published.")
 @click.option("--rate", type=Number(0), metavar="HZ", help="Events a second; 0: all at once.")
 @click.option("--processes", type=click.IntRange(1), help="Processes that the subscribers are spread over.")
+@click.option("--hubs", type=click.IntRange(1), help="Hubs that share its port.")
 @click.option("--port", type=click.IntRange(1, 65_535), help="Port of its hub; default: hub.port.")
 @click.option("--results", metavar="FOLDER", help="Where the results go; default: results.")
 @click.option("--quiet", is_flag=True, help="Say nothing of the progress.")
@@ -54,14 +55,15 @@ def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **optio
 
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
-            "events": "loadtest.events", "port": "hub.port", "results": "loadtest.results"}  # fmt: skip
+            "events": "loadtest.events", "port": "hub.port", "hubs": "hub.processes",
+            "results": "loadtest.results"}  # fmt: skip
     given = [f"{keys[name]}={value}" for name, value in options.items() if value is not None]
     if quiet:
         given.append("loadtest.progress=false")
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings
     check_results(settings)
-    _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes)
+    _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes, hub=settings.hub.processes)
 
 
 @cli.command(epilog=examples("broadcaster init", "broadcaster init wall --force"))

@@ -44,10 +44,18 @@ def redis(context: click.Context, verbose: bool) -> None:
 @cli.command(epilog=examples("broadcaster hub", "broadcaster hub --port 9000 --redis-url redis://10.0.0.5:6379/0"))
 @click.option("--host", help="Address to listen on; default: hub.host.")
 @click.option("--port", type=int, help="Port to listen on; default: hub.port.")
+@click.option("--number", type=int, help="Which of hub.processes it is, from 1; default: hub.number.")
 @click.option("--redis-url", help="Where Redis is; default: redis.url.")
 @click.option("--loadtest", is_flag=True, help="Also let the channel of this load test in.")
 @click.pass_context
-def hub(context: click.Context, host: str | None, port: int | None, redis_url: str | None, loadtest: bool) -> None:
+def hub(
+    context: click.Context,
+    host: str | None,
+    port: int | None,
+    number: int | None,
+    redis_url: str | None,
+    loadtest: bool,
+) -> None:
     """Push every event to every WebSocket subscriber.
 
     SIGHUP re-reads keys, origins, limits and certificates.
@@ -58,13 +66,16 @@ def hub(context: click.Context, host: str | None, port: int | None, redis_url: s
     from broadcaster.subscribe import hub_status
 
     def load() -> Settings:
-        settings = load_settings(context, hub__host=host, hub__port=port, redis__url=redis_url).settings
+        options = {"hub__host": host, "hub__port": port, "hub__number": number, "redis__url": redis_url}
+        settings = load_settings(context, **options).settings
         if not loadtest:
             return settings
         from broadcaster.loadtest.run import Run
 
-        allow = (*settings.channels.allow, Run.current(settings.loadtest).channel)
-        return settings.model_copy(update={"channels": settings.channels.model_copy(update={"allow": allow})})
+        run = Run.current(settings.loadtest)
+        channels = settings.channels.model_copy(update={"allow": (*settings.channels.allow, run.channel)})
+        own = settings.hub.model_copy(update={"deployment": run.name})  # and nobody else's subscribers are counted
+        return settings.model_copy(update={"channels": channels, "hub": own})
 
     async def main(stop: asyncio.Event) -> int:
         asked = asyncio.Event()

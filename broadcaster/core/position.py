@@ -37,6 +37,12 @@ class Position(NamedTuple):
         return cls(match[1], int(match[2]))
 
 
+class Last(NamedTuple):
+    """Where to begin: so many events before the newest one."""
+
+    events: int
+
+
 def is_timed(epoch: str) -> bool:
     """Whether the name of an epoch is the time at which it began.
 

@@ -129,6 +129,7 @@ async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> 
         token=(token := monitoring_token(settings, _lasts_s(settings))),
         # Parts that are started by hand, with a name, have any hub.
         is_ours=run.has_started if brings_a_hub and not settings.loadtest.run else None,
+        whole=brings_a_hub and not settings.loadtest.run,
     )
     if not found:
         log.warning("the hub does not show its counters to this token; give it one that may monitor")

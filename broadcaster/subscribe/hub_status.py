@@ -36,7 +36,7 @@ class MonitoringRefused(HubUnavailable):
 
 
 async def statistics(url: str, timeout_s: float = 2.0, tls_ca: str = "", token: str = "") -> dict[str, Any]:
-    """The hub's `/stats`.
+    """What a hub's `/stats` says of its whole deployment.
 
     Raises:
         ConfigurationError: `tls_ca` cannot be read.
@@ -122,6 +122,28 @@ def midpoint(sent_ns: int, received_ns: int, its_ns: int) -> tuple[int, int]:
     return its_ns - (sent_ns + error_ns), error_ns
 
 
+async def settled_statistics(url: str, within_s: float = 3.0, tls_ca: str = "", token: str = "") -> dict[str, Any]:
+    """The same, when every hub of the deployment has announced itself once more: what was before now is counted.
+
+    Raises:
+        ConfigurationError, MonitoringRefused, HubUnavailable: As `statistics`.
+    """
+    numbers = await statistics(url, tls_ca=tls_ca, token=token)
+    before, deadline = _serials(numbers), CLOCK.loop_s() + within_s
+    # On a shared port each answer may be another hub's, which knows the others by what they have announced.
+    while len(before) > 1 and CLOCK.loop_s() < deadline:
+        now = _serials(numbers)
+        if all(now.get(name, serial + 1) > serial for name, serial in before.items()):
+            break
+        await asyncio.sleep(_POLL_S)
+        numbers = await statistics(url, tls_ca=tls_ca, token=token)
+    return numbers
+
+
+def _serials(numbers: dict[str, Any]) -> dict[str, int]:
+    return {hub["name"]: hub["serial"] for hub in numbers.get("deployment", {}).get("hubs", ())}
+
+
 def taken_by(url: str, numbers: dict[str, Any]) -> str:
     """Whose port the one in `url` is, by the counters of the hub that answers there."""
     who = f"pid {numbers.get('pid', 'unknown')}, version {numbers.get('version', 'unknown')}"
@@ -136,6 +158,7 @@ async def wait_until_ready(
     tls_ca: str = "",
     token: str = "",
     is_ours: Callable[[int], bool] | None = None,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Wait until the hub is ready and has at least `subscribers` connected; return its counters.
 
@@ -149,6 +172,7 @@ async def wait_until_ready(
         tls_ca: As `subscriber.tls_ca`.
         token: Good for monitoring.
         is_ours: Whether the hub with a process id is the one that is meant; None: any is.
+        whole: Whether all hubs of its deployment have to be there, and be as they should.
 
     Raises:
         ConfigurationError: `tls_ca` cannot be read.
@@ -168,16 +192,19 @@ async def wait_until_ready(
         else:
             if is_ours is not None and not await asyncio.to_thread(is_ours, numbers.get("pid", 0)):
                 raise HubUnavailable(taken_by(url, numbers))
-            if not (missing := _missing(numbers, subscribers)):
+            if not (missing := _missing(numbers, subscribers, whole)):
                 return numbers
         if CLOCK.loop_s() > deadline:
             raise HubUnavailable(f"waited {within_s:g} s for the hub at {redact(url)}: {missing}")
         await asyncio.sleep(_POLL_S)
 
 
-def _missing(numbers: dict[str, Any], subscribers: int) -> str:
+def _missing(numbers: dict[str, Any], subscribers: int, whole: bool) -> str:
     if not numbers["ready"]:
         return "it is not ready (see /health/ready)"
+    problems = numbers.get("deployment", {}).get("problems", ())
+    if whole and problems:
+        return "; ".join(problems)
     if numbers["connected"] < subscribers:
         return f"{numbers['connected']} of {subscribers} subscribers are connected"
     return ""

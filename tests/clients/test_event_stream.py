@@ -14,9 +14,10 @@ import pytest
 from broadcaster.redis.server import RedisServer
 from tests.clients.browser import Tab
 from tests.clients.conftest import Kit, Open
+from tests.clients.haproxy import haproxy
 from tests.clients.programs import program
 from tests.clients.publishing import WRITING, of_size, on_the_wire, publish
-from tests.support import Hub, HubThread, Proxy, Running, eventually
+from tests.support import Hub, HubThread, Proxy, Running, StreamClient, eventually
 
 STREAM_JS = Path(__file__).with_name("stream.js")
 
@@ -92,6 +93,18 @@ def test_a_page_gets_every_event_once_in_order_and_intact(
         assert page.events() == [on_the_wire(event) for event in published]
     finally:
         tab.close()
+
+
+def test_through_haproxy_an_event_comes_at_once(
+    steady_hub: Hub, steady_redis: RedisServer, tmp_path: Path
+) -> None:
+    """It waits for no more than there is."""
+    with haproxy(tmp_path, steady_hub.port) as port, StreamClient(port) as client:
+        client.until("welcome")
+        for number in range(3):
+            [event] = publish(steady_redis.url, {"number": number})
+            *_, sent = client.until("message", number + 1)
+            assert (sent.fields, sent.last_id) == (on_the_wire(event), str(event.position))
 
 
 def test_a_page_comes_back_by_itself_and_has_missed_nothing(kit: Kit, redis: RedisServer) -> None:

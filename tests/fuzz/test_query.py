@@ -23,6 +23,7 @@ from websockets.datastructures import Headers
 
 from broadcaster import wire
 from broadcaster.auth.access import CAUSES, Access, Denied, Grant
+from broadcaster.core.position import Last, Position
 from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.redis.server import RedisServer
@@ -60,6 +61,12 @@ def position(text: str) -> tuple[str, int] | None:
     return (epoch, int(offset)) if right and len(offset) <= 16 and int(offset) < 2**53 else None
 
 
+def number(value: str) -> tuple[str, int] | None:
+    """A number of events that may be asked for; None if it is none."""
+    right = 1 <= len(value) <= 8 and set(value) <= set("0123456789") and int(value) <= 10_000
+    return ("last", int(value)) if right else None
+
+
 def wanted(pairs: Pairs) -> Wanted | None:
     """What is asked for; None if it is to be refused."""
     names = [value for key, value in pairs if key == "channel"]
@@ -69,13 +76,14 @@ def wanted(pairs: Pairs) -> Wanted | None:
     for key, value in pairs:
         if key == "channel":
             current = value
-        elif key == "since" and value:
-            if current is None or channels[current] is not None or position(value) is None:
+        elif key in ("since", "last") and value:
+            begin = position(value) if key == "since" else number(value)
+            if current is None or channels[current] is not None or begin is None:
                 return None
-            channels[current] = position(value)
+            channels[current] = begin
         elif key in values and 1 <= len(value) <= 256:
             values[key].add(value)
-        elif not key.startswith("_") and (key, value) != ("since", ""):
+        elif not key.startswith("_") and (key not in ("since", "last") or value):
             return None
     if (
         len(channels) < len(names)
@@ -88,10 +96,14 @@ def wanted(pairs: Pairs) -> Wanted | None:
     return Wanted(channels, *map(frozenset, values.values()))
 
 
+def where(since: Position | Last) -> tuple[str, int]:
+    return ("last", since.events) if isinstance(since, Last) else (since.epoch, since.offset)
+
+
 def said(ask: SubscribeRequest) -> Wanted:
     """An `SubscribeRequest` in the words of the oracle."""
     kept = ask.filter
-    channels = {name: since and (since.epoch, since.offset) for name, since in ask.channels}
+    channels = {name: since and where(since) for name, since in ask.channels}
     return Wanted(channels, kept.types, kept.sources, kept.severities)
 
 
@@ -110,7 +122,7 @@ def answer(query: tuple[tuple[str, str], ...]) -> Wanted | None:
 
 
 KEYS: Final = st.sampled_from(
-    ["channel", "since", "type", "source", "severity"] * 3 + ["", "Channel", "token", "since ", "_", "_t"]
+    ["channel", "since", "last", "type", "source", "severity"] * 3 + ["", "Channel", "token", "since ", "_", "_t"]
 )
 VALUES: Final = st.one_of(
     st.sampled_from(["events.critical", "events.a", "events.b", "e1-5", "e1-0", "critical", "info", "warning"]),

@@ -6,7 +6,9 @@ import contextlib
 import json
 import random
 import signal
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from broadcaster.publish.publisher import Publisher
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import ChannelsTable, Settings
 from broadcaster.wire import CloseCode
+from tests.certificates import make
 from tests.hub.house import HIGH_WATER, House, Peer, store_by_script
 from tests.hub.house import payload as event
 from tests.support import (
@@ -504,16 +507,16 @@ def test_a_hub_that_stops_drains_its_streams(redis: RedisServer) -> None:
 def test_a_real_socket_that_is_full_ends_in_time(redis: RedisServer) -> None:
     """4008 cannot be read by who reads nothing: it is cut; a reader beside it gets everything."""
     with (
-        HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="200", BROADCASTER_HUB__CLOSE_TIMEOUT_S="0.3") as hub,
+        HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS="1000", BROADCASTER_HUB__CLOSE_TIMEOUT_S="0.3") as hub,
         redis_client(redis) as publish,
         StreamClient(hub.until_ready().port) as reader,
         StreamClient(hub.port) as stuck,
     ):
         hub.until_connected(2)
         payload = event_payload(data={"text": "x" * 60_000})
-        for _ in range(200):
+        for number in range(200):  # more than the sockets of who reads nothing hold
             publish.publish(payload)
-        assert len(reader.until("message", 200)) == 200
+            assert len(reader.until("message", number + 1)) == number + 1
         eventually(lambda: hub.stats()["connected"] == 1, "it is still there")
         assert hub.stats()["slow_closed"] == 1
         stuck.socket.close()
@@ -537,6 +540,31 @@ async def test_the_library_publishes_what_a_stream_brings(redis: RedisServer) ->
         [sent] = client.until("message")
         assert sent.last_id == str(published.position)
         assert sent.fields["data"] == {"text": "é\r\n\n"}
+
+
+def test_a_stream_over_tls(redis: RedisServer, tmp_path: Path) -> None:
+    """Encrypted, live and drained as any other."""
+    certificates = make(tmp_path)
+    tls = ssl.create_default_context(cafile=certificates.authority)
+    with (
+        HubThread(
+            redis.url,
+            BROADCASTER_HUB__TLS_CERT=certificates.certificate,
+            BROADCASTER_HUB__TLS_KEY=certificates.key,
+        ) as hub,
+        redis_client(redis) as publish,
+        contextlib.ExitStack() as stack,
+    ):
+        hub.said("ready: ")
+        client = stack.enter_context(StreamClient(hub.port, tls=tls))
+        client.until("welcome")
+        payload = event_payload(data={"text": "x" * 50_000})
+        for _ in range(20):
+            publish.publish(payload)
+        assert {sent.data.encode() for sent in client.until("message", 20)} == {payload}
+        hub.signal(signal.SIGTERM)
+        assert client.to_end()[-1].fields["code"] == 1012
+        assert hub.wait() == 0
 
 
 def test_a_frozen_redis_silences_the_heartbeats_of_a_stream(redis: RedisServer) -> None:

@@ -1044,3 +1044,24 @@ async def test_whoever_comes_back_wherever_gets_each_later_event_once_or_is_told
 def server_texts(peer: Peer) -> list[bytes]:
     """The payloads of all text frames."""
     return [data for opcode, data in server_frames(b"".join(peer.socket.writes)) if opcode == 1]
+
+
+LAST: list[tuple[str, int, str, list[int]]] = [
+    ("some from the ring", 5, "e1-105", [*range(106, 111)]),
+    ("from the ring and the log", 30, "e1-80", [*range(81, 111)]),
+    ("more than there are", 1_000, "e1-0", [*range(1, 111)]),
+    ("none", 0, "e1-110", []),
+]
+
+
+@pytest.mark.parametrize(("back", "position", "got"), [case[1:] for case in LAST], ids=[case[0] for case in LAST])
+@in_loop
+async def test_the_last_events_are_asked_for_by_their_number(back: int, position: str, got: list[int]) -> None:
+    """`last` becomes a position, which the welcome says; nothing is missing after it, and the next one follows."""
+    house = await House.opened(stored=100)
+    house.publish(10)
+    peer = house.connect(f"last={back}", v1=True)
+    await until_welcome(house, peer)
+    house.publish(1)
+    assert welcome(peer) == (position, True if back else None)
+    assert peer.story == [*got, 111]

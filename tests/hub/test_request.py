@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broadcaster.core.position import MAX_OFFSET, Position
+from broadcaster.core.position import MAX_OFFSET, Last, Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
@@ -18,7 +18,7 @@ def ask(query: str) -> SubscribeRequest:
     return read_query(Target.parse(f"/ws?{query}").query, DEFAULT)
 
 
-CHANNELS: list[tuple[str, str, list[tuple[str, Position | None]]]] = [
+CHANNELS: list[tuple[str, str, list[tuple[str, Position | Last | None]]]] = [
     ("nothing", "", [(DEFAULT, None)]),
     ("only a position", "since=a-5", [(DEFAULT, P("a-5"))]),
     ("only a filter", "type=A", [(DEFAULT, None)]),
@@ -32,12 +32,19 @@ CHANNELS: list[tuple[str, str, list[tuple[str, Position | None]]]] = [
     ("percent-encoded", "channel=a%3Ab%2Dc&since=a%2D5", [("a:b-c", P("a-5"))]),
     ("the longest name", "channel=" + "x" * 128, [("x" * 128, None)]),
     ("the highest position", f"since=a-{MAX_OFFSET}", [(DEFAULT, Position("a", MAX_OFFSET))]),
+    ("the last few", "last=50", [(DEFAULT, Last(50))]),
+    (
+        "of each channel another number",
+        "channel=x&last=0&channel=y&last=10000",
+        [("x", Last(0)), ("y", Last(10_000))],
+    ),
+    ("an empty number", "last=&since=a-5", [(DEFAULT, P("a-5"))]),
     ("empty parts", "&&channel=x&", [("x", None)]),
 ]
 
 
 @pytest.mark.parametrize(("query", "channels"), [case[1:] for case in CHANNELS], ids=[c[0] for c in CHANNELS])
-def test_channels_and_their_positions(query: str, channels: list[tuple[str, Position | None]]) -> None:
+def test_channels_and_their_positions(query: str, channels: list[tuple[str, Position | Last | None]]) -> None:
     """In the order of asking; a position belongs to the channel before it, or to the default one."""
     assert ask(query).channels == tuple(channels)
 
@@ -114,3 +121,17 @@ def test_what_is_wrong_is_named(query: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         ask(query)
     assert len(str(caught.value)) < 900
+
+
+@pytest.mark.parametrize("wrong", ["-1", "10001", "1e3", "5.0", "%20", "٣", "all", "9" * 30])
+def test_last_is_a_number_of_events(wrong: str) -> None:
+    """Up to `history.max_events`; the refusal names the parameter."""
+    with pytest.raises(ValueError, match=r"^last is a number of events up to 10000, got"):
+        ask(f"last={wrong}")
+
+
+@pytest.mark.parametrize("query", ["since=a-5&last=5", "last=5&since=a-5", "last=5&last=5", "last=5&channel=x"])
+def test_a_channel_begins_at_one_place(query: str) -> None:
+    """Either after a position or so many events back, said once and behind the channel."""
+    with pytest.raises(ValueError, match=r"since|last"):
+        ask(query)

@@ -25,7 +25,15 @@ MUST_BE_REACHED: Final = (
     *("events", "events not stored", "events at one position", "deliveries", "beats", "stale", "fresh"),
     *("epochs over 16", "epochs over 64", "since over 16 epochs ago", "since over 64 epochs ago"),
     *("trimmed", "output limit", "resumed from the ring", "resumed from the log"),
-    *("hubs resumed", "hubs resumed_whole", "hubs pages_read", "hubs recovered", "hubs twins", "hubs shed"),
+    *(
+        "hubs resumed",
+        "hubs resumed_whole",
+        "hubs pages_read",
+        "hubs recovered",
+        "hubs twins",
+        "hubs shed",
+        "hubs redis_moves",
+    ),
     *("gap expired", "gap redis_restarted", "gap position_unknown", "gap refused", "gap shed"),
     *("gap no_history", "gap redis_link_lost"),
     *(

@@ -126,7 +126,7 @@ class Stream(asyncio.Protocol):
     def __init__(self, url: str, last_id: str, token: str, on_text: Callable[[dict[str, Any]], None]) -> None:
         self._loop = asyncio.get_running_loop()
         path = url.partition(HOST)[2].partition("/")[2]
-        lines = [f"GET /{path} HTTP/1.1", "Host: hub", "Accept: text/event-stream"]
+        lines = [f"GET /{path} HTTP/1.1", f"Host: {HOST}", "Accept: text/event-stream"]
         lines += [f"Last-Event-ID: {last_id}"] if last_id else []
         lines += [f"Authorization: Bearer {token}"] if token else []
         self._request = "\r\n".join([*lines, "", ""]).encode()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tests.simulation.journal import Loss
-from tests.simulation.memory import Memory
+from tests.simulation.memory import COMMANDS, Memory, run
 from tests.simulation.process import Process
-from tests.simulation.redis import heads_of
+from tests.simulation.redis import Replica, heads_of
 from tests.simulation.worlds import Fault
 
 if TYPE_CHECKING:
@@ -20,6 +21,28 @@ _LINKS: Final = ("cut", "half_open", "black_hole", "one_way", "throttle", "refus
 
 _NOTICED_S: Final = 6.0
 """Seconds after which the end of a half-open connection that was not told is sure to have noticed."""
+
+
+_FOREIGN_EPOCH: Final = "Tvvvvvvvvvffffff"
+"""Later than all of ours."""
+
+
+def _foreign(channel: str) -> bytes:
+    """An event of another deployment."""
+    place = {"channel": channel, "epoch": _FOREIGN_EPOCH, "offset": 1}
+    event = {"event_id": "00000000-0000-4000-8000-00000000f0f0", "event_type": "SERVER_DOWN", "source": "foreign"}
+    return json.dumps(place | event | {"sequence": 1, "published_at_ms": 1}, separators=(",", ":")).encode()
+
+
+def _foreign_memory(channels: Sequence[str]) -> Memory:
+    """Of another deployment that has the same channels, with an event on each."""
+    memory = Memory()
+    for channel in channels:
+        meta, log = f"{{{channel}}}:meta".encode(), f"{{{channel}}}:log".encode()
+        epoch = _FOREIGN_EPOCH.encode()
+        memory.values[meta] = {b"epoch": epoch, b"offset": b"1", b"run_id": b"f" * 40, b"epochs": epoch + b":1"}
+        run(memory, COMMANDS[b"XADD"], b"XADD", [log, b"1-0", b"e", _foreign(channel)])
+    return memory
 
 
 class Faults:
@@ -94,7 +117,7 @@ class Faults:
             _, memory = redis.snapshots[int(fault.size * len(redis.snapshots))]
             copy = memory.copy()
             copy.node_entries = redis.server.memory.node_entries
-            redis.server.set_back(copy)
+            redis.set_back(copy)
             self._lose(copy)
             self._sim.expect_notice()
 
@@ -132,21 +155,30 @@ class Faults:
         return older.run_id
 
     def redis_promote(self, fault: Fault) -> None:
-        """The replica to which hubs subscribe is promoted; the master is dead, or goes on as in a split."""
+        """A replica to which hubs subscribe is promoted; the master is dead, or goes on as in a split."""
         redis = self._sim.redis
-        if redis.server is None or redis.replica is None:
+        if redis.server is None or not redis.replicas:
             return
+        replica = self._replica(fault)
         if fault.size < 0.5:
             left = self._depose(fault)
-            redis.promote()
+            redis.promote(replica)
             assert redis.server is not None
             self._lose(redis.server.memory, left)
         else:
             redis.end_older()
             redis.kill()
-            redis.replica.leave()
-            self._lose(redis.replica.server.memory)
-            self._later(fault, lambda: redis.promote() if redis.server is None else None)
+            self._lose(replica.server.memory)
+            self._later(fault, lambda: self._promote(replica))
+
+    def _promote(self, replica: Replica) -> None:
+        """Have a master again; the replica itself may have died meanwhile."""
+        redis = self._sim.redis
+        if redis.server is None:
+            if replica in redis.replicas:
+                redis.promote(replica)
+            else:
+                redis.start(replica.server.memory)
 
     def clock_step(self, fault: Fault) -> None:
         """The wall clock of Redis' host jumps by up to an hour, back or forth; and back again some other time."""
@@ -182,14 +214,67 @@ class Faults:
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))
 
+    def _replica(self, fault: Fault) -> Replica:
+        replicas = self._sim.redis.replicas
+        return replicas[int(fault.size * 1e6) % len(replicas)]
+
+    def _follow_again(self, fault: Fault, replica: Replica) -> None:
+        """When the fault ends, if it is still a replica."""
+
+        def follow() -> None:
+            redis = self._sim.redis
+            if replica in redis.replicas and redis.server is not None:
+                replica.follow(redis.server)
+
+        self._later(fault, follow)
+
     def replica_freeze(self, fault: Fault) -> None:
-        if (replica := self._sim.redis.replica) is not None:
-            self._freeze(fault, replica.server.process)
+        if self._sim.redis.replicas:
+            self._freeze(fault, self._replica(fault).server.process)
 
     def replica_lag(self, fault: Fault) -> None:
-        if (replica := self._sim.redis.replica) is not None:
-            before, replica.longest_lag_s = self._sim.world.replica_lag_s or 0.0, fault.size * 3
-            self._later(fault, lambda: setattr(replica, "longest_lag_s", before))
+        if self._sim.redis.replicas:
+            replica = self._replica(fault)
+            replica.longest_lag_s = fault.size * 3
+            self._later(fault, lambda: setattr(replica, "longest_lag_s", self._sim.redis.replica_lag_s))
+
+    def replica_kill(self, fault: Fault) -> None:
+        """Killed, and back with the memory of its master."""
+        redis = self._sim.redis
+        if redis.replicas:
+            replica = self._replica(fault)
+            replica.leave()
+            replica.server.process.kill()
+            redis.replicas.remove(replica)
+
+            self._later(fault, lambda: redis.start_replica(replica.port))
+
+    def replica_detach(self, fault: Fault) -> None:
+        """Nothing comes to it any more; it says so, or does not."""
+        if self._sim.redis.replicas:
+            replica = self._replica(fault)
+            if fault.size < 0.5:
+                replica.leave()
+            else:
+                replica.stalled = True
+            self._follow_again(fault, replica)
+
+    def replica_stray(self, fault: Fault) -> None:
+        """It follows another master, of which events come that are none of ours; or it is promoted."""
+        if not self._sim.redis.replicas:
+            return
+        replica = self._replica(fault)
+        replica.leave()
+        server = replica.server
+        server.replid, server.linked, server.master = "f" * 40, True, fault.size < 0.3
+        if not server.master:
+            server.set_back(_foreign_memory(self._sim.world.channels))
+        for channel in self._sim.world.channels if not server.master else ():
+            self._later_at(fault.lasts_s / 2, server.announce, channel.encode(), _foreign(channel))
+        self._follow_again(fault, replica)
+
+    def _later_at(self, after_s: float, work: Callable[..., object], *words: bytes) -> None:
+        self._sim.loop.call_outside(self._sim.loop.now + after_s, work, *words)
 
     # Hubs
 

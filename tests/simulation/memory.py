@@ -68,6 +68,7 @@ class Memory:
         node_entries: stream-node-max-entries: `MAXLEN ~` removes whole nodes only.
         on_removed: Called with each key that is removed, and its value; a copy has none.
         on_entries_removed: Called with the entries that have left a stream that stays; a copy has none.
+        on_hidden: Called with each key that has expired, and stays until a master says so: in a replica.
     """
 
     values: dict[bytes, Value] = field(default_factory=dict)
@@ -76,17 +77,28 @@ class Memory:
     node_entries: int = 100
     on_removed: Callable[[bytes, Value], None] | None = None
     on_entries_removed: Callable[[list[Entry]], None] | None = None
+    on_hidden: Callable[[bytes], None] | None = None
 
     def copy(self) -> Memory:
         values = {
             key: value if isinstance(value, bytes) else dict(value) if isinstance(value, dict) else value.copy()
             for key, value in self.values.items()
         }
-        return replace(self, values=values, expires=dict(self.expires), on_removed=None, on_entries_removed=None)
+        return replace(
+            self,
+            values=values,
+            expires=dict(self.expires),
+            on_removed=None,
+            on_entries_removed=None,
+            on_hidden=None,
+        )
 
     def get(self, key: bytes) -> Value | None:
         """A value that has not expired."""
         if (at := self.expires.get(key)) is not None and at <= self.now_ms:
+            if self.on_hidden is not None:
+                self.on_hidden(key)
+                return None
             self.remove(key)
         return self.values.get(key)
 

@@ -51,8 +51,12 @@ class RedisProcess:
         denied: Names of commands, and of channels to publish or subscribe to, that are refused.
         output_limit: Bytes that may wait for a client that subscribes; then it is cut.
         on_cut: Called with the name of the process to which that has happened.
-        on_effect: Called with each command that has changed something, and each publish: for a replica.
+        followers: Replicas, which are told each command that has changed something, and each publish.
         master: Whether it takes writes.
+        replid: Of its history; a replica has that of its master.
+        linked: As a replica: whether it says that it has a master.
+        upstream: As a replica: its master.
+        replica_port: Where it listens since it was a replica; 0: nowhere.
     """
 
     def __init__(
@@ -69,7 +73,12 @@ class RedisProcess:
         self.on_cut: Callable[[str], object] = lambda peer: None
         self.subscribers: dict[bytes, dict[_Client, None]] = {}
         self.master = True
-        self.on_effect: Callable[[list[bytes]], None] | None = None
+        self.replid = run_id[::-1]
+        self.linked = False
+        self.replica_port = 0
+        self.upstream: RedisProcess | None = None
+        self.followers: list[Replica] = []
+        self._in_script: list[list[bytes]] | None = None
         self._scripts = scripts
         self._loop: VirtualLoop = network.loop
         self._loaded: set[str] = set()
@@ -97,6 +106,7 @@ class RedisProcess:
         self._evicts = True
         self.memory.remove(key)
         self._evicts = False
+        self._pass_on([b"DEL", key])
 
     def _on_removed(self, key: bytes, value: Any) -> None:
         self.journal.on_key_removed(key, value, self._loop.now)
@@ -115,9 +125,7 @@ class RedisProcess:
         if name == b"PUBLISH":
             return self._publish(words[1], words[2], in_script=in_script)
         if name == b"INFO":
-            role = "master" if self.master else "slave"
-            lines = ("# Server", "redis_version:7.0.15", f"run_id:{self.run_id}", f"role:{role}", "")
-            return "\r\n".join(lines).encode()
+            return self._info()
         command = COMMANDS.get(name)
         if command is None:
             return Failure(f"ERR unknown command '{name.decode('latin-1')}', with args beginning with: ")
@@ -126,9 +134,27 @@ class RedisProcess:
         if command.grows and (self.out_of_memory if oom is None else oom):
             return _OOM
         self.memory.now_ms = self._now_ms()
+        self.memory.on_hidden = None if self.master else self._on_hidden
         if not command.writes:
             return run(self.memory, command, name, words[1:])
         return self._write(name, words)
+
+    def _info(self) -> bytes:
+        lines = ["# Server", "redis_version:7.0.15", f"run_id:{self.run_id}"]
+        lines += [f"role:{'master' if self.master else 'slave'}", f"master_replid:{self.replid}"]
+        if not self.master:
+            lines += [f"master_host:{HOST}", f"master_link_status:{'up' if self.linked else 'down'}"]
+        return "\r\n".join([*lines, ""]).encode()
+
+    def _on_hidden(self, key: bytes) -> None:
+        """As a replica: it has expired, which the journal is told by the master."""
+        if self.upstream is not None:
+            self.upstream.expire(key)
+
+    def expire(self, key: bytes) -> None:
+        """Lose a key if its time has come."""
+        self.memory.now_ms = self._now_ms()
+        self.memory.get(key)
 
     def _now_ms(self) -> int:
         return int((EPOCH_S + self._loop.now + self.process.wall_offset_s) * 1000)
@@ -140,8 +166,8 @@ class RedisProcess:
         self._withdraws = name == b"XDEL"
         epoch_before = head_of(self.memory, _channel_of(key))[0] if is_meta else ""
         reply = run(self.memory, COMMANDS[name], name, words[1:])
-        if self.on_effect is not None and not isinstance(reply, Failure):
-            self.on_effect(list(words))
+        if not isinstance(reply, Failure):
+            self._pass_on(list(words))
         if is_log and not isinstance(reply, Failure) and name == b"XADD":
             self.journal.on_stored(words[-1], self.run_id, self._loop.now)
         elif is_meta and name == b"HSET" and not isinstance(reply, Failure):
@@ -169,7 +195,11 @@ class RedisProcess:
             dirty |= command is not None and command.writes and not isinstance(reply, Failure)
             return reply
 
-        return self._scripts.run(sha, words[2 : 2 + count], words[2 + count :], call)
+        self._in_script = []
+        reply = self._scripts.run(sha, words[2 : 2 + count], words[2 + count :], call)
+        effects, self._in_script = self._in_script, None
+        self._pass_on(*effects)
+        return reply
 
     def load(self, text: bytes) -> str:
         """SCRIPT LOAD."""
@@ -180,19 +210,30 @@ class RedisProcess:
     def _publish(self, channel: bytes, payload: bytes, *, in_script: bool) -> Any:
         if channel in self.denied:
             return _denied(b"PUBLISH", in_script=in_script, channel=True)
-        if self.on_effect is not None:
-            self.on_effect([b"PUBLISH", channel, payload])
+        self._pass_on([b"PUBLISH", channel, payload])
         if not in_script:
             self.journal.on_published(channel.decode(), payload, self.run_id, self._loop.now)
         return self.announce(channel, payload)
 
-    def replicate(self, words: list[bytes]) -> None:
-        """As a replica: do what the master has done."""
+    def _pass_on(self, *effects: list[bytes]) -> None:
+        """What was done goes to the replicas; what a script does, in one piece, as in MULTI and EXEC."""
+        if self._in_script is not None:
+            self._in_script.extend(effects)
+        elif effects:
+            for replica in self.followers:
+                replica.on_effects(effects, self.memory.now_ms)
+
+    def replicate(self, effects: Sequence[list[bytes]], at_ms: int) -> None:
+        """As a replica: do what the master has done at a time; keys expire by its clock."""
+        for words in effects:
+            self._replicate(words, at_ms)
+
+    def _replicate(self, words: list[bytes], at_ms: int) -> None:
         name = words[0].upper()
         if name == b"PUBLISH":
             self.announce(words[1], words[2])
         else:
-            self.memory.now_ms = self._now_ms()
+            self.memory.now_ms, self.memory.on_hidden = at_ms, None
             run(self.memory, COMMANDS[name], name, words[1:])
 
     def announce(self, channel: bytes, payload: bytes) -> int:
@@ -317,42 +358,59 @@ class Replica:
 
     Attributes:
         server: Its process.
+        port: Where it listens.
         longest_lag_s: Seconds by which it is late at most.
+        stalled: Whether nothing comes any more, whatever it says.
     """
 
     def __init__(
-        self, server: RedisProcess, loop: VirtualLoop, chance: random.Random, longest_lag_s: float
+        self, server: RedisProcess, port: int, loop: VirtualLoop, chance: random.Random, longest_lag_s: float
     ) -> None:
         self.server = server
+        self.port = port
         self.longest_lag_s = longest_lag_s
+        self.stalled = False
         server.master = False
         self._loop = loop
         self._chance = chance
-        self._due: deque[list[bytes]] = deque()
+        self._due: deque[tuple[Sequence[list[bytes]], int]] = deque()
         self._follows = 0
         self._free_at = 0.0
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether what its master does comes to it."""
+        return self.server.upstream is not None and not self.stalled
 
     def follow(self, master: RedisProcess) -> None:
         """Be the replica of another process, with its memory: what had not been passed on by now is lost."""
         self.leave()
-        memory = master.memory.copy()
-        self.server.set_back(memory)
-        master.on_effect = self._on_effect
+        self.server.set_back(master.memory.copy())
+        self.server.master, self.server.replid, self.server.linked = False, master.replid, True
+        self.server.upstream = master
+        master.followers.append(self)
 
     def leave(self) -> None:
         """Follow nobody."""
         self._due.clear()
         self._follows += 1
+        self.stalled = self.server.linked = False
+        if self.server.upstream is not None:
+            self.server.upstream.followers.remove(self)
+            self.server.upstream = None
 
-    def _on_effect(self, words: list[bytes]) -> None:
-        self._due.append(words)
+    def on_effects(self, effects: Sequence[list[bytes]], at_ms: int) -> None:
+        """The master has done something."""
+        if self.stalled:
+            return
+        self._due.append((effects, at_ms))
         lag_s = self._chance.uniform(0, self.longest_lag_s)
         self._free_at = max(self._free_at, self._loop.now + lag_s)
         self._loop.call_at(self._free_at, self._pass_on, self._follows, context=self.server.process.context)
 
     def _pass_on(self, follows: int) -> None:
         if follows == self._follows and self._due:
-            self.server.replicate(self._due.popleft())
+            self.server.replicate(*self._due.popleft())
 
 
 class Redis:
@@ -363,8 +421,9 @@ class Redis:
         older: Processes that were replaced, and still serve their connections.
         snapshots: Earlier memories with their loop time.
         on_cut: See `RedisProcess`.
-        replica: Follows the process at the address; None: there is none.
-        replica_lag_s: With a replica: seconds by which it is late at most; None: there is never one.
+        replicas: Of the process at the address.
+        replica_ports: Where there is to be one.
+        replica_lag_s: Seconds by which they are late at most.
         clock_s: By how much the wall clock of its host is wrong, in seconds.
     """
 
@@ -383,8 +442,9 @@ class Redis:
         self._journal = journal
         self._chance = chance
         self._node_entries = node_entries
-        self.replica: Replica | None = None
-        self.replica_lag_s: float | None = None
+        self.replicas: list[Replica] = []
+        self.replica_ports: tuple[int, ...] = ()
+        self.replica_lag_s = 0.0
 
     def start(self, memory: Memory | None = None) -> RedisProcess:
         """Start a process with a memory (a copy is made), or none."""
@@ -397,38 +457,64 @@ class Redis:
         self.server.output_limit = self.output_limit
         self.server.counts, self.server.on_cut = self.counts, self.on_cut
         self.server.listen()
-        if self.replica is None and self.replica_lag_s is not None:
-            self._start_replica(self.replica_lag_s)
-        if self.replica is not None:
-            self.replica.follow(self.server)
+        self.follow()
+        for port in self.replica_ports:
+            self.start_replica(port)
         return self.server
 
-    def promote(self) -> None:
-        """The replica takes the address: it knows what had come to it by now."""
-        assert self.replica is not None
-        replica, self.replica = self.replica, None
+    def follow(self) -> None:
+        """All replicas follow the process at the address."""
+        for replica in self.replicas:
+            if self.server is not None:
+                replica.follow(self.server)
+
+    def promote(self, replica: Replica) -> None:
+        """A replica takes the address: it knows what had come to it by now. The others follow it."""
+        self.replicas.remove(replica)
         replica.leave()
         self.server = replica.server
         self.server.master, self.server.journal = True, self._journal
+        self.server.replid = self._chance.randbytes(20).hex()
+        self.server.memory.on_hidden = None
         self.server.listen()
+        self.follow()
 
     def depose(self) -> None:
         """The process at the address goes on to serve its connections, and no others (split brain)."""
         assert self.server is not None
         old, self.server = self.server, None
-        old.on_effect = None
+        self._leave_all()
         self.older.append(old)
         self._network.unlisten_all(old.process)
 
-    def _start_replica(self, longest_lag_s: float) -> None:
-        """Have a replica, to which others subscribe."""
+    def _leave_all(self) -> None:
+        for replica in self.replicas:
+            replica.leave()
+
+    def set_back(self, memory: Memory) -> None:
+        """The process at the address has another memory, and its replicas get that: another history."""
+        assert self.server is not None
+        self.server.set_back(memory)
+        self.server.replid = self._chance.randbytes(20).hex()
+        self.follow()
+
+    def start_replica(self, port: int) -> None:
+        """Have a replica at a port, to which others subscribe, if nobody is there."""
+        if port in [replica.port for replica in self.replicas] or (
+            self.server and self.server.replica_port == port
+        ):
+            return
         process = Process("redis", self._network.loop)
         process.wall_offset_s = self.clock_s
         run_id = self._chance.randbytes(20).hex()
         server = RedisProcess(process, self._network, Memory(), self._scripts, Journal(), run_id)
         server.output_limit, server.counts, server.on_cut = self.output_limit, self.counts, self.on_cut
-        server.listen(HOST, REPLICA_PORT)
-        self.replica = Replica(server, self._network.loop, self._chance, longest_lag_s)
+        server.listen(HOST, port)
+        server.replica_port = port
+        replica = Replica(server, port, self._network.loop, self._chance, self.replica_lag_s)
+        self.replicas.append(replica)
+        if self.server is not None:
+            replica.follow(self.server)
 
     def snapshot(self) -> None:
         """Remember how memory is now."""
@@ -440,6 +526,7 @@ class Redis:
         assert self.server is not None
         server, self.server = self.server, None
         server.process.kill()
+        self._leave_all()
         return server.memory
 
     def end_older(self) -> None:
@@ -451,7 +538,7 @@ class Redis:
     def step_clock(self, seconds: float) -> None:
         """The wall clock of the host is wrong by so much from now on."""
         self.clock_s = seconds
-        replica = self.replica.server if self.replica is not None else None
-        for server in [self.server, *self.older, replica]:
+        replicas = [replica.server for replica in self.replicas]
+        for server in [self.server, *self.older, *replicas]:
             if server is not None:
                 server.process.wall_offset_s = seconds

@@ -167,11 +167,13 @@ class Simulation:
         """Who can reach whom may have changed."""
         for client in self.clients.values():
             client.watch_staleness()
-        now, server, replica = self.loop.now, self.redis.server, self.redis.replica
+        now, server, replicas = self.loop.now, self.redis.server, self.redis.replicas
         for hub, actor in self.hubs.items():
             ways = self.network.link(hub, "redis"), self.network.link("redis", hub)
             up = server is not None and self._runs(server) and not any(way.blocked for way in ways)
-            up &= replica is None or self._runs(replica.server)
+            # Who is at one that stands still moves to another one; a promoted one is the server.
+            fed = any(each.is_fed and self._runs(each.server) for each in replicas)
+            up &= not replicas or fed or (server is not None and server.replica_port > 0)
             if up or actor.process.stopped or not actor.process.alive or self.redis.older:
                 self._without_redis.pop(hub, None)
             else:
@@ -293,7 +295,16 @@ class Simulation:
         self.counts["virtual seconds"] = int(self.loop.now)
         self.counts["callbacks"] = self.loop.callbacks
         for stats in self._statistics.values():
-            for name in ("resumed", "resumed_whole", "pages_read", "recovered", "twins", "forged", "shed"):
+            for name in (
+                "resumed",
+                "resumed_whole",
+                "pages_read",
+                "recovered",
+                "twins",
+                "forged",
+                "shed",
+                "redis_moves",
+            ):
                 self.counts[f"hubs {name}"] += stats[name]
         self.counts.update(_RESUMED)
         _RESUMED.clear()
@@ -302,7 +313,9 @@ class Simulation:
 
     def _begin(self) -> None:
         loop, world = self.loop, self.world
-        self.redis.replica_lag_s = world.replica_lag_s
+        if world.replica_lag_s is not None:
+            self.redis.replica_lag_s = world.replica_lag_s
+            self.redis.replica_ports = tuple(REPLICA_PORT + number for number in range(world.replicas))
         self.redis.start()
         self.redis.snapshot()
         for actor in (*self.hubs.values(), *self.producers.values(), self.watcher):
@@ -418,7 +431,8 @@ def _settings(world: World) -> Settings:
     tables: dict[str, Any] = {name: dict(table) for name, table in world.tables.items()}
     tables["redis"]["url"] = f"redis://{HOST}:{PORT}/0"
     if world.replica_lag_s is not None:
-        tables["redis"]["subscribe_url"] = f"redis://{HOST}:{REPLICA_PORT}/0"
+        ports = range(REPLICA_PORT, REPLICA_PORT + world.replicas)
+        tables["redis"]["subscribe_url"] = [f"redis://{HOST}:{port}/0" for port in ports]
     if world.token:
         key = {"name": "all", "key": world.token, "subscribe": ["events.*"], "publish": ["events.*"]}
         tables["auth"] = {"mode": "token", "api_keys": [key]}

@@ -95,6 +95,7 @@ class World:
     token: str
     balanced: bool
     replica_lag_s: float | None
+    replicas: int
     delays_s: tuple[float, float]
     splits: bool
     pauses: tuple[int, float] | None
@@ -158,7 +159,13 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     ),
 }
 
-KINDS: Final = PROFILES["everything"][0]
+REPLICA_KINDS: Final = (
+    *("replica_kill", "replica_freeze", "replica_lag", "replica_detach", "replica_stray", "redis_promote"),
+    "redis_freeze",
+)
+"""What happens besides where there are several replicas."""
+
+KINDS: Final = (*PROFILES["everything"][0], "replica_kill", "replica_detach", "replica_stray")
 
 
 def draw(seed: int) -> World:
@@ -242,15 +249,37 @@ def draw(seed: int) -> World:
         replica_lag_s=chance.choice((0.001, 0.05))
         if chance.random() < (0.6 if profile == "failover" else 0.2)
         else None,
+        replicas=1,
         delays_s=(0.0001, chance.choice((0.0005, 0.005, 0.05))),
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
     )
+    world = _with_replicas(world)
     if world.delays_s[1] < _SLOW_LINK_S:
         return world
     # Who reads the log may not read slower than it grows, however long each page is on the way.
     least = {"page_events": 32, "page_bytes": 10_000}
     return replace(world, limits={name: max(value, least.get(name, 0)) for name, value in world.limits.items()})
+
+
+def _with_replicas(world: World) -> World:
+    """In some seeds with history hubs have several replicas to subscribe at, to which something happens, too."""
+    chance = random.Random(f"{world.seed}/replicas")
+    if chance.random() >= 0.2 or not world.tables["history"]["enabled"]:
+        return world  # without positions a later replica gives again what an earlier one has given
+    faults = list(world.faults)
+    for _ in range(chance.randint(2, 8)):
+        kind, at = chance.choice(REPLICA_KINDS), chance.uniform(1, world.lasts_s)
+        lasts_s = chance.uniform(0.01, min(chance.choice((0.2, 1.0, 4.0, 20.0)), world.lasts_s - at + 1))
+        faults.append(Fault(at, kind, lasts_s, "redis", chance.random()))
+    redis = world.tables["redis"] | {"replica_lag_max_s": chance.choice((0.2, 1.0))}
+    return replace(
+        world,
+        replicas=chance.choice((2, 2, 3)),
+        replica_lag_s=world.replica_lag_s or chance.choice((0.001, 0.05)),
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        tables=world.tables | {"redis": redis},
+    )
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -85,7 +86,13 @@ class StreamClient:
     """
 
     def __init__(
-        self, port: int, query: str = "", *headers: str, method: str = "GET", version: str = "1.1"
+        self,
+        port: int,
+        query: str = "",
+        *headers: str,
+        method: str = "GET",
+        version: str = "1.1",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.reader = Reader()
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10 * UNIT_S)
@@ -93,6 +100,8 @@ class StreamClient:
         others = [line for line in headers if not line.startswith("-Host:")]
         lines = [f"{method} /sse{query} HTTP/{version}", *(replaced or ["Host: 127.0.0.1"]), *others, "", ""]
         try:
+            if tls:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="127.0.0.1")
             self.socket.sendall("\r\n".join(lines).encode("latin-1"))
             read = b""
             while b"\r\n\r\n" not in read:

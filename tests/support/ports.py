@@ -44,3 +44,12 @@ _PORTS = Ports(int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw
 def free_port() -> int:
     """A TCP port below 32,768 that is free, and that no other worker of this suite takes."""
     return _PORTS.take()
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports that follow one another."""
+    taken = [free_port()]
+    while len(taken) < count:
+        port = free_port()
+        taken = [*taken, port] if port == taken[-1] + 1 else [port]
+    return taken[0]

@@ -67,6 +67,15 @@ class EpochOrder:
             return position.offset + 1
         return min(position.offset + 1, first_of_newer) if position.epoch in self._index else first_of_newer
 
+    def before(self, head: Position, events: int) -> Position:
+        """The position so many events before `head`, or the first one of which there are events in the log."""
+        offset = max(0, head.offset - events)
+        epochs = [first for first in self._epochs if first.offset <= head.offset]
+        if not epochs:
+            return Position(head.epoch, offset)
+        begun = next((first for first in reversed(epochs) if first.offset - 1 <= offset), epochs[0])
+        return Position(begun.epoch, max(offset, begun.offset - 1))
+
     def gaps(self, position: Position, found: Position) -> list[Gap]:
         """What is missing when the event after `position` turns out to be `found`."""
         if position.epoch == found.epoch:

@@ -215,6 +215,7 @@ class Channel:
     def _start(self, subscription: Subscription) -> None:
         if subscription.sink.closing:
             return  # it was closed in this turn of the loop, and is not settled yet
+        self._go_back(subscription)
         if subscription.since is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position
@@ -226,6 +227,14 @@ class Channel:
             self.fanout.fall_behind(subscription)
         if subscription.is_behind:
             subscription.sink.catch_up()
+
+    def _go_back(self, subscription: Subscription) -> None:
+        """A number of events before the newest one becomes a position, now that it is known where that stands."""
+        head, back = self.fanout.position, subscription.back
+        if head is not None and back:
+            position, since = self.sequencer.order.before(head, back), subscription.since
+            if since is None or self.sequencer.order.is_after(since, position):
+                subscription.since = position
 
     # Subscriptions that are behind, and heartbeats
 

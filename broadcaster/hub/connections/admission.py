@@ -60,6 +60,7 @@ class AdmissionControl:
 
     Attributes:
         stopping: Set when the hub stops: no client is admitted any more.
+        answering: How many upgrades wait for their turn to be answered.
         refused: How many were not admitted, by cause; every cause is present.
         log: Of what happens to single clients.
     """
@@ -90,6 +91,7 @@ class AdmissionControl:
         self._pending: dict[PendingHandshake, None] = {}  # in the order of their deadlines
         self.log = ThrottledLog(log, clock=runtime.clock)
         self.stopping = False
+        self.answering = 0
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
 
     def use(self, settings: Settings) -> None:
@@ -120,7 +122,7 @@ class AdmissionControl:
     @property
     def pending(self) -> int:
         """How many requests are not complete, or not answered."""
-        return len(self._pending)
+        return len(self._pending) + self.answering
 
     def evict_overdue(self) -> None:
         """End the handshakes whose deadline has passed."""
@@ -171,7 +173,8 @@ class AdmissionControl:
         except Denied as denied:
             return self._refuse(address, f"token_{denied.cause}", 401, str(denied), detail=denied.detail)
         try:
-            request = read_query(target.query, self._channels.default, self._limits)
+            most_back = self._settings.history.max_events
+            request = read_query(target.query, self._channels.default, self._limits, most_back)
         except ValueError as error:
             return self._refuse(address, "query", 400, str(error))
         if refusal := self._refuse_channels(request, grant, address, 1 if is_stream else None):

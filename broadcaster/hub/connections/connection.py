@@ -14,7 +14,7 @@ from typing import Final
 from broadcaster import wire
 from broadcaster.auth.access import UNRESTRICTED, Grant
 from broadcaster.core.logs import ThrottledLog
-from broadcaster.core.position import Position
+from broadcaster.core.position import Last, Position
 from broadcaster.core.ratelimit import leaked
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channel import Channel
@@ -34,7 +34,9 @@ class Membership(Subscription):
 
     __slots__ = ("channel",)
 
-    def __init__(self, connection: Connection, channel: Channel, wanted: Filter, since: Position | None) -> None:
+    def __init__(
+        self, connection: Connection, channel: Channel, wanted: Filter, since: Position | Last | None
+    ) -> None:
         super().__init__(connection, wanted, since)
         self.channel = channel
 
@@ -126,11 +128,11 @@ class Connection(asyncio.Protocol):
         self.alive = True
         self._rate_level = self._rate_at = 0.0
 
-    def open(self, channels: Iterable[tuple[Channel, Position | None]], wanted: Filter) -> None:
+    def open(self, channels: Iterable[tuple[Channel, Position | Last | None]], wanted: Filter) -> None:
         """Register, and begin to deliver; called once.
 
         Args:
-            channels: Which, each with the position after which it is to begin; None: now.
+            channels: Which, each with where it is to begin; None: now.
             wanted: The filter for all of them.
         """
         self._context.registry.add(self)

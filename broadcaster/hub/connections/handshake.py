@@ -115,6 +115,7 @@ class HandshakeProtocol(asyncio.Protocol):
         elif self.admission.allows_handshake():
             self.admission.forget(self)  # it has done its part in time
             self._waiting = True
+            self.admission.answering += 1
             self.context.scheduler.add(self._upgrade if path in _WEBSOCKET_PATHS else self._stream)
         else:
             self._refuse(503, "too many handshakes at once", _RETRY)
@@ -135,6 +136,7 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def _upgrade(self) -> bool:
         """For the scheduler: answer the request. However many arrive at once, events are delivered meanwhile."""
+        self.admission.answering -= 1
         head, transport = self._head, self._transport
         if transport is None or transport.is_closing():
             return False
@@ -169,6 +171,7 @@ class HandshakeProtocol(asyncio.Protocol):
 
     def _stream(self) -> bool:
         """For the scheduler: the same for a request that asks for an event stream."""
+        self.admission.answering -= 1
         head, transport = self._head, self._transport
         if transport is None or transport.is_closing():
             return False

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from broadcaster.core.event import SEVERITIES, channel_name
-from broadcaster.core.position import Position
+from broadcaster.core.position import Last, Position
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
+
+_BEGINNINGS: Final = ("since", "last")
 
 
 @dataclass(frozen=True, slots=True)
 class SubscribeRequest:
-    """Channels, each with the position after which it is to begin (None: now), and one filter for all of them."""
+    """Channels, each with where it is to begin (None: now), and one filter for all of them."""
 
-    channels: tuple[tuple[str, Position | None], ...]
+    channels: tuple[tuple[str, Position | Last | None], ...]
     filter: Filter
 
 
-def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits = LIMITS) -> SubscribeRequest:
+def read_query(
+    query: tuple[tuple[str, str], ...], default: str, limits: Limits = LIMITS, most_back: int = 10_000
+) -> SubscribeRequest:
     """Read the parameters of a URL.
 
-    `channel` and `since` may be repeated, and a `since` belongs to the channel before it; without a channel
-    it is the default one; an empty `since` is none. `type`, `source` and `severity` may be repeated: any of the
+    `channel` may be repeated; a `since`, or `last`, belongs to the channel before it; without a channel it is the
+    default one; an empty one is none. `type`, `source` and `severity` may be repeated: any of the
     values is wanted. What begins with `_` is ignored (some libraries add it against caches). Any other parameter
     is refused: a filter with a wrong name would let everything through.
 
@@ -30,27 +35,28 @@ def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits 
         query: The parameters, in order.
         default: The channel if none is named.
         limits: How many values one filter may have.
+        most_back: The most that `last` may be.
 
     Raises:
         ValueError: A parameter is unknown, stands in the wrong place, or has a wrong value.
     """
     names = [value for key, value in query if key == "channel"]
-    since: dict[str, Position | None] = dict.fromkeys(names or [default])
+    since: dict[str, Position | Last | None] = dict.fromkeys(names or [default])
     if len(since) < len(names):
         raise ValueError("a channel is asked for twice")
     wanted: dict[str, set[str]] = {"type": set(), "source": set(), "severity": set()}
     current = None if names else default
     for key, value in query:
-        if key.startswith("_") or (key, value) == ("since", ""):
+        if key.startswith("_") or (key in _BEGINNINGS and not value):
             continue
         if key == "channel":
             current = channel_name(value)
-        elif key == "since":
+        elif key in _BEGINNINGS:
             if current is None:
-                raise ValueError("since belongs to the channel before it")
+                raise ValueError(f"{key} belongs to the channel before it")
             if since[current] is not None:
-                raise ValueError("since is given twice for one channel")
-            since[current] = Position.parse(value)
+                raise ValueError(f"{key} is given twice for one channel, or since and last")
+            since[current] = Position.parse(value) if key == "since" else _last(value, most_back)
         elif key in wanted:
             wanted[key].add(_label(key, value))
         else:
@@ -59,6 +65,12 @@ def read_query(query: tuple[tuple[str, str], ...], default: str, limits: Limits 
         raise ValueError(f"a filter has more than {limits.filter_values} values")
     filtered = Filter(*(frozenset(wanted[key]) for key in ("type", "source", "severity")))
     return SubscribeRequest(tuple(since.items()), filtered or EVERYTHING)
+
+
+def _last(value: str, most: int) -> Last:
+    if not (value.isascii() and value.isdecimal() and len(value) <= 8 and int(value) <= most):
+        raise ValueError(f"last is a number of events up to {most}, got {value[:40]!r}")
+    return Last(int(value))
 
 
 def _label(key: str, value: str) -> str:

@@ -183,16 +183,19 @@ def missing_of(ours: Announcement, announced: Announced) -> list[str]:
     return sorted(names - {ours.name, *announced.hubs, *announced.corrupt})
 
 
-def summed_up(statistics: Mapping[str, Any], ours: Announcement, announced: Announced) -> dict[str, Any]:
+def summed_up(
+    name: str, statistics: Mapping[str, Any], ours: Announcement, announced: Announced
+) -> dict[str, Any]:
     """The statistics of all hubs of a deployment: counters and gauges are sums, the rest is of the asked hub."""
     hubs = announced.hubs | {ours.name: ours}
-    others = [hub.counters for name, hub in hubs.items() if name != ours.name]
+    others = [hub.counters for hub in hubs.values() if hub.name != ours.name]
     problems = problems_of(ours, announced)
     ready = sum(hub.ready for hub in hubs.values())
     return {
         **{key: value if key in _OF_ONE else _sum(value, [each.get(key) for each in others])
            for key, value in statistics.items()},
         "deployment": {
+            "name": name,
             "status": "red" if not ready else "yellow" if problems else "green",
             "ready": ready,
             "problems": problems,

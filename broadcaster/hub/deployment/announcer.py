@@ -97,7 +97,8 @@ class Announcer:
         """What `/stats` says of all hubs of the deployment."""
         announced = await self.announced()
         statistics = self.own_statistics()
-        return summed_up(statistics, Announcement.of(self._who, statistics, self._serial), announced)
+        ours = Announcement.of(self._who, statistics, self._serial)
+        return summed_up(self._deployment, statistics, ours, announced)
 
     async def _announce(self) -> bool:
         self._serial += 1

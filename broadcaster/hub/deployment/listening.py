@@ -74,10 +74,9 @@ class Listening:
         """
         hub, own_port = settings.hub, own_port_of(settings, who.number)
         places: list[tuple[int, dict[str, Any]]] = [(hub.port, {"host": hub.host, "port": hub.port})]
-        sockets: list[socket.socket] = []
         if own_port:
-            self._claim = claim(hub.host, who)
-            sockets = list(_shared_sockets(hub.host, hub.port))
+            self._claim = await asyncio.to_thread(claim, hub.host, who)
+            sockets = await asyncio.to_thread(_shared_sockets, hub.host, hub.port)
             # Its own first: until it answers there, it is not on the port.
             places = [
                 (own_port, {"host": hub.host, "port": own_port}),
@@ -122,6 +121,7 @@ class Listening:
             server.close()  # in the same turn: nothing comes between
         self._shared.clear()
         until = self._clock.loop_s() + _LEAVE_S / 2
+        await asyncio.sleep(0.01)  # what was taken last is known a turn later
         while not is_idle() and self._clock.loop_s() < until:
             await asyncio.sleep(0.01)
         log.info("left the shared port")
@@ -196,12 +196,13 @@ def _claims(port: int) -> Iterator[tuple[str, str, str]]:
             yield parts[2], parts[4], parts[5]
 
 
-def _shared_sockets(host: str, port: int) -> Iterator[socket.socket]:
+def _shared_sockets(host: str, port: int) -> list[socket.socket]:
     """A socket for each address of a host, bound to the port as others are.
 
     Raises:
         PortTaken: A process has it that does not share.
     """
+    sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -212,7 +213,8 @@ def _shared_sockets(host: str, port: int) -> Iterator[socket.socket]:
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind(address)
-            yield bound
+            sockets.append(bound)
+        return sockets
     except OSError as error:
         shares = " (by a process that does not share it, such as a hub with hub.processes = 1)"
         why = reason(error)

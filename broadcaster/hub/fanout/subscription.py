@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broadcaster import wire
-from broadcaster.core.position import Position
+from broadcaster.core.position import Last, Position
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
 from broadcaster.hub.fanout.format import Format
 
@@ -79,7 +79,8 @@ class Subscription:
     Attributes:
         sink: Where its frames go.
         filter: Which events of the channel it wants.
-        asked: Whether its client has asked to begin after an earlier position.
+        asked: Whether its client has asked to begin earlier than now.
+        back: So many events before the newest one it begins, if that is earlier than `since`.
         since: The position after which it begins; None for "now", and once it has been welcomed.
         state: See `State`.
         cursor: While behind: number of the next ring entry to write; None while it has to read the log.
@@ -88,13 +89,25 @@ class Subscription:
         warned_at: Loop time of the last warning that it is slow.
     """
 
-    __slots__ = ("asked", "behind_since", "cursor", "filter", "position", "since", "sink", "state", "warned_at")
+    __slots__ = (
+        "asked",
+        "back",
+        "behind_since",
+        "cursor",
+        "filter",
+        "position",
+        "since",
+        "sink",
+        "state",
+        "warned_at",
+    )
 
-    def __init__(self, sink: Sink, wanted: Filter = EVERYTHING, since: Position | None = None) -> None:
+    def __init__(self, sink: Sink, wanted: Filter = EVERYTHING, since: Position | Last | None = None) -> None:
         self.sink = sink
         self.filter = wanted
         self.asked = since is not None
-        self.since = since
+        self.back = since.events if isinstance(since, Last) else 0
+        self.since = None if isinstance(since, Last) else since
         self.state = State.WAITING
         self.cursor: int | None = None
         self.position: Position | None = None

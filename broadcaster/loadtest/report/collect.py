@@ -151,6 +151,7 @@ async def _hub_says(settings: Settings) -> dict[str, Any]:
     try:
         url = hub_status.base_url(settings.fleet_url)
         token = monitoring_token(settings)
-        return hub_numbers(await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token))
+        ca = settings.subscriber.tls_ca
+        return hub_numbers(await hub_status.settled_statistics(url, tls_ca=ca, token=token))
     except (HubUnavailable, ValueError) as error:
         return {"error": f"no statistics: {error}"}
