@@ -65,7 +65,7 @@ ROOMS = {
         "subscription text version",
         "",
     ),
-    "settings": Room("layers origin secret_files tables urls", "core"),
+    "settings": Room("layers origin secret_files tables urls wording", "core"),
     "auth": Room("access tokens", "core settings"),
     "wire": Room(
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"

@@ -56,11 +56,19 @@ def publish(
 
     It says where each is stored, and how many Redis subscriptions heard it: each hub is one.
     """
+    from broadcaster.core.event import check_channel, draft
     from broadcaster.publish.publisher import Publisher
     from broadcaster.publish.schedule import on_schedule
 
     fields = _json_object(data)
     settings = load_settings(context).settings
+    # What is no event, or goes nowhere, is told before anything is connected.
+    draft(event_type, source, 1, severity=severity, data=fields, max_bytes=settings.event.max_bytes)
+    if channel is not None and not settings.allows(check_channel(channel)):
+        raise ConfigurationError(
+            f"--channel {channel}: no hub with these settings lets subscribers to it, since channels.allow has no "
+            f"pattern for it (only {', '.join(settings.channels.allow) or 'none'}); add one to channels.allow"
+        )
 
     async def work() -> int:
         failed = 0
@@ -124,6 +132,10 @@ def subscribe(
         raise click.UsageError("give --since or --resume-file, not both")
     kept = ResumeFile(resume_file) if resume_file else None
     for channel in channels:
+        if any(character in channel for character in "*?["):
+            raise click.UsageError(
+                f"--channel takes one channel, not a pattern such as {channel!r}: repeat it for each"
+            )
         check_channel(channel)
     if as_json:
         configure_logging(sys.stderr)

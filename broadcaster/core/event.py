@@ -152,6 +152,8 @@ def draft(
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         head = text.removesuffix("}").encode()
+    except InvalidEvent:
+        raise
     except RecursionError:
         raise InvalidEvent("too_deep", "data is nested too deeply") from None
     except (TypeError, ValueError) as error:

@@ -14,6 +14,9 @@ _CONTROL: Final = re.compile(
     r"\u2028\u2029\ufeff\ud800-\udfff]"  # line separators, byte-order mark, halves of a surrogate pair
 )
 
+_OF_OPENSSL: Final = re.compile(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$")
+_NO_PEM: Final = re.compile(r"PEM lib|no certificate or crl found|no start line", re.IGNORECASE)
+
 
 def escaped(text: str) -> str:
     r"""`text` with its control characters, newline excepted, written as escapes such as `\x1b`.
@@ -42,8 +45,11 @@ def reason(error: Exception) -> str:
         and (error.errno or numbers)
     ):
         words = ", ".join(dict.fromkeys(map(os.strerror, [error.errno] if error.errno else map(int, numbers))))
-    elif isinstance(error, OSError) and error.strerror:
+    elif isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
         words = error.strerror
+    elif isinstance(error, ssl.SSLError):
+        words = _OF_OPENSSL.sub("", str(error))
+        words = "there is no certificate in it as PEM" if _NO_PEM.search(words) else words
     else:
         words = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
     return words if words[1:2].isupper() else words[:1].lower() + words[1:]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -57,6 +59,19 @@ def _token(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
 
+def _only(characters: str, shortest: int, longest: int) -> Callable[[str], str]:
+    """A check of a name; `characters` as a regular expression has them between brackets."""
+    fits = re.compile(rf"[{characters.replace('[]', re.escape('[]'))}]{{{shortest},{longest}}}").fullmatch
+    shown = " ".join(["A-Z", "a-z", "0-9", *characters.removeprefix("A-Za-z0-9")])
+
+    def check(name: str) -> str:
+        if not fits(name):
+            raise ValueError(f"should be {shortest} to {longest} of {shown}")
+        return name
+
+    return check
+
+
 def _run_name(name: str) -> str:
     if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})?", name) or name == "archive.csv":
         raise ValueError(
@@ -69,7 +84,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
-Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
+Glob = Annotated[str, AfterValidator(_only("A-Za-z0-9._:*?[]!-", 1, 128))]
 PemFile = Annotated[str, AfterValidator(_pem_file)]
 Origin = Annotated[str, AfterValidator(canonical_pattern)]
 
@@ -153,7 +168,7 @@ class ChannelsTable(Table):
 class ApiKey(Table):
     """One static API key: its holder, and its rights."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+    name: Annotated[str, AfterValidator(_only("A-Za-z0-9._@-", 1, 64))]
     key: Annotated[Secret, Field(min_length=16, max_length=512)]
     subscribe: tuple[Glob, ...] = ()
     publish: tuple[Glob, ...] = ()
@@ -172,7 +187,7 @@ class JwtKey(Table):
 
     algorithm: Literal["HS256", "EdDSA"]
     key: Annotated[Secret, Field(min_length=32)]
-    kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    kid: Annotated[str, AfterValidator(_only("A-Za-z0-9._-", 0, 64))] = ""
 
 
 class AuthTable(Table):
@@ -343,6 +358,11 @@ class Settings(BaseSettings):
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self
+
+    def allows(self, channel: str) -> bool:
+        """Whether a hub opens a channel that a client asks for."""
+        patterns = self.channels.allow
+        return channel == self.event.channel or any(fnmatchcase(channel, pattern) for pattern in patterns)
 
     @property
     def hub_url(self) -> str:
