@@ -235,6 +235,9 @@ def test_publish_warns_when_nobody_hears(system: System) -> None:
     ended = system.run(*PUBLISH, "--channel", "nobody.listens")
     assert (ended.code, ended.stderr) == (0, "")
     assert "WARNING: heard by nobody" in ended.stdout
+    assert "nobody.listens is none of channels.allow (events.*)" in ended.stdout
+    ended = system.run(*PUBLISH, "--channel", "events.nobody-listens")
+    assert ended.stdout.endswith("WARNING: heard by nobody; is a hub running?\n")
 
 
 def test_publish_takes_channel_severity_and_data(system: System, client: RedisClient) -> None:

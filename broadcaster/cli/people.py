@@ -62,13 +62,13 @@ def publish(
 
     fields = _json_object(data)
     settings = load_settings(context).settings
-    # What is no event, or goes nowhere, is told before anything is connected.
+    # What is no event is told before anything is connected.
     draft(event_type, source, 1, severity=severity, data=fields, max_bytes=settings.event.max_bytes)
-    if channel is not None and not settings.allows(check_channel(channel)):
-        raise ConfigurationError(
-            f"--channel {channel}: no hub with these settings lets subscribers to it, since channels.allow has no "
-            f"pattern for it (only {', '.join(settings.channels.allow) or 'none'}); add one to channels.allow"
-        )
+    to = check_channel(settings.event.channel if channel is None else channel)
+    hint = "is a hub running?"
+    if not settings.allows(to):
+        allowed = ", ".join(settings.channels.allow) or "none"
+        hint += f" And {to} is none of channels.allow ({allowed}): a hub with these settings does not serve it"
 
     async def work() -> int:
         failed = 0
@@ -77,7 +77,7 @@ def publish(
                 batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
-                    say(_what_became_of(result))
+                    say(_what_became_of(result, hint))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
@@ -239,7 +239,7 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return None if text is None else json_object(text, "data")
 
 
-def _what_became_of(result: Published) -> str:
+def _what_became_of(result: Published, hint: str) -> str:
     event, receivers = result.event, result.heard
     name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
     if result.error is not None:
@@ -248,5 +248,5 @@ def _what_became_of(result: Published) -> str:
     if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if receivers == 0:
-        return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
+        return f"{name}: {stored}WARNING: heard by nobody; {hint}"
     return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"
