@@ -7,7 +7,7 @@ publisher, in integer nanoseconds. Nothing is clamped: a negative hop says that 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -62,6 +62,10 @@ class Instants:
     read: Flags
     written: Flags
     recovered: Flags
+
+    def without(self, *, stored: bool = True, hub: bool = True) -> Instants:
+        """The same, where the clock of Redis (`stored`) or of the hub is not known if it is False."""
+        return replace(self, stored=self.stored & stored, read=self.read & hub, written=self.written & hub)
 
     @property
     def known(self) -> Flags:
@@ -125,6 +129,8 @@ class Budget:
         latency_ns: That of `Latencies`.
         known_events: Published events of which all hops but the last are known (at a fleet process at least).
         events: Published events.
+        unstored, unread, unwritten: Of how many no fleet process knows when they were stored, when the hub read
+            them, and, of those that it read, when it first wrote them.
         rows: The hops in the order of the way, then `latency`, all of the same deliveries; empty if none is known.
         others: Of the other ways that some came on, and of `unknown` ones: the latency. With the row `latency`
             they have all deliveries.
@@ -136,6 +142,9 @@ class Budget:
     latency_ns: Integers
     known_events: int
     events: int
+    unstored: int
+    unread: int
+    unwritten: int
     rows: list[HopRow]
     others: list[HopRow]
 
@@ -203,6 +212,7 @@ def budget(published: Sequence[PublishedRecord], measured: Latencies, parts: Seq
     hops = {name: np.zeros(size, np.int64) for name in HOPS}
     hops["schedule"] = (published_ns - intended_ns)[event]
     known, known_events = np.zeros(size, bool), np.zeros(len(published), bool)
+    stored, read, written = np.zeros((3, len(published)), bool)
     way = np.zeros(size, np.int8)
     for first, clients, at, losses in parts:
         here = np.flatnonzero((measured.client >= first) & (measured.client < first + clients))
@@ -213,6 +223,7 @@ def budget(published: Sequence[PublishedRecord], measured: Latencies, parts: Seq
         hops["fanout"][here] = measured.received_ns[here] - at.written_ns[events]
         known[here] = at.known[events]
         known_events |= at.known
+        stored, read, written = stored | at.stored, read | at.read, written | at.written
         way[here[at.recovered[events]]] = WAYS.index("recovered")
         first_ns = np.where(at.written, at.written_ns, published_ns)
         replayed = _replayed(measured.client[here], first_ns[events], measured.received_ns[here], losses)
@@ -226,6 +237,9 @@ def budget(published: Sequence[PublishedRecord], measured: Latencies, parts: Seq
         latency_ns=measured.latency_ns,
         known_events=int((known_events & counts).sum()),
         events=int(counts.sum()),
+        unstored=int((counts & ~stored).sum()),
+        unread=int((counts & ~read).sum()),
+        unwritten=int((counts & read & ~written).sum()),
         rows=_rows(hops, measured.latency_ns, known),
         others=_others(way, measured.latency_ns, known),
     )

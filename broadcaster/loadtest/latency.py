@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -157,6 +157,12 @@ def figures(published: Sequence[PublishedRecord], measured: Latencies, clients: 
         last_p99_ms=percentile_ms(last_ns, 990),
         last_max_ms=largest_ms(last_ns),
     )
+
+
+def unknown(found: Figures) -> Figures:
+    """The same counts without latencies: the clocks at their two ends cannot be compared."""
+    nothing = {field.name: None for field in fields(Figures) if field.name.endswith("_ms")}
+    return replace(found, **nothing, negative=0, beyond_p99=0, beyond_p99_events=0)  # type: ignore[arg-type]
 
 
 def to_last_ns(measured: Latencies, events: int, clients: int) -> Integers:

@@ -40,6 +40,23 @@ def note(budget: Budget) -> str:
     )
 
 
+def unknown(budget: Budget) -> list[str]:
+    """One sentence for each instant that is not known of some events, and why that may be."""
+    causes = {
+        "when Redis stored them": (budget.unstored, "history is off, or Redis refuses TIME to the publisher"),
+        "when the hub read them": (
+            *(
+                budget.unread,
+                "another hub, a restarted one, hub.trace_events, or no token that may monitor",
+            ),
+        ),
+        "when the hub first wrote them": (budget.unwritten, "nobody was connected who wanted them as they came"),
+    }
+    return [
+        f"Of {count:,} events it is not known {what}: {why}." for what, (count, why) in causes.items() if count
+    ]
+
+
 def as_summary(budget: Budget) -> dict[str, Any]:
     """The same for `summary.json`."""
     return {

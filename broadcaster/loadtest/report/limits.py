@@ -14,7 +14,7 @@ class Limit:
     """One limit.
 
     Attributes:
-        name: Its key in `[report]`; `ledger` and `published` always hold.
+        name: Its key in `[report]`; `ledger`, `published` and `clocks` always hold.
         what: What is limited, in words.
         unit: `ms`, or empty for a count.
         value: What the run has; None: too few samples for this percentile.
@@ -39,7 +39,15 @@ class Limit:
         return f"{'✓' if self.holds else '✗'} {self.what}: {value} ({self.allowed:,g}{unit} allowed)"
 
 
-def limits(whole: Figures, ledger: Ledger, disconnects: int, unpublished: int, table: ReportTable) -> list[Limit]:
+def limits(
+    whole: Figures,
+    ledger: Ledger,
+    disconnects: int,
+    unpublished: int,
+    table: ReportTable,
+    *,
+    clocks_known: bool = True,
+) -> list[Limit]:
     """All limits of a run. Those of latencies only where they are set.
 
     Args:
@@ -48,6 +56,7 @@ def limits(whole: Figures, ledger: Ledger, disconnects: int, unpublished: int, t
         disconnects: Connections that were lost, and clients that never had one.
         unpublished: Events that were to be published, and were not.
         table: The settings of the run.
+        clocks_known: Whether the clocks of publisher and fleet can be compared; else there are no latencies.
     """
     counts = [
         ("max_dropped", "dropped deliveries", whole.dropped, table.max_dropped),
@@ -74,6 +83,9 @@ def limits(whole: Figures, ledger: Ledger, disconnects: int, unpublished: int, t
     found += [_latency(*each) for each in latencies if each[-1]]
     silent = len(ledger.unexplained)  # regardless of what is allowed
     found.append(Limit("ledger", "silent losses", "", silent, 0, not silent, complaint(ledger) if silent else ""))
+    if not clocks_known:
+        broken = "latencies are not known: publisher and fleet are on clocks that nothing compares"
+        found.append(Limit("clocks", "clocks that nothing compares", "", 1, 0, holds=False, broken=broken))
     return found
 
 

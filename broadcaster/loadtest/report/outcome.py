@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RunDamaged
-from broadcaster.loadtest import deliveries, records
+from broadcaster.loadtest import deliveries, hops, records
 from broadcaster.loadtest.hops import Budget
-from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies
+from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies, unknown
 from broadcaster.loadtest.ledger import Ledger, balance
-from broadcaster.loadtest.records import LossRecord, PublishedRecord
+from broadcaster.loadtest.records import ClockRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.report import shapes
+from broadcaster.loadtest.report.clocks import ONE_CLOCK, Clocks, compare
 from broadcaster.loadtest.report.limits import Limit, limits
 from broadcaster.loadtest.report.validity import Rig, Validity, judge, used, wall_step_ms
 from broadcaster.loadtest.rig import Lag, MachineSample, Stall
@@ -46,6 +47,7 @@ class Outcome:
     config: dict[str, Any]
     settings: str
     budget: Budget | None = None
+    clocks: Clocks = ONE_CLOCK
 
     @property
     def broken(self) -> list[str]:
@@ -128,8 +130,13 @@ def outcome_of(
             raise RunDamaged(f"{run.folder} has no {path.name}: not a complete run, or of an earlier version")
     published = records.read(run.published, PublishedRecord)
     fleet = {number: shapes.read_fleet(run, number) for number in processes}
+    clocks = _clocks(run, processes, _host(config, "redis"))
     logs = {number: deliveries.read(run.deliveries(number), published) for number in processes}
     losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
+    for number, (ahead_ns, _) in clocks.fleets.items():  # all onto the publisher's clock
+        if ahead_ns:
+            logs[number] = replace(logs[number], received_ns=logs[number].received_ns - ahead_ns)
+            losses[number] = [_earlier(row, ahead_ns) for row in losses[number]]
     everything = deliveries.merged([*logs.values()])
     every_loss = [row for rows in losses.values() for row in rows]
     clients = range(config["fleet"]["clients"])
@@ -137,13 +144,23 @@ def outcome_of(
     whole, ledger = figures(published, measured, len(clients)), balance(published, everything, every_loss, clients)
     per_process = {1: (whole, ledger)}
     first = 0
-    for number in processes if len(processes) > 1 else ():
+    parts = []
+    for number in processes:
         share = range(first, first + fleet[number]["clients"])
         first = share.stop
-        per_process[number] = (
-            figures(published, latencies(published, logs[number]), len(share)),
-            balance(published, logs[number], losses[number], share),
-        )
+        if run.trace(number).exists():
+            traces = records.read(run.trace(number), TraceRecord)
+            at = hops.instants(published, traces, clocks.hubs[number].ahead_ns, clocks.redis.ahead_ns)
+            at = at.without(stored=clocks.redis.is_known, hub=clocks.hubs[number].is_known)
+            parts.append(hops.Part(share.start, len(share), at, losses[number]))
+        if len(processes) > 1:
+            per_process[number] = (
+                figures(published, latencies(published, logs[number]), len(share)),
+                balance(published, logs[number], losses[number], share),
+            )
+    if clocks.error_ns is None:
+        whole = unknown(whole)
+        per_process = {number: (unknown(part), account) for number, (part, account) in per_process.items()}
     written = sum(result["deliveries"] + result["losses"] for result in fleet.values())
     lost_rows = written - everything.rows - len(every_loss)
     publisher = shapes.read_publisher(run)
@@ -169,14 +186,36 @@ def outcome_of(
             lost_rows,
             _local(config),
         ),
-        limits=limits(whole, ledger, lost, loadtest.events - whole.events, report),
+        limits=limits(
+            whole, ledger, lost, loadtest.events - whole.events, report, clocks_known=clocks.error_ns is not None
+        ),
         published=published,
         losses=every_loss,
         latencies=measured,
         lags=lags,
         config=config,
         settings=records.read_text(run.config),
+        budget=hops.budget(published, measured, parts) if parts else None,
+        clocks=clocks,
     )
+
+
+def _clocks(run: Run, processes: Iterable[int], redis_host: str) -> Clocks:
+    """The clocks of a run; one of an earlier version has compared none."""
+    paths = {number: run.clocks(f"fleet.{number}") for number in processes}
+    if not run.clocks("publisher").exists() or not all(path.exists() for path in paths.values()):
+        return ONE_CLOCK
+    return compare(
+        records.read(run.clocks("publisher"), ClockRecord),
+        {number: records.read(path, ClockRecord) for number, path in paths.items()},
+        redis_is_here=not redis_host or is_loopback(redis_host),
+    )
+
+
+def _earlier(row: LossRecord, by_ns: int) -> LossRecord:
+    """The same time on a clock that is behind."""
+    to_ns = None if row.to_mono_ns is None else row.to_mono_ns - by_ns
+    return replace(row, from_mono_ns=row.from_mono_ns - by_ns, to_mono_ns=to_ns)
 
 
 def _validity(

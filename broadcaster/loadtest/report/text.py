@@ -10,6 +10,7 @@ from tabulate import tabulate
 from broadcaster.loadtest.latency import SAMPLES_BEYOND, Figures, histogram
 from broadcaster.loadtest.ledger import in_words
 from broadcaster.loadtest.report import budget as hops
+from broadcaster.loadtest.report.clocks import Clocks
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
 
 _MEANINGS: Final = """\
@@ -26,6 +27,9 @@ Ledger: every event that was to be published, for every client. What was lost wa
 
 _BAR_LENGTH: Final = 40
 
+_CLOCKS: Final = "publisher; publisher and Redis; Redis and hub; hub; hub and fleet; publisher and fleet"
+"""Whose clocks the hops, in their order, and the latency are differences of."""
+
 
 def columns(outcome: Outcome) -> dict[str, tuple[Figures, int]]:
     """The figures and disconnects of the whole run, and of each fleet process if there are several."""
@@ -36,8 +40,9 @@ def columns(outcome: Outcome) -> dict[str, tuple[Figures, int]]:
     return found
 
 
-def rows(scopes: dict[str, tuple[Figures, int]]) -> list[tuple[str, list[Any]]]:
+def rows(outcome: Outcome) -> list[tuple[str, list[Any]]]:
     """The rows of the table: a name, and a value for each column."""
+    scopes, error_ms = columns(outcome), (outcome.clocks.error_ns or 0) / 1e6
     parts = [part for part, _ in scopes.values()]
     return [
         ("Clients", [part.clients for part in parts]),
@@ -45,18 +50,18 @@ def rows(scopes: dict[str, tuple[Figures, int]]) -> list[tuple[str, list[Any]]]:
         ("Expected deliveries", [part.expected for part in parts]),
         ("Received deliveries", [part.received for part in parts]),
         ("Dropped deliveries", [part.dropped for part in parts]),
-        ("p50 latency (ms)", [_ms(part.p50_ms) for part in parts]),
-        ("p95 latency (ms)", [_ms(part.p95_ms) for part in parts]),
-        ("p99 latency (ms)", [_ms(part.p99_ms) for part in parts]),
-        ("max latency (ms)", [_ms(part.max_ms) for part in parts]),
+        ("p50 latency (ms)", [_ms(part.p50_ms, error_ms) for part in parts]),
+        ("p95 latency (ms)", [_ms(part.p95_ms, error_ms) for part in parts]),
+        ("p99 latency (ms)", [_ms(part.p99_ms, error_ms) for part in parts]),
+        ("max latency (ms)", [_ms(part.max_ms, error_ms) for part in parts]),
         ("Duplicates", [part.duplicates for part in parts]),
         ("Out of order", [part.out_of_order for part in parts]),
         ("Disconnects", [lost for _, lost in scopes.values()]),
-        ("p90 latency (ms)", [_ms(part.p90_ms) for part in parts]),
-        ("p99.9 latency (ms)", [_ms(part.p999_ms) for part in parts]),
-        ("p50 to last subscriber (ms)", [_ms(part.last_p50_ms) for part in parts]),
-        ("p99 to last subscriber (ms)", [_ms(part.last_p99_ms) for part in parts]),
-        ("max to last subscriber (ms)", [_ms(part.last_max_ms) for part in parts]),
+        ("p90 latency (ms)", [_ms(part.p90_ms, error_ms) for part in parts]),
+        ("p99.9 latency (ms)", [_ms(part.p999_ms, error_ms) for part in parts]),
+        ("p50 to last subscriber (ms)", [_ms(part.last_p50_ms, error_ms) for part in parts]),
+        ("p99 to last subscriber (ms)", [_ms(part.last_p99_ms, error_ms) for part in parts]),
+        ("max to last subscriber (ms)", [_ms(part.last_max_ms, error_ms) for part in parts]),
     ]
 
 
@@ -68,7 +73,7 @@ def present(outcome: Outcome, folder: Path, *, explain: bool = False) -> str:
     """The report as text; with what its lines mean, if `explain`."""
     scopes = columns(outcome)
     table = tabulate(
-        [[name, *values] for name, values in rows(scopes)],
+        [[name, *values] for name, values in rows(outcome)],
         headers=["", *scopes],
         tablefmt="simple_outline",
         disable_numparse=True,
@@ -102,7 +107,15 @@ def _hops(outcome: Outcome) -> list[str]:
         disable_numparse=True,
         colalign=["left"] + ["right"] * (len(hops.HEADS) - 1),
     )
-    return [table, hops.note(outcome.budget)]
+    return [table, hops.note(outcome.budget), _hop_errors(outcome.clocks), *hops.unknown(outcome.budget)]
+
+
+def _hop_errors(clocks: Clocks) -> str:
+    errors = ", ".join(
+        f"{name} {'not known' if error_ns is None else 'exact' if not error_ns else f'± {error_ns / 1e6:.3f} ms'}"
+        for name, error_ns in clocks.hop_errors_ns.items()
+    )
+    return f"Clocks of the hops ({_CLOCKS}): {errors}."
 
 
 def _histogram(outcome: Outcome) -> list[str]:
@@ -148,7 +161,7 @@ def _notes(outcome: Outcome) -> list[str]:
         notes.append(f"{outcome.whole.negative} latencies are negative: the clocks cannot be trusted.")
     for number, result in outcome.fleet.items():
         notes.extend(f"fleet.{number}: {count} x {why}" for why, count in result["failures"].items())
-    return [*notes, *outcome.validity.notes]
+    return [*notes, *outcome.clocks.notes, *outcome.validity.notes]
 
 
 def _samples(outcome: Outcome) -> list[str]:
@@ -185,5 +198,10 @@ def _verdict(outcome: Outcome) -> list[str]:
     return [*lines, "PASSED: all limits of [report] hold."]
 
 
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _ms(value: float | None, error_ms: float = 0.0) -> str:
+    """A latency, with its error where publisher and fleet are on different clocks: less is not claimed."""
+    if value is None:
+        return "-"
+    if not error_ms:
+        return f"{value:.2f}"
+    return f"{value:.2f} ± {error_ms:.2f}" if value >= error_ms else f"< {error_ms:.2f}"

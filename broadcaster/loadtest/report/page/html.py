@@ -120,7 +120,7 @@ def _limits(outcome: Outcome) -> str:
 
 def _figures(outcome: Outcome) -> str:
     scopes = columns(outcome)
-    return f"<h2>Figures</h2>\n{_table(['', *scopes], [(name, *values) for name, values in rows(scopes)])}"
+    return f"<h2>Figures</h2>\n{_table(['', *scopes], [(name, *values) for name, values in rows(outcome)])}"
 
 
 def _rig(outcome: Outcome) -> dict[str, Any]:
