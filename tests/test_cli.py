@@ -120,6 +120,8 @@ HELP: dict[str, tuple[str, ...]] = {
     "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
     "subscribe": ("--channel", "--type", "--source", "--severity", "--since", "--resume-file", "--url", "--json",
                   "--log"),
+    "status": ("--json", "--watch", "--url"),
+    "restart": ("--url", "--within"),
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),

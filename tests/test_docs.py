@@ -44,6 +44,7 @@ NOT_RUN = [
     "README.md: what `make loadtest` prints",
     "README.md: installs from the network",
     "docs/clients.md: a browser",
+    "docs/clients.md: a browser",
     "docs/design.md: a drawing",
     "docs/design.md: a fragment; tests/bench/naive.py is the whole program",
     "docs/design.md: a drawing",

@@ -234,7 +234,7 @@ def token_create(
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:
-    from broadcaster.core.event import json_object
+    from broadcaster.core.text import json_object
 
     return None if text is None else json_object(text, "data")
 

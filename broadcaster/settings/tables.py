@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     field_validator,
@@ -21,89 +17,35 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broadcaster.core.event import LARGEST_BYTES, MAX_BYTES, channel_name
-from broadcaster.core.redaction import legal_token, split_urls
-from broadcaster.settings.origin import canonical_pattern
+from broadcaster.core.redaction import split_urls
 from broadcaster.settings.secret_files import with_secrets_of_files
+from broadcaster.settings.types import (
+    Count,
+    Glob,
+    Origin,
+    PemFile,
+    Port,
+    Positive,
+    Seconds,
+    Secret,
+    Table,
+    WebSocketUrl,
+    is_loopback,
+    only,
+    run_name,
+    token,
+)
 from broadcaster.settings.urls import (
     joined_urls,
     named_database,
     redis_database,
     redis_url,
     redis_urls,
-    websocket_url,
     with_password,
 )
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
-
-
-def _optional_websocket_url(url: str) -> str:
-    return websocket_url(url) if url.strip() else ""
-
-
-def _stripped(secret: object) -> object:
-    """A secret that was read from a file ends with a newline."""
-    if isinstance(secret, SecretStr):
-        secret = secret.get_secret_value()
-    return secret.strip() if isinstance(secret, str) else secret
-
-
-def _pem_file(name: str) -> str:
-    if "-----BEGIN" in name:
-        raise ValueError("takes the name of a PEM file, not what is in it")
-    return name
-
-
-def _token(token: SecretStr) -> SecretStr:
-    return SecretStr(legal_token(token.get_secret_value()))
-
-
-def _only(characters: str, shortest: int, longest: int) -> Callable[[str], str]:
-    """A check of a name; `characters` as a regular expression has them between brackets."""
-    fits = re.compile(rf"[{characters.replace('[]', re.escape('[]'))}]{{{shortest},{longest}}}").fullmatch
-    shown = " ".join(["A-Z", "a-z", "0-9", *characters.removeprefix("A-Za-z0-9")])
-
-    def check(name: str) -> str:
-        if not fits(name):
-            raise ValueError(f"should be {shortest} to {longest} of {shown}")
-        return name
-
-    return check
-
-
-def _run_name(name: str) -> str:
-    if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})?", name) or name == "archive.csv":
-        raise ValueError(
-            "should be a name for a folder, of A-Z a-z 0-9 . _ - only, at most 64 long, not beginning with a point"
-        )
-    return name
-
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Glob = Annotated[str, AfterValidator(_only("A-Za-z0-9._:*?[]!-", 1, 128))]
-PemFile = Annotated[str, AfterValidator(_pem_file)]
-Origin = Annotated[str, AfterValidator(canonical_pattern)]
-
-# What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
-WebSocketUrl = Annotated[str, AfterValidator(_optional_websocket_url), Field(repr=False)]
-Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(repr=False)]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address of this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class Table(BaseModel):
-    # An input that is refused may be a secret.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class EventTable(Table):
@@ -168,7 +110,7 @@ class ChannelsTable(Table):
 class ApiKey(Table):
     """One static API key: its holder, and its rights."""
 
-    name: Annotated[str, AfterValidator(_only("A-Za-z0-9._@-", 1, 64))]
+    name: Annotated[str, AfterValidator(only("A-Za-z0-9._@-", 1, 64))]
     key: Annotated[Secret, Field(min_length=16, max_length=512)]
     subscribe: tuple[Glob, ...] = ()
     publish: tuple[Glob, ...] = ()
@@ -176,7 +118,7 @@ class ApiKey(Table):
 
     @field_validator("key")
     @classmethod
-    def _no_token(cls, key: SecretStr) -> SecretStr:
+    def _notoken(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[A-Za-z0-9_~+/=-]+", key.get_secret_value()):
             raise ValueError("may have A-Z a-z 0-9 _ ~ + / = - only")
         return key
@@ -187,7 +129,7 @@ class JwtKey(Table):
 
     algorithm: Literal["HS256", "EdDSA"]
     key: Annotated[Secret, Field(min_length=32)]
-    kid: Annotated[str, AfterValidator(_only("A-Za-z0-9._-", 0, 64))] = ""
+    kid: Annotated[str, AfterValidator(only("A-Za-z0-9._-", 0, 64))] = ""
 
 
 class AuthTable(Table):
@@ -257,7 +199,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(_token)] = SecretStr("")
+    token: Annotated[Secret, AfterValidator(token)] = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
@@ -277,7 +219,7 @@ class LoadtestTable(Table):
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 10.0
     warmup_events: Annotated[int, Field(ge=0, le=10_000)] = 10
     results: str = "results"
-    run: Annotated[str, AfterValidator(_run_name)] = ""
+    run: Annotated[str, AfterValidator(run_name)] = ""
     start_timeout_s: Seconds = 30.0
     progress: bool = True
 

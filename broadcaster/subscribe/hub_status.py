@@ -17,8 +17,8 @@ from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
+from broadcaster.core.text import reason
 from broadcaster.wire import tls
-from broadcaster.wire.tls import why_not_connected
 
 _POLL_S: Final = 0.05
 
@@ -253,3 +253,8 @@ def _exchange(
             if response.status != 200 and parts.path != _READINESS:
                 raise HubUnavailable(f"no answer (HTTP {response.status} {response.reason})")
             body = json.load(response)
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise HubUnavailable(f"no answer ({reason(error)})") from None
+    if not isinstance(body, dict):
+        raise HubUnavailable("what answers there is no hub")
+    return body, (sent_ns, received_ns)
