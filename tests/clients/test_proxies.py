@@ -196,22 +196,24 @@ FAULTS: dict[str, Callable[[Services, Crowd], None]] = {"drain": drain, "kill": 
 def test_nothing_is_lost_behind_a_proxy(kind: str, services: Services, tmp_path: Path) -> None:
     """A drain, a kill, a restart of all hubs: all subscribers have each event once, in order, without a gap."""
     settings = settings_of(services.variables | {"BROADCASTER_SUBSCRIBER__RECONNECT_MAX_S": "0.5"})
-    with proxy(kind, tmp_path / "proxy", services.own_port) as port:
-        with Crowd(settings, f"ws://127.0.0.1:{port}/ws") as crowd:
-            eventually(lambda: crowd.connected == CLIENTS, f"{crowd.connected} connected", PATIENCE)
-            shares = [hub.stats()["connected"] for hub in services.names()]
-            assert min(shares) > CLIENTS / HUBS / 2, shares
-            crowd.publish_more()
-            for name, fault in FAULTS.items():
-                for hub in services.names():
-                    hub.until_ready(20)
-                begun, before = time.monotonic(), crowd.published
-                fault(services, crowd)
-                crowd.until_all_have(crowd.published - 1)
-                write_down(f"{name} behind {kind}", time.monotonic() - begun, crowd.published - before)
-            crowd.is_quiet = True
-            time.sleep(0.5 * UNIT_S)  # what was being published is
-            crowd.until_all_have(crowd.published)
+    with (
+        proxy(kind, tmp_path / "proxy", services.own_port) as port,
+        Crowd(settings, f"ws://127.0.0.1:{port}/ws") as crowd,
+    ):
+        eventually(lambda: crowd.connected == CLIENTS, f"{crowd.connected} connected", PATIENCE)
+        shares = [hub.stats()["connected"] for hub in services.names()]
+        assert min(shares) > CLIENTS / HUBS / 2, shares
+        crowd.publish_more()
+        for name, fault in FAULTS.items():
+            for hub in services.names():
+                hub.until_ready(20)
+            begun, before = time.monotonic(), crowd.published
+            fault(services, crowd)
+            crowd.until_all_have(crowd.published - 1)
+            write_down(f"{name} behind {kind}", time.monotonic() - begun, crowd.published - before)
+        crowd.is_quiet = True
+        time.sleep(0.5 * UNIT_S)  # what was being published is
+        crowd.until_all_have(crowd.published)
     published = crowd.given[0]
     assert len(published) == len(set(published)) == crowd.published
     wrong = [number for number, given in enumerate(crowd.given) if given != published]
