@@ -19,6 +19,7 @@ from tests.test_honcho import Honcho, table_of
 STARTER_FILES = (
     *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
     *("config/burst.toml", "config/fanout.toml", "config/smoke.toml", "config/redis.acl"),
+    *("config/nginx.conf", "config/haproxy.cfg", "config/broadcaster-hub@.service"),
 )
 """What `broadcaster init` writes: files at the top of the repository, and nowhere else in it."""
 
