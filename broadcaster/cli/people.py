@@ -236,5 +236,5 @@ def _what_became_of(result: Published) -> str:
     if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if receivers == 0:
-        return f"{name}: {stored}WARNING: heard by nobody; is a hub running? (At a replica it is not counted.)"
+        return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
     return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"
