@@ -15,7 +15,7 @@ import pytest
 
 from broadcaster.redis.server import RedisServer
 from tests.faults.ledger import Ledger, Library, Raw, settings_for
-from tests.support import HubThread, Proxy, assert_calm, eventually, frozen, redis_client
+from tests.support import ROOT, HubThread, Proxy, assert_calm, eventually, frozen, redis_client
 
 HASTY = {"BROADCASTER_REDIS__RECONNECT_MAX_S": "0.2"}
 AT_ONCE = ("--hz", "500", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
@@ -257,3 +257,36 @@ def test_when_all_are_late_the_hub_stays(tmp_path: Path) -> None:
         eventually(lambda: scene.hub.stats()["proofs"] > proofs + 1, "no proof", within=8.0)
         assert scene.hub.stats()["redis_moves"] == scene.moves + 1
         assert_calm(scene.hub)
+
+
+RIGHTS = "+auth +select +ping +info +evalsha +script|load +hmget +xrange +subscribe +unsubscribe"
+"""As docs/security.md has them."""
+
+
+def test_few_rights_are_enough_at_a_replica_and_one_that_refuses_is_left(tmp_path: Path) -> None:
+    """A user of its own may subscribe and read; a replica that does not know it is no reason to end."""
+    assert all(right in (ROOT / "docs/security.md").read_text() for right in RIGHTS.split())
+    user = ("ACL", "SETUSER", "hub", "on", ">word", "resetkeys", "~{*}:meta", "~{*}:log", "resetchannels")
+    channels = "&events.*", "&broadcaster.hub.*"
+    with master_of_two(tmp_path) as (master, replicas), Ledger() as ledger:
+        good, other = replicas
+        assert good.command(*user, *channels, "-@all", *RIGHTS.split()) == b"OK"
+        urls = ",".join(replica.server.url.replace("//", "//hub:word@") for replica in (good, other))
+        with HubThread(master.url, None, **HASTY, BROADCASTER_REDIS__SUBSCRIBE_URL=urls) as hub:
+            hub.until_ready()
+            settings = settings_for(master.url)
+            ledger.subscribe(Library("library", hub.url, settings), away := Library("away", hub.url, settings))
+            hub.until_connected(2)
+            ledger.publish(settings)
+            eventually(lambda: away.got, "nothing comes")
+            ledger.send_away(away)
+            ledger.flows(30)
+        with HubThread(master.url, hub.port, **HASTY, BROADCASTER_REDIS__SUBSCRIBE_URL=urls) as another:
+            another.until_ready()  # it has no ring: who resumes is served from the log
+            ledger.call_back(away)
+            ledger.flows(30)
+            for account in ledger.close("hub at a replica with few rights restarted"):
+                assert account.told == 0
+            assert another.stats()["pages_read"]
+            assert str(good.server.port) in another.stats()["redis_node"]
+            assert_calm(another)
