@@ -86,10 +86,11 @@ ROOMS = {
         "admission closed connection drain event_stream handshake registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
+    "hub.web": Room("files", "wire"),
     "hub": Room(
-        "files health http http_publisher hub open_files reload serve stats",
+        "health http http_publisher hub open_files reload serve stats",
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.deployment "
-        "hub.fanout",
+        "hub.fanout hub.web",
     ),
     "loadtest": Room(
         "archive client deliveries fleet hops latency ledger machine measuring publishing records rig run target",
