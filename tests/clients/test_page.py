@@ -28,14 +28,14 @@ WATCH = (
 
 
 @contextlib.contextmanager
-def live_page(kit: Kit, port: int, query: str = "") -> Iterator[Tab]:
+def live_page(kit: Kit, port: int, query: str = "", *, until: str = "live") -> Iterator[Tab]:
     """The page in a tab of its own; nothing may have gone wrong in it at the end."""
     tab = kit.browser.open(f"http://127.0.0.1:{port}/health/live")
     try:
         tab.call("Page.enable")
         tab.call("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
         tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/{query}")
-        eventually(lambda: text(tab, "#state") == "live", "the page is not live", 20)
+        eventually(lambda: text(tab, "#state") == until, f"the page is not {until}", 20)
         yield tab
         assert tab.evaluate("JSON.stringify(window.wrong)") == "[]"
     finally:
@@ -173,3 +173,37 @@ def test_a_link_to_an_event_opens_it(kit: Kit, redis: RedisServer, hub: Hub) -> 
         eventually(lambda: text(tab, "#detail-json"), "it does not open")
         assert json.loads(text(tab, "#detail-json"))["event_id"] == event.event_id
         assert shown(tab) == 93
+
+
+def test_a_token_is_asked_for_and_kept_nowhere(kit: Kit, redis: RedisServer) -> None:
+    """Without one the page says so; with one it is live, sends a test event, and knows nothing after a reload."""
+    token = "0123456789abcdef~wall"
+    keys = [{"name": "wall", "key": token, "subscribe": ["events.*"], "publish": ["events.*"], "monitor": True}]
+    variables = {"BROADCASTER_AUTH__MODE": "token", "BROADCASTER_AUTH__API_KEYS": json.dumps(keys)}
+    with HubThread(redis.url, None, **variables) as hub:
+        hub.until_ready()
+        with live_page(kit, hub.port, until="refused") as tab:
+            eventually(lambda: tab.evaluate("document.querySelector('#ask').open"), "it does not ask")
+            for given, state in (("wrong" * 5, "refused"), (token, "live")):
+                tab.evaluate(
+                    f"document.querySelector('#ask-token').value = {json.dumps(given)};"
+                    "document.querySelector('#ask button[value=use]').click()"
+                )
+                eventually(lambda state=state: text(tab, "#state") == state, f"not {state}")  # type: ignore[misc]
+            eventually(lambda: "Subscribers of this hub" in text(tab, "#tiles"), "no counters")
+            tab.evaluate("document.querySelector('#test-event').click()")
+            eventually(lambda: rows(tab), "the test event does not come")
+            assert rows(tab)[0] == ["info", "TEST", "live page"]
+            kept = "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href, history.state])"
+            assert token not in tab.evaluate(kept)
+            assert token not in tab.evaluate("document.documentElement.outerHTML")
+            tab.call("Page.reload")
+            eventually(lambda: text(tab, "#state") == "refused", "it knows the token still")
+
+
+def test_a_wrong_filter_is_said(kit: Kit, steady_hub: Hub) -> None:
+    """The hub's own sentence; and the filter can be mended."""
+    with live_page(kit, steady_hub.port, "?channel=no+such", until="refused") as tab:
+        assert "channel" in text(tab, "#blind")
+        tab.evaluate("document.querySelector('#filters').reset()")
+        eventually(lambda: text(tab, "#state") == "live", "it stays refused")

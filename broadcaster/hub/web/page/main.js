@@ -2,7 +2,7 @@
 
 import { HubRefused, Subscriber, parsePosition } from "/client.js";
 import { Charts } from "/page/charts.js";
-import { HubStatus } from "/page/hub.js";
+import { HubStatus } from "/page/status.js";
 import { List, ago, took } from "/page/list.js";
 import { copy, csvOf, curlOf, download, ndjsonOf } from "/page/share.js";
 
