@@ -253,7 +253,7 @@ def _exchange(
                 raise HubUnavailable(f"no answer (HTTP {response.status} {response.reason})")
             body = json.load(response)
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise HubUnavailable(f"no answer ({why_not_connected(error)})") from None
+        raise HubUnavailable(f"no answer ({tls.why_not_connected(error)})") from None
     if not isinstance(body, dict):
         raise HubUnavailable("what answers there is no hub")
     return body, (sent_ns, received_ns)
