@@ -20,7 +20,7 @@ pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
 	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
 DEV := .[all,dev]
 
-.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
+.PHONY: help loadtest start test test-fast lint fuzz simulate chaos proxies soak bench clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one, HUBS=4 for more hubs. Exit code 1: a limit is broken"
@@ -31,6 +31,7 @@ help:
 	@echo "make fuzz       arbitrary input for everything that reads a stranger's bytes; EXAMPLES=50000 for more"
 	@echo "make simulate   whole systems on virtual time, with faults; SEEDS=5000 for more, SEEDS=70-79 for these"
 	@echo "make chaos      real processes, links and a real Redis, with faults; MINUTES=30 for longer, SEED=7 for this one"
+	@echo "make proxies    5,000 subscribers behind nginx and HAProxy, hubs drained, killed, restarted; CLIENTS=1000 for fewer"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
 	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
@@ -75,6 +76,9 @@ simulate: $(VENV)/installed-dev
 
 chaos: $(VENV)/installed-dev
 	@python -m tests.chaos $(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),10))
+
+proxies: $(VENV)/installed-dev
+	@PROXY_CLIENTS=$(or $(CLIENTS),5000) REQUIRE_REAL_CLIENTS=1 python -m pytest -q tests/clients/test_proxies.py
 
 soak: $(VENV)/installed-dev
 	@python -m tests.soak --minutes $(or $(MINUTES),10)

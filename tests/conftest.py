@@ -42,6 +42,7 @@ SLOW = (
     "loadtest/test_page.py::test_it_can_be_read",
     "loadtest/test_page.py::test_matplotlib",
     "loadtest/test_page.py::test_what_is_drawn",
+    "loadtest/test_rig.py::test_a_busy_machine",
     "loadtest/test_rig.py::test_what_is_stopped",
     "loadtest/test_run.py",
     "loadtest/test_whole_run.py",

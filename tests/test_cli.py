@@ -120,6 +120,8 @@ HELP: dict[str, tuple[str, ...]] = {
     "publish": ("--type", "--source", "--count", "--rate", "--severity", "--data", "--channel"),
     "subscribe": ("--channel", "--type", "--source", "--severity", "--since", "--resume-file", "--url", "--json",
                   "--log"),
+    "status": ("--json", "--watch", "--url"),
+    "restart": ("--url", "--within"),
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),
@@ -235,6 +237,9 @@ def test_publish_warns_when_nobody_hears(system: System) -> None:
     ended = system.run(*PUBLISH, "--channel", "nobody.listens")
     assert (ended.code, ended.stderr) == (0, "")
     assert "WARNING: heard by nobody" in ended.stdout
+    assert "nobody.listens is none of channels.allow (events.*)" in ended.stdout
+    ended = system.run(*PUBLISH, "--channel", "events.nobody-listens")
+    assert ended.stdout.endswith("WARNING: heard by nobody; is a hub running?\n")
 
 
 def test_publish_takes_channel_severity_and_data(system: System, client: RedisClient) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -201,6 +202,7 @@ def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
     assert [row["sequence"] for row in published] == [str(number) for number in range(1, 11)]
     assert {row["heard"] for row in published} == {"1"}
     assert len(deliveries) == 50
+    assert json.loads((folder / "hub.json").read_text())["events_received"] == 10 + 10, "with the warm-up"
     assert {row["client"] for row in deliveries} == {"0", "1", "2", "3", "4"}
     assert {row["event_id"] for row in deliveries} == {row["event_id"] for row in published}
     intended = [int(row["intended_mono_ns"]) for row in published]

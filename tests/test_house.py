@@ -65,7 +65,7 @@ ROOMS = {
         "subscription text version",
         "",
     ),
-    "settings": Room("layers origin secret_files tables urls", "core"),
+    "settings": Room("layers origin secret_files tables types urls wording", "core"),
     "auth": Room("access tokens", "core settings"),
     "wire": Room(
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
@@ -86,10 +86,11 @@ ROOMS = {
         "admission closed connection drain event_stream handshake registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
+    "hub.web": Room("files", "wire"),
     "hub": Room(
-        "files health http http_publisher hub open_files reload serve stats",
+        "health http http_publisher hub open_files reload serve stats",
         "auth core publish settings wire hub.broker hub.catchup hub.channels hub.connections hub.deployment "
-        "hub.fanout",
+        "hub.fanout hub.web",
     ),
     "loadtest": Room(
         "archive client deliveries fleet hops latency ledger machine measuring publishing records rig run target",

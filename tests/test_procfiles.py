@@ -17,6 +17,7 @@ from tests.test_honcho import Honcho, rows_of, table_of
 FILES = {
     *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
     *("config/burst.toml", "config/fanout.toml", "config/smoke.toml", "config/redis.acl"),
+    *("config/nginx.conf", "config/haproxy.cfg", "config/broadcaster-hub@.service"),
 }
 
 

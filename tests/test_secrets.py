@@ -332,7 +332,7 @@ MISPLACED = {
 def test_a_secret_in_the_place_of_something_else_is_not_shown(key: str, value: object) -> None:
     """Not even as far as a long value is shown at all; a key is no name of a file."""
     table, name = key.split(".")
-    with pytest.raises(ConfigurationError, match=rf"^{table}\.{name}: .*may be secret") as refused:
+    with pytest.raises(ConfigurationError, match=rf"^{table}\.{name}(, item 1)?: .*may be secret") as refused:
         load(overrides={table: {name: value}})
     assert_unseen(str(refused.value))
 

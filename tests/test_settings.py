@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 import tomllib
@@ -372,6 +373,38 @@ def test_the_password_is_in_no_text_of_the_settings(url: str, key: str) -> None:
     assert not [text for text in texts if SECRET in text]
     assert redact(url).partition("://")[0] == url.partition("://")[0]
     assert "@x@" in url or redact(url).endswith(url.partition("@")[2].partition("?password")[0])
+
+
+SEVERAL = ["redis://user:word@a:1/0", "rediss://b:2?ssl_cert_reqs=none", "unix:///run/c,d.sock"]
+"""One of them has a comma of its own."""
+
+
+@pytest.mark.parametrize(
+    "written",
+    [SEVERAL, ",".join(SEVERAL), "  " + " , ".join(SEVERAL), json.dumps(SEVERAL)],
+    ids=["list", "commas", "spaces", "JSON"],
+)
+def test_several_replicas_are_a_list_or_have_commas_between_them(
+    written: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In TOML, on the command line, in the environment; each is shown without its password."""
+    loaded = load(overrides={"redis": {"subscribe_url": written}})
+    if isinstance(written, str):
+        monkeypatch.setenv("BROADCASTER_REDIS__SUBSCRIBE_URL", written)
+        assert load().settings.redis == loaded.settings.redis
+    assert loaded.settings.redis.node_urls == tuple(SEVERAL)
+    shown = "redis://user:***@a:1/0,rediss://b:2?ssl_cert_reqs=none,unix:///run/c,d.sock"
+    assert f'subscribe_url = "{shown}"' in dump(loaded.settings)
+    assert load(overrides={"redis": {"subscribe_url": shown}}).settings.redis.subscribe_url == shown
+
+
+def test_a_replica_has_the_database_of_its_master() -> None:
+    """It may be left out; another one is a contradiction."""
+    master = "redis://m/3"
+    assert load(overrides={"redis": {"url": master, "subscribe_url": "redis://r"}})
+    assert load(overrides={"redis": {"url": master, "subscribe_url": "redis://r/3"}})
+    with pytest.raises(ConfigurationError, match="subscribe_url names database 1, url 3"):
+        load(overrides={"redis": {"url": master, "subscribe_url": ["redis://r/3", "redis://r:1/1"]}})
 
 
 def test_config_show_strikes_the_password_out(empty_folder: Path) -> None:

@@ -19,6 +19,7 @@ from tests.test_honcho import Honcho, table_of
 STARTER_FILES = (
     *("Procfile", "Procfile.loadtest", "broadcaster.toml"),
     *("config/burst.toml", "config/fanout.toml", "config/smoke.toml", "config/redis.acl"),
+    *("config/nginx.conf", "config/haproxy.cfg", "config/broadcaster-hub@.service"),
 )
 """What `broadcaster init` writes: files at the top of the repository, and nowhere else in it."""
 
@@ -55,7 +56,8 @@ def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
     package = {name for name in names if name.startswith("broadcaster/")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}
     scripts = {f"broadcaster/redis/{path.name}" for path in (ROOT / "broadcaster" / "redis").glob("*.lua")}
-    web = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster" / "hub" / "web").rglob("*.*")}
+    folders = ("hub/web/client", "hub/web/page", "loadtest/report/page")
+    web = {str(path.relative_to(ROOT)) for name in folders for path in (ROOT / "broadcaster" / name).iterdir()}
     starter = {f"broadcaster/starter/{name}": (ROOT / name).read_bytes() for name in STARTER_FILES}
     assert package == {*sources, *scripts, *web, "broadcaster/py.typed", *starter}
     with zipfile.ZipFile(wheel) as archive:

@@ -56,11 +56,19 @@ def publish(
 
     It says where each is stored, and how many Redis subscriptions heard it: each hub is one.
     """
+    from broadcaster.core.event import check_channel, draft
     from broadcaster.publish.publisher import Publisher
     from broadcaster.publish.schedule import on_schedule
 
     fields = _json_object(data)
     settings = load_settings(context).settings
+    # What is no event is told before anything is connected.
+    draft(event_type, source, 1, severity=severity, data=fields, max_bytes=settings.event.max_bytes)
+    to = check_channel(settings.event.channel if channel is None else channel)
+    hint = "is a hub running?"
+    if not settings.allows(to):
+        allowed = ", ".join(settings.channels.allow) or "none"
+        hint += f" And {to} is none of channels.allow ({allowed}): a hub with these settings does not serve it"
 
     async def work() -> int:
         failed = 0
@@ -69,7 +77,7 @@ def publish(
                 batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
-                    say(_what_became_of(result))
+                    say(_what_became_of(result, hint))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
@@ -124,6 +132,10 @@ def subscribe(
         raise click.UsageError("give --since or --resume-file, not both")
     kept = ResumeFile(resume_file) if resume_file else None
     for channel in channels:
+        if any(character in channel for character in "*?["):
+            raise click.UsageError(
+                f"--channel takes one channel, not a pattern such as {channel!r}: repeat it for each"
+            )
         check_channel(channel)
     if as_json:
         configure_logging(sys.stderr)
@@ -222,12 +234,12 @@ def token_create(
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:
-    from broadcaster.core.event import json_object
+    from broadcaster.core.text import json_object
 
     return None if text is None else json_object(text, "data")
 
 
-def _what_became_of(result: Published) -> str:
+def _what_became_of(result: Published, hint: str) -> str:
     event, receivers = result.event, result.heard
     name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
     if result.error is not None:
@@ -236,5 +248,5 @@ def _what_became_of(result: Published) -> str:
     if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if receivers == 0:
-        return f"{name}: {stored}WARNING: heard by nobody; is a hub running?"
+        return f"{name}: {stored}WARNING: heard by nobody; {hint}"
     return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"

@@ -11,6 +11,7 @@ from broadcaster.core.errors import ConfigurationError, OutputError
 from broadcaster.core.files import flush_to_disk, whole_file
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import CLOCK
+from broadcaster.core.text import reason
 
 SAVE_EVERY_S: Final = 0.2
 """Seconds between the end of a save and the next one: each waits for the disk, see `whole_file`."""
@@ -38,14 +39,22 @@ class ResumeFile:
         try:
             text = self._path.read_text(encoding="utf-8")
             fields = json.loads(text) if text.strip() else {}  # empty: made beforehand, so begin now
-            self._saved = {str(channel): Position.parse(position) for channel, position in fields.items()}
+            if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
+                raise ValueError("it should have a JSON object with a position for each channel")
+            self._saved = {channel: Position.parse(position) for channel, position in fields.items()}
         except FileNotFoundError:
             if not os.access(self._path.parent, os.W_OK):  # said now, and not when the first events have come
                 raise ConfigurationError(
                     f"cannot write {self._path}: its folder is not there, or read-only"
                 ) from None
             return {}
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except OSError as error:
+            raise ConfigurationError(f"{self._path} cannot be read: {reason(error)}") from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{self._path} is no file of positions: it is no UTF-8") from None
+        except RecursionError:
+            raise ConfigurationError(f"{self._path} is no file of positions: it is nested too deeply") from None
+        except ValueError as error:
             raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
         self.printed = dict(self._saved)
         return dict(self._saved)

@@ -1,4 +1,4 @@
-"""`broadcaster status`: all hubs of a deployment on one screen, as whichever of them is asked knows them."""
+"""`broadcaster status` and `restart`: all hubs of a deployment, as whichever of them is asked knows them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any, Final
 
 import click
 
-from broadcaster.cli.common import cli, examples, load_settings, say
+from broadcaster.cli.common import Number, cli, examples, fail, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.runtime import CLOCK
+from broadcaster.core.text import reason
 from broadcaster.settings import Settings
 
 _EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 0.2
 _COLUMNS: Final = ("hub", "address", "state", "version", "up", "connected", "behind", "events", "deliveries")
 _COUNTERS: Final = ("connected", "behind", "events_received", "deliveries")
 
@@ -53,6 +56,72 @@ def status(context: click.Context, as_json: bool, watch: bool, url: str | None) 
         return 0
 
     sys.exit(process.run(main))
+
+
+@cli.command(
+    epilog=examples(
+        "broadcaster restart systemctl restart broadcaster-hub@{}",
+        "broadcaster restart --within 120 ssh wall systemctl restart broadcaster-hub@{}",
+    ),
+    context_settings={"ignore_unknown_options": True},
+)
+@click.option("--url", help="ws:// or wss:// address of the hubs; default: the configured one.")
+@click.option("--within", default=60.0, show_default=True, type=Number(1, 86_400), metavar="SECONDS",
+              help="Until each has to be back.")  # fmt: skip
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def restart(context: click.Context, url: str | None, within: float, command: tuple[str, ...]) -> None:
+    """Restart all hubs that share a port, one after another.
+
+    COMMAND restarts one of them; {} in it is the number of the hub. The next one's turn is when that one is ready
+    again, and the whole deployment green; if that does not come to pass, the others are left alone, and the exit
+    code is 1.
+    """
+    settings = load_settings(context, subscriber__url=url).settings
+
+    async def work() -> int:
+        numbers = await _ask(settings)
+        here = numbers["name"].rpartition("#")[0]
+        if problems := numbers["deployment"]["problems"]:
+            fail(f"nothing was restarted: {'; '.join(problems)}", 1)
+        names = [hub["name"] for hub in numbers["deployment"]["hubs"] if hub["name"].rpartition("#")[0] == here]
+        for name in sorted(names, key=lambda name: int(name.rpartition("#")[2])):
+            begun_s = CLOCK.monotonic_s()
+            words = [word.replace("{}", name.rpartition("#")[2]) for word in command]
+            try:
+                restarting = await asyncio.create_subprocess_exec(*words)
+            except OSError as error:
+                fail(f"cannot run {words[0]}: {reason(error)}; nothing more was restarted", 1)
+            if code := await restarting.wait():
+                fail(f"{name}: {' '.join(words)} has ended with {code}; the others were left alone", 1)
+            if trouble := await _until_back(settings, name, begun_s, within):
+                fail(f"{name} was not back within {within:g} s ({trouble}); the others were left alone", 1)
+            say(f"{name} is back after {CLOCK.monotonic_s() - begun_s:.1f} s")
+        return 0
+
+    async def main(stop: asyncio.Event) -> int:
+        return await process.unless_stopped(stop, work()) or 0
+
+    sys.exit(process.run(main))
+
+
+async def _until_back(settings: Settings, name: str, begun_s: float, within_s: float) -> str:
+    """Wait until a hub has begun after an instant, and all are green; else what is wrong."""
+    while True:
+        try:
+            deployment = (await _ask(settings))["deployment"]
+        except HubUnavailable as error:
+            trouble = str(error)
+        else:
+            trouble = "; ".join(deployment["problems"])
+            elapsed_s = CLOCK.monotonic_s() - begun_s
+            if any(hub["name"] == name and hub["uptime_s"] > elapsed_s for hub in deployment["hubs"]):
+                trouble = "it has not been restarted"
+            if not trouble:
+                return ""
+        if CLOCK.monotonic_s() - begun_s > within_s:
+            return trouble
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _ask(settings: Settings) -> dict[str, Any]:

@@ -23,9 +23,10 @@ from broadcaster.core.position import MAX_OFFSET, Position, is_epoch
 from broadcaster.core.runtime import CHANCE, CLOCK, Chance
 
 MAX_BYTES: Final = 65_536
+"""Default size limit of one encoded event in bytes."""
+
 LARGEST_BYTES: Final = 16 * 2**20
 """What `event.max_bytes` is at most."""
-"""Default size limit of one encoded event in bytes."""
 
 MAX_LEVELS: Final = 256
 """Nesting limit of objects and arrays; deeper events are refused, by the publisher as by the hub."""
@@ -152,6 +153,8 @@ def draft(
     try:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         head = text.removesuffix("}").encode()
+    except InvalidEvent:
+        raise
     except RecursionError:
         raise InvalidEvent("too_deep", "data is nested too deeply") from None
     except (TypeError, ValueError) as error:
@@ -218,33 +221,6 @@ def check(payload: bytes, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     _check_fields(fields)
     if len(payload) > max_bytes:
         _check_size(len(payload), max_bytes, fields)
-    return fields
-
-
-def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object from outside; no key may occur twice.
-
-    Args:
-        text: JSON.
-        what: Its name in an error, such as `the body`.
-
-    Raises:
-        InvalidEvent: It is something else.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(fields := dict(pairs)) < len(pairs):
-            raise InvalidEvent("duplicate_key", f"{what} has a key twice in one object")
-        return fields
-
-    try:
-        fields = json.loads(text, object_pairs_hook=unique)
-    except RecursionError:
-        raise InvalidEvent("too_deep", f"{what} is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidEvent("not_json", f"{what} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise InvalidEvent("not_object", f"{what} must be a JSON object")
     return fields
 
 

@@ -8,8 +8,9 @@ from typing import Any, Final, NamedTuple
 from broadcaster import wire
 from broadcaster.auth.access import UNRESTRICTED, Access, Denied
 from broadcaster.core.errors import InvalidEvent, RedisRefused, RedisUnavailable
-from broadcaster.core.event import check_channel, json_object
+from broadcaster.core.event import check_channel
 from broadcaster.core.subscription import HUB_CHANNELS
+from broadcaster.core.text import json_object
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.publish.publisher import Published
 

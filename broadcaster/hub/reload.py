@@ -80,7 +80,9 @@ def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
         # A password that is no password: else the library asks for one on the terminal, and waits.
         context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
     except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise ConfigurationError(f"hub.tls_cert, hub.tls_key: {reason(error)}") from None
+        raise ConfigurationError(
+            f"hub.tls_cert, hub.tls_key: {settings.hub.tls_cert}, {settings.hub.tls_key}: {reason(error)}"
+        ) from None
 
 
 def _changed(before: Settings, after: Settings) -> list[str]:

@@ -20,13 +20,13 @@ from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
 from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.deployment.listening import Listening
-from broadcaster.hub.files import CLIENT, PAGE, Files
 from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
 from broadcaster.hub.reload import Reload, load_certificate
 from broadcaster.hub.stats import HubStatistics
+from broadcaster.hub.web.files import CLIENT, PAGE, Files
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.hub")

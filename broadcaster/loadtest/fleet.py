@@ -188,7 +188,7 @@ class Fleet:
             except TimeoutError:
                 failure = f"no answer within {_CONNECT_S:g} s"
             except OSError as error:
-                failure = f"cannot connect: {error.strerror or error}"
+                failure = f"cannot connect: {tls.why_not_connected(error)}"
             finally:
                 if not connection.outbound.connected:
                     connection.abort()

@@ -12,9 +12,6 @@ from broadcaster.settings import RedisTable
 
 REPLICATION: Final[Command] = ("INFO", "replication")
 
-_HOLD_S: Final = 10.0
-"""For so long a node that was left is not moved to, unless the present one is lost: all of them may be late."""
-
 
 class Nodes:
     """Replicas of `redis.url` (or that alone): one is used at a time. Hubs with the same list spread over it.
@@ -44,10 +41,9 @@ class Nodes:
         """Of the one that is used, without the password."""
         return redact(self.url)
 
-    @property
-    def has_another(self) -> bool:
-        """Whether there is one that has not been left lately."""
-        before = self._clock.loop_s() - _HOLD_S
+    def has_another(self, hold_s: float) -> bool:
+        """Whether there is one that has not been left within so many seconds."""
+        before = self._clock.loop_s() - hold_s
         return any(left_at < before for url, left_at in self._left_at.items() if url != self.url)
 
     def leave(self, why: str) -> None:

@@ -25,8 +25,8 @@ from broadcaster.settings.tables import (
     ReportTable,
     Settings,
     SubscriberTable,
-    is_loopback,
 )
+from broadcaster.settings.types import is_loopback
 from broadcaster.settings.urls import redis_database, redis_server, websocket_url
 
 __all__ = [

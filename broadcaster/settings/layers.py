@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import difflib
 import json
 import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from broadcaster.core.files import STARTER
 from broadcaster.core.redaction import HIDDEN, redact, scrub
 from broadcaster.settings.secret_files import FILE, with_secrets_of_files
 from broadcaster.settings.tables import ENVIRONMENT, SECRETS, Settings
+from broadcaster.settings.wording import QUOTED, did_you_mean, in_words, is_quoted, place
 
 log = logging.getLogger("broadcaster")
 
@@ -169,18 +169,19 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
     files = []
     if preset := preset or os.environ.get("BROADCASTER_PRESET"):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", preset):
-            raise ConfigurationError(f"a preset is a name such as 'burst', got {preset!r}")
+            hint = f": {QUOTED}" if is_quoted(preset) else ""
+            raise ConfigurationError(f"a preset is a name such as burst, got {preset!r}{hint}")
         folders = (base.parent / "config", STARTER / "config")
         presets = {file.stem: file for folder in reversed(folders) for file in folder.glob("*.toml")}
         if preset not in presets:
             known = ", ".join(sorted(presets))
             there = f"there is no {folders[0] / preset}.toml (known: {known})"
-            raise ConfigurationError(f"preset {preset!r}: {there}{_did_you_mean(preset, presets)}")
+            raise ConfigurationError(f"preset {preset!r}: {there}{did_you_mean(preset, presets, cutoff=0.6)}")
         files.append(presets[preset])
     if base.is_file():
         files.append(base)
     elif named:
-        raise ConfigurationError(f"there is no config file {base}")
+        raise ConfigurationError(f"{base} is no file" if base.exists() else f"there is no config file {base}")
     return files
 
 
@@ -206,7 +207,7 @@ def _check_variables(strict: bool) -> None:
         if not name.startswith(ENVIRONMENT) or name in _SELECTORS or _is_of_a_service(name, os.environ[variable]):
             continue
         if name not in known:
-            suggestion = _did_you_mean(name, known)
+            suggestion = did_you_mean(name, known)
             if suggestion or "__" in name or name.removeprefix(ENVIRONMENT) in tables:
                 unknown = f"unknown environment variable {variable}"
                 unknown += suggestion or " (see broadcaster config show)"
@@ -215,6 +216,8 @@ def _check_variables(strict: bool) -> None:
                 log.warning("%s", unknown)
             continue
         key = name.removeprefix(ENVIRONMENT).lower().replace("__", ".")
+        if is_quoted(os.environ[variable]) and key != "redis.password":  # which may be any text
+            raise ConfigurationError(f"{key}: {QUOTED} (from {variable})")
         if key in lists:
             _refuse_no_list(key, variable, os.environ[variable])
 
@@ -233,12 +236,6 @@ def _is_of_a_service(name: str, value: str) -> bool:
     """Whether Kubernetes or Docker has set it: in every container, for a service that is called `broadcaster…`."""
     is_url = name.endswith("_PORT") and _URL_OF_A_SERVICE(value)
     return "__" not in name and bool(is_url or _OF_A_SERVICE(name))
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like this one, as the end of a complaint; empty if none is."""
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _flatten(tables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -263,30 +260,48 @@ def _variable_of(table: str, name: str) -> str:
 
 
 def _explain(error: ValidationError, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
-    """One line per problem: which key, what is wrong, what was given, where it was given."""
-    lines = []
+    """One line per key that is wrong: what is wrong, what was given, where it was given."""
+    lines: dict[object, str] = {}
     for problem in error.errors(include_url=False):
         where = [str(part) for part in problem["loc"][:2]]
-        message = problem["msg"].removeprefix("Value error, ")
+        message = in_words(problem)
         if not where:
-            lines.append(message)
-        elif problem["type"] == "extra_forbidden":
+            lines[message] = message + _where_from(message, layers)
+        elif tuple(where) not in lines:  # the first item of a list that is wrong
             origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
-            kind = "key" if len(where) == 2 else "table"
-            named = ".".join(name if _NAME(name) else HIDDEN for name in where)
-            keys = dict(_flatten(Settings.model_construct().model_dump()))
-            known = keys if len(where) == 2 else {key.partition(".")[0] for key in keys}
-            lines.append(f"{named}: no such {kind} (from {origin}){_did_you_mean(named, known)}")
-        else:
+            if problem["type"] == "extra_forbidden":
+                lines[tuple(where)] = _unknown(problem["loc"], origin)
+                continue
             whole = repr(problem.get("input"))
             given = whole[:80]
             if _may_be_secret(where) and not _HARMLESS_URL(given):
                 given = "a value that may be secret"
             elif scrub(whole) != whole:  # a secret that was put into another key, which would be shown in part
                 given, message = "a value that may be secret", message.partition(", got ")[0]
-            origin = _origin(".".join(where), layers) if len(where) == 2 else _table_origin(where[0], layers)
-            lines.append(f"{'.'.join(where)}: {message} (got {given}, from {origin})")
-    return "\n".join(lines)
+            else:
+                message = message.removesuffix(f", got {whole}")  # once is enough
+            lines[tuple(where)] = f"{place(problem['loc'])}: {message} (got {given}, from {origin})"
+    return "\n".join(lines.values())
+
+
+def _unknown(where: tuple[str | int, ...], origin: str) -> str:
+    """What is said of a name that is none of ours; what is no name may be a secret."""
+    keys = dict(_flatten(Settings.model_construct().model_dump()))
+    names = [str(part) if isinstance(part, int) or _NAME(part) else HIDDEN for part in where]
+    if len(where) > 2:
+        return f"{place((*where[:2], *where[2:-1]))}: no such key: {names[-1]} (from {origin})"
+    named = ".".join(names)
+    known = keys if len(where) == 2 else {key.partition(".")[0] for key in keys}
+    kind = "key" if len(where) == 2 else "table"
+    return f"{named}: no such {kind} (from {origin}){did_you_mean(named, known, cutoff=0.6)}"
+
+
+def _where_from(message: str, layers: list[tuple[str, Mapping[str, Any]]]) -> str:
+    """Where the keys that a message names have their values from."""
+    keys = dict(_flatten(Settings.model_construct().model_dump()))
+    named = [key for key in dict.fromkeys(re.findall(r"[a-z]+\.[a-z_]+", message)) if key in keys]
+    origins = {key: _origin(key, layers) for key in named}
+    return f" ({', '.join(f'{key} from {origin}' for key, origin in origins.items())})" if named else ""
 
 
 def _may_be_secret(where: list[str]) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
+from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     field_validator,
@@ -19,76 +17,35 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from broadcaster.core.event import LARGEST_BYTES, MAX_BYTES, channel_name
-from broadcaster.core.redaction import legal_token, split_urls
-from broadcaster.settings.origin import canonical_pattern
+from broadcaster.core.redaction import split_urls
 from broadcaster.settings.secret_files import with_secrets_of_files
+from broadcaster.settings.types import (
+    Count,
+    Glob,
+    Origin,
+    PemFile,
+    Port,
+    Positive,
+    Seconds,
+    Secret,
+    Table,
+    WebSocketUrl,
+    is_loopback,
+    only,
+    run_name,
+    token,
+)
 from broadcaster.settings.urls import (
     joined_urls,
     named_database,
     redis_database,
     redis_url,
     redis_urls,
-    websocket_url,
     with_password,
 )
 
 ENVIRONMENT: Final = "BROADCASTER_"
 """Prefix of the environment variables: `BROADCASTER_HUB__PORT`."""
-
-
-def _optional_websocket_url(url: str) -> str:
-    return websocket_url(url) if url.strip() else ""
-
-
-def _stripped(secret: object) -> object:
-    """A secret that was read from a file ends with a newline."""
-    if isinstance(secret, SecretStr):
-        secret = secret.get_secret_value()
-    return secret.strip() if isinstance(secret, str) else secret
-
-
-def _pem_file(name: str) -> str:
-    if "-----BEGIN" in name:
-        raise ValueError("takes the name of a PEM file, not what is in it")
-    return name
-
-
-def _token(token: SecretStr) -> SecretStr:
-    return SecretStr(legal_token(token.get_secret_value()))
-
-
-def _run_name(name: str) -> str:
-    if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})?", name) or name == "archive.csv":
-        raise ValueError(
-            "should be a name for a folder, of A-Z a-z 0-9 . _ - only, at most 64 long, not beginning with a point"
-        )
-    return name
-
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Port = Annotated[int, Field(ge=1, le=65_535)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:*?\[\]!-]{1,128}$")]
-PemFile = Annotated[str, AfterValidator(_pem_file)]
-Origin = Annotated[str, AfterValidator(canonical_pattern)]
-
-# What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
-WebSocketUrl = Annotated[str, AfterValidator(_optional_websocket_url), Field(repr=False)]
-Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(repr=False)]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to an address of this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-class Table(BaseModel):
-    # An input that is refused may be a secret.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class EventTable(Table):
@@ -153,7 +110,7 @@ class ChannelsTable(Table):
 class ApiKey(Table):
     """One static API key: its holder, and its rights."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
+    name: Annotated[str, AfterValidator(only("A-Za-z0-9._@-", 1, 64))]
     key: Annotated[Secret, Field(min_length=16, max_length=512)]
     subscribe: tuple[Glob, ...] = ()
     publish: tuple[Glob, ...] = ()
@@ -161,7 +118,7 @@ class ApiKey(Table):
 
     @field_validator("key")
     @classmethod
-    def _no_token(cls, key: SecretStr) -> SecretStr:
+    def _notoken(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[A-Za-z0-9_~+/=-]+", key.get_secret_value()):
             raise ValueError("may have A-Z a-z 0-9 _ ~ + / = - only")
         return key
@@ -172,7 +129,7 @@ class JwtKey(Table):
 
     algorithm: Literal["HS256", "EdDSA"]
     key: Annotated[Secret, Field(min_length=32)]
-    kid: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{0,64}$")] = ""
+    kid: Annotated[str, AfterValidator(only("A-Za-z0-9._-", 0, 64))] = ""
 
 
 class AuthTable(Table):
@@ -242,7 +199,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(_token)] = SecretStr("")
+    token: Annotated[Secret, AfterValidator(token)] = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
@@ -262,7 +219,7 @@ class LoadtestTable(Table):
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 10.0
     warmup_events: Annotated[int, Field(ge=0, le=10_000)] = 10
     results: str = "results"
-    run: Annotated[str, AfterValidator(_run_name)] = ""
+    run: Annotated[str, AfterValidator(run_name)] = ""
     start_timeout_s: Seconds = 30.0
     progress: bool = True
 
@@ -343,6 +300,11 @@ class Settings(BaseSettings):
         if self.fleet.processes > self.fleet.clients:
             raise ValueError("fleet.processes must not exceed fleet.clients")
         return self
+
+    def allows(self, channel: str) -> bool:
+        """Whether a hub opens a channel that a client asks for."""
+        patterns = self.channels.allow
+        return channel == self.event.channel or any(fnmatchcase(channel, pattern) for pattern in patterns)
 
     @property
     def hub_url(self) -> str:

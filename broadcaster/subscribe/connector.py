@@ -13,9 +13,9 @@ from broadcaster.core.errors import HubRefused
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.text import reason
 from broadcaster.settings import SubscriberTable
 from broadcaster.wire import client
+from broadcaster.wire.tls import why_not_connected
 
 log = logging.getLogger("broadcaster.subscriber")
 
@@ -161,7 +161,7 @@ class Connector:
                     if answer := client.final_refusal(error):
                         raise HubRefused(f"{redact(url)}: {answer}") from None
                     self.hint(client.retry_after_s(error))
-                why = scrub(reason(error))
+                why = scrub(why_not_connected(error))
                 self._log.log(
                     logging.WARNING, why, "waiting for the hub at %s: %s; trying again", redact(url), why
                 )

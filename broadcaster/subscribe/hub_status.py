@@ -17,7 +17,6 @@ from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
-from broadcaster.core.text import reason
 from broadcaster.wire import tls
 
 _POLL_S: Final = 0.05
@@ -254,7 +253,7 @@ def _exchange(
                 raise HubUnavailable(f"no answer (HTTP {response.status} {response.reason})")
             body = json.load(response)
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise HubUnavailable(f"no answer ({reason(error)})") from None
+        raise HubUnavailable(f"no answer ({tls.why_not_connected(error)})") from None
     if not isinstance(body, dict):
         raise HubUnavailable("what answers there is no hub")
     return body, (sent_ns, received_ns)

@@ -82,7 +82,7 @@ class Subscriber:
         Raises:
             ConfigurationError: `url` cannot be connected to, no header can carry `token`, or `subscriber.tls_ca`
                 cannot be read. Nothing secret is in the message.
-            ValueError: `since` is no position, or one for several channels.
+            ValueError: `since` is no position, or one for several channels; or there is no such severity.
         """
         settings = settings or load().settings
         self._max_bytes = settings.event.max_bytes
@@ -94,6 +94,9 @@ class Subscriber:
         token = settings.subscriber.token.get_secret_value() if token is None else token
         if isinstance(token, str):
             authorization(token)  # a wrong one is refused now
+        for severity in severities:
+            if severity not in events.SEVERITIES:
+                raise ValueError(f"severity must be one of {', '.join(events.SEVERITIES)}, got {severity!r}")
         self._resume_state = ResumeState(url, channels, since, types, sources, severities)
         self._connector = Connector(
             settings.subscriber,

@@ -23,4 +23,11 @@ def client_context(url: str, authorities: str) -> ssl.SSLContext | None:
     try:
         return ssl.create_default_context(cafile=authorities or None)
     except OSError as error:  # SSLError is one
-        raise ConfigurationError(f"{authorities}: {reason(error)}") from None
+        raise ConfigurationError(f"subscriber.tls_ca: {authorities}: {reason(error)}") from None
+
+
+def why_not_connected(error: Exception) -> str:
+    """Why a connection failed, and what to do where its certificate is not known here."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{reason(error)} (if it is the right hub, give its certificate, or its CA's, as subscriber.tls_ca)"
+    return reason(error)

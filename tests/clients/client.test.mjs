@@ -307,3 +307,13 @@ test("a hub that refuses for good ends it, one that cannot serve now does not", 
   await assert.rejects(async () => { for await (const _ of subscriber); }, { name: "HubRefused", status: 401, message: "401 access denied: expired" });
   assert.deepEqual(asked, Array(2).fill(["http://hub.example/sse?type=A", "Bearer t"]));
 });
+
+test("what is taken away from the page: in CSV no cell is a formula, a command is one word of a shell", async () => {
+  globalThis.location = { origin: "http://hub.example" };
+  const { csvOf, curlOf, ndjsonOf } = await import("../../broadcaster/hub/web/page/share.js");
+  const item = { publishedAt: 0, severity: "info", type: "=HYPERLINK(1)", source: 'a,"b"', channel: "c", position: "e-1", id: "i", json: '{"data":{"text":"x"}}' };
+  assert.equal(csvOf([item]).split("\r\n")[1], '1970-01-01T00:00:00.000Z,info,\'=HYPERLINK(1),"a,""b""",c,e-1,i,"{""text"":""x""}"');
+  assert.equal(ndjsonOf([item, item]), '{"data":{"text":"x"}}\n'.repeat(2));
+  assert.equal(curlOf("type=it's", true), `curl -N -H 'Accept: text/event-stream' -H "Authorization: Bearer $TOKEN" 'http://hub.example/sse?type=it'\\''s'`);
+  delete globalThis.location;
+});

@@ -58,7 +58,8 @@ REASONS: dict[str, tuple[Exception, str]] = {
     "no file": (FileNotFoundError(errno.ENOENT, "No such file or directory"), "no such file or directory"),
     "time": (TimeoutError(), "no answer in time"),
     "time, with words": (TimeoutError("timed out during opening handshake"), "timed out during opening handshake"),
-    "certificate": (ssl.SSLError(1, "[SSL] certificate verify failed"), "[SSL] certificate verify failed"),
+    "certificate": (ssl.SSLError(1, "[SSL] certificate verify failed (_ssl.c:1006)"), "certificate verify failed"),
+    "no PEM": (ssl.SSLError(9, "[SSL] PEM lib (_ssl.c:3905)"), "there is no certificate in it as PEM"),
     "nothing": (EOFError(), "EOFError"),
     "other": (ValueError("HTTP 503"), "HTTP 503"),
 }

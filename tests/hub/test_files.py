@@ -15,7 +15,7 @@ from email.message import Message
 import pytest
 
 from broadcaster.hub import serve
-from broadcaster.hub.files import File
+from broadcaster.hub.web.files import File
 from broadcaster.redis.server import RedisServer
 from tests.support import ROOT, Hub, HubThread, eventually
 

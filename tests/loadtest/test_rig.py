@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,18 +95,33 @@ def test_a_system_without_proc_says_nothing(tmp_path: Path) -> None:
     assert records.read(tmp_path / "rig.csv", MachineSample) == [taken]
 
 
+def test_a_busy_machine(redis: RedisServer, tmp_path: Path) -> None:
+    """A process on each core that has nothing to do with the run: it says so, whatever its figures are."""
+    with contextlib.ExitStack() as stack:
+        hub = stack.enter_context(HubProcess(redis.url)).until_ready()
+        for _ in range(os.cpu_count() or 1):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(busy.kill)
+        running = stack.enter_context(parts(redis, hub, tmp_path, BROADCASTER_LOADTEST__EVENTS="20"))
+        assert running["report.1"].wait(within=30) == 0, running["report.1"].output
+        text = running["report.1"].output
+    found = re.search(r"INVALID: other processes used (\d+) % of the machine's CPU time", text)
+    assert found, text
+    assert int(found[1]) > 33
+
+
 @pytest.mark.parametrize("name", ["fleet.1", "publisher.1", "hub"])
 def test_what_is_stopped_in_the_middle(name: str, redis: RedisServer, tmp_path: Path) -> None:
-    """A part of the rig that stands still for 300 ms makes a run INVALID; a hub that does is what is measured."""
+    """A part of the rig that stands still makes a run INVALID; a hub that does is what is measured."""
     with contextlib.ExitStack() as stack:
         hub = stack.enter_context(HubProcess(redis.url)).until_ready()
         running = stack.enter_context(parts(redis, hub, tmp_path))
         eventually(lambda: hub.stats().get("deliveries", 0) >= 5 * CLIENTS, "nothing is delivered", 20)
         stopped = hub if name == "hub" else running[name]
         stopped.signal(signal.SIGSTOP)
-        CLOCK.block(0.3)
+        CLOCK.block(0.3 if name == "hub" else 1.0)  # far beyond any lag of a shared core
         stopped.signal(signal.SIGCONT)
         assert running["report.1"].wait(within=30) == 0, running["report.1"].output
         text = running["report.1"].output
-    stalls = re.findall(r"INVALID: (\S+) stood still for (?:2\d\d|[3-9]\d\d) ms", text)
+    stalls = re.findall(r"INVALID: (\S+) stood still for (?:[2-9]\d\d|\d{4}) ms", text)
     assert stalls == {"hub": [], "fleet.1": ["fleet.1"], "publisher.1": ["publisher"]}[name], text

@@ -157,9 +157,9 @@ class Faults:
     def redis_promote(self, fault: Fault) -> None:
         """A replica to which hubs subscribe is promoted; the master is dead, or goes on as in a split."""
         redis = self._sim.redis
-        if redis.server is None or not redis.replicas:
-            return
         replica = self._replica(fault)
+        if redis.server is None or replica is None or not replica.is_fed:
+            return
         if fault.size < 0.5:
             left = self._depose(fault)
             redis.promote(replica)
@@ -214,9 +214,10 @@ class Faults:
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))
 
-    def _replica(self, fault: Fault) -> Replica:
+    def _replica(self, fault: Fault) -> Replica | None:
+        """One of the replicas, if there are any."""
         replicas = self._sim.redis.replicas
-        return replicas[int(fault.size * 1e6) % len(replicas)]
+        return replicas[int(fault.size * 1e6) % len(replicas)] if replicas else None
 
     def _follow_again(self, fault: Fault, replica: Replica) -> None:
         """When the fault ends, if it is still a replica."""
@@ -229,20 +230,18 @@ class Faults:
         self._later(fault, follow)
 
     def replica_freeze(self, fault: Fault) -> None:
-        if self._sim.redis.replicas:
-            self._freeze(fault, self._replica(fault).server.process)
+        if (replica := self._replica(fault)) is not None:
+            self._freeze(fault, replica.server.process)
 
     def replica_lag(self, fault: Fault) -> None:
-        if self._sim.redis.replicas:
-            replica = self._replica(fault)
+        if (replica := self._replica(fault)) is not None:
             replica.longest_lag_s = fault.size * 3
             self._later(fault, lambda: setattr(replica, "longest_lag_s", self._sim.redis.replica_lag_s))
 
     def replica_kill(self, fault: Fault) -> None:
         """Killed, and back with the memory of its master."""
         redis = self._sim.redis
-        if redis.replicas:
-            replica = self._replica(fault)
+        if (replica := self._replica(fault)) is not None:
             replica.leave()
             replica.server.process.kill()
             redis.replicas.remove(replica)
@@ -251,8 +250,7 @@ class Faults:
 
     def replica_detach(self, fault: Fault) -> None:
         """Nothing comes to it any more; it says so, or does not."""
-        if self._sim.redis.replicas:
-            replica = self._replica(fault)
+        if (replica := self._replica(fault)) is not None:
             if fault.size < 0.5:
                 replica.leave()
             else:
@@ -261,9 +259,9 @@ class Faults:
 
     def replica_stray(self, fault: Fault) -> None:
         """It follows another master, of which events come that are none of ours; or it is promoted."""
-        if not self._sim.redis.replicas:
-            return
         replica = self._replica(fault)
+        if replica is None or not replica.is_fed:  # one that is about to be promoted stays what it is
+            return
         replica.leave()
         server = replica.server
         server.replid, server.linked, server.master = "f" * 40, True, fault.size < 0.3

@@ -19,6 +19,12 @@ from broadcaster.settings import RedisTable, redis_database
 _SHARE: Final = 0.75
 """Of `redis.silence_timeout_s`, which a whole round of the delivery probe may take."""
 
+_LATE_HOLD_S: Final = 10.0
+"""For so long a node that was left is not moved to from one that is late, and proven: all of them may be ..."""
+
+_HOLD_S: Final = 1.0
+"""... or from one that is of no use: a master that was restarted may have no replica yet."""
+
 _SHORTEST_WAIT_S: Final = 0.01
 _LONGEST_WAIT_S: Final = 0.1
 
@@ -49,12 +55,13 @@ class Replica:
     @property
     def lag_max_s(self) -> float:
         """Seconds within which what the master has taken has to come; more where there is no other node to try."""
-        return min(self._lag_max_s, self.patience_s) if self.nodes.has_another else self.patience_s
+        is_due = self._lag_max_s < self.patience_s and self.nodes.has_another(_LATE_HOLD_S)
+        return self._lag_max_s if is_due else self.patience_s
 
     def distrust(self, why: str) -> str:
         """Move to another node, if there is one that has not been left lately; what is wrong with this one."""
         said = f"{self.nodes.address}: {why}"
-        if self.nodes.has_another:
+        if self.nodes.has_another(_HOLD_S):
             self._pubsub.move(why)
         return said
 
@@ -68,11 +75,11 @@ class Replica:
             await self._pubsub.verify()
             [info] = await self._execute(REPLICATION)
         except RedisRefused as error:
-            if not self.nodes.has_another:
+            if not self.nodes.has_another(_HOLD_S):
                 raise
             raise RedisUnavailable(self.distrust(str(error))) from None
         why = why_not_a_replica(server_info(info), server_info(master))
-        if not why and self._pubsub.refused and self.nodes.has_another:
+        if not why and self._pubsub.refused and self.nodes.has_another(_HOLD_S):
             why = f"it refuses {', '.join(sorted(self._pubsub.refused))}"
         if why:
             raise RedisUnavailable(self.distrust(why))

@@ -77,9 +77,7 @@ class Channels:
 
     def is_allowed(self, name: str) -> bool:
         """Whether a client may subscribe to a channel."""
-        if name.startswith(HUB_CHANNELS):
-            return False
-        return name == self.default or any(fnmatchcase(name, pattern) for pattern in self._settings.channels.allow)
+        return not name.startswith(HUB_CHANNELS) and self._settings.allows(name)
 
     def is_unavailable(self, name: str) -> bool:
         """Whether Redis refuses a channel to the hub now."""

@@ -13,6 +13,11 @@ export const ago = (ms) => {
   return seconds < 86_400 ? `${Math.floor(seconds / 3_600)} h` : `${Math.floor(seconds / 86_400)} d`;
 };
 
+export const took = (ms) => {
+  if (ms >= 1_000) return `${(ms / 1000).toFixed(1)} s`;
+  return `${ms.toFixed(ms < 10 ? 1 : 0)} ms`;
+};
+
 export class List {
   #box;
   #rows;
@@ -141,7 +146,7 @@ function fill(row, item) {
   const isEvent = item.kind === "event";
   row.className = `row ${isEvent ? item.severity : item.kind}`;
   const texts = isEvent
-    ? [item.severity, item.type, item.source, item.summary, item.latency === null ? "" : `${item.latency.toFixed(item.latency < 10 ? 1 : 0)} ms`]
+    ? [item.severity, item.type, item.source, item.summary, item.latency === null ? "" : took(item.latency)]
     : ["", item.text, "", "", ""];
   texts.forEach((text, index) => {
     row.parts[index].textContent = text;

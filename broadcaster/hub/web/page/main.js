@@ -2,8 +2,8 @@
 
 import { HubRefused, Subscriber, parsePosition } from "/client.js";
 import { Charts } from "/page/charts.js";
-import { HubStatus } from "/page/hub.js";
-import { List, ago } from "/page/list.js";
+import { HubStatus } from "/page/status.js";
+import { List, ago, took } from "/page/list.js";
 import { copy, csvOf, curlOf, download, ndjsonOf } from "/page/share.js";
 
 const LAST = 50;
@@ -181,7 +181,7 @@ function onState({ state, reason, waitMs, error }) {
   if (error instanceof HubRefused && error.status === 401) {
     ask(token ? `The hub refuses this token: ${reason}` : "This hub asks for a token.");
   }
-  if (state === "waiting" || state === "closed") lastReason = reason || "the connection was lost";
+  if (state === "waiting" || state === "closed") lastReason = !reason || /fetch/i.test(reason) ? "it does not answer" : reason;
   showState();
 }
 let lastReason = "";
@@ -221,7 +221,7 @@ function showTiles() {
   const { ready, stats } = status;
   const tiles = [
     tile("Events a second", rate.toFixed(1)),
-    tile("Latency p50 / p99", p50 === null ? "–" : `${p50.toFixed(1)} / ${p99.toFixed(1)} ms`),
+    tile("Latency p50 / p99", p50 === null ? "–" : `${took(p50)} / ${took(p99)}`),
     tile("Readiness", ready === null ? "no answer" : ready.ready ? "ready" : `not ready: ${ready.trouble || "stopping"}`, ready?.ready ? "wide" : "wide bad"),
   ];
   if (ready?.ready && ready.trouble) tiles.push(tile("Warning", ready.trouble, "wide warn"));
@@ -363,7 +363,7 @@ function openDetail(item) {
   const time = new Date(item.publishedAt);
   const facts = {
     severity: item.severity, published: Number.isNaN(time.getTime()) ? String(item.publishedAt) : `${time.toISOString()} (${ago(Date.now() - item.publishedAt)} ago)`,
-    latency: item.latency === null ? "replayed" : `${item.latency.toFixed(1)} ms`,
+    latency: item.latency === null ? "replayed" : took(item.latency),
     channel: item.channel ?? "not stored", position: item.position || "none: it is not stored", id: item.id,
   };
   $("detail-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) => [

@@ -92,7 +92,7 @@ def _websockets(head: bytes) -> str:
 
 
 # They are read when the hub starts: an installation may be replaced under it.
-_FOLDER: Final = files("broadcaster.hub") / "web"
+_FOLDER: Final = files("broadcaster.hub.web")
 
 CLIENT: Final = {
     f"/{name}": _read(_FOLDER / "client" / name, "Access-Control-Allow-Origin: *\r\n")

@@ -1,0 +1,1 @@
+"""The JavaScript client and the live page, and what serves their files."""
