@@ -29,11 +29,11 @@ from broadcaster.settings.types import (
     Seconds,
     Secret,
     Table,
+    Token,
     WebSocketUrl,
     is_loopback,
     only,
     run_name,
-    token,
 )
 from broadcaster.settings.urls import (
     joined_urls,
@@ -199,7 +199,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(token)] = SecretStr("")
+    token: Token = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0

@@ -31,7 +31,7 @@ def _pem_file(name: str) -> str:
     return name
 
 
-def token(token: SecretStr) -> SecretStr:
+def _token(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
 
@@ -67,6 +67,7 @@ Origin = Annotated[str, AfterValidator(canonical_pattern)]
 # What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
 WebSocketUrl = Annotated[str, AfterValidator(_optional_websocket_url), Field(repr=False)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(repr=False)]
+Token = Annotated[Secret, AfterValidator(_token)]
 
 
 def is_loopback(host: str) -> bool:
