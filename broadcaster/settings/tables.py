@@ -234,6 +234,7 @@ class ReportTable(Table):
     max_p99_ms: Annotated[float, Field(ge=0)] = 0.0
     max_last_p99_ms: Annotated[float, Field(ge=0)] = 0.0
     allow_invalid: bool = False
+    pictures: bool = True
 
 
 class Settings(BaseSettings):
