@@ -123,6 +123,7 @@ HELP: dict[str, tuple[str, ...]] = {
                   "--log"),
     "status": ("--json", "--watch", "--url"),
     "restart": ("--url", "--within"),
+    "tail": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--url", "--json"),
     "events": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--json"),
     "config": ("show", "init"),
     "config show": ("--help",),
@@ -1156,3 +1157,16 @@ def test_events_are_read_from_redis_itself(tmp_path: Path) -> None:
             ended = events("--since", wrong)
             assert (ended.code, ended.stdout) == (2, "")
             assert "--since is a duration" in ended.stderr
+
+
+def test_tail_begins_some_events_back(system: System) -> None:
+    """The last ones first, then what comes; without a terminal there are no colours."""
+    channel = "events.tail"
+    options = ("--channel", channel, "--type", "A", "--source", "s")
+    assert system.run("publish", *options, "--count", "5").code == 0
+    with broadcaster("tail", "--channel", channel, "--last", "2", **system.variables) as running:
+        running.said(" A s #5")
+        assert system.run("publish", *options, "--severity", "warning").code == 0
+        eventually(lambda: running.output.count(" A s #") == 3, "the next one does not come")
+    assert " A s #3" not in running.output
+    assert "\x1b" not in running.output
