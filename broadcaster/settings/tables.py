@@ -31,9 +31,9 @@ from broadcaster.settings.types import (
     Table,
     WebSocketUrl,
     is_loopback,
+    legal_secret,
     only,
     run_name,
-    token,
 )
 from broadcaster.settings.urls import (
     joined_urls,
@@ -118,7 +118,7 @@ class ApiKey(Table):
 
     @field_validator("key")
     @classmethod
-    def _notoken(cls, key: SecretStr) -> SecretStr:
+    def _no_token(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[A-Za-z0-9_~+/=-]+", key.get_secret_value()):
             raise ValueError("may have A-Z a-z 0-9 _ ~ + / = - only")
         return key
@@ -199,7 +199,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(token)] = SecretStr("")
+    token: Annotated[Secret, AfterValidator(legal_secret)] = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
