@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import itertools
 import json
 import os
@@ -122,6 +123,8 @@ HELP: dict[str, tuple[str, ...]] = {
                   "--log"),
     "status": ("--json", "--watch", "--url"),
     "restart": ("--url", "--within"),
+    "tail": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--url", "--json"),
+    "events": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--json"),
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),
@@ -1113,3 +1116,57 @@ def signals_caught(pid: int) -> bool:
         return bool(caught >> (signal.SIGTERM - 1) & 1)
     threading.Event().wait(1)
     return True
+
+
+# What is stored
+
+
+def test_events_are_read_from_redis_itself(tmp_path: Path) -> None:
+    """By time, position, number and filter, oldest first, also without a hub; what is gone is said."""
+    with RedisServer.start() as redis, redis_client(redis) as client:
+        variables = {"BROADCASTER_REDIS__URL": redis.url}
+
+        def events(*arguments: str) -> Finished:
+            return finished("events", *arguments, cwd=tmp_path, within=20, **variables)
+
+        def numbers(*arguments: str) -> list[int]:
+            ended = events("--json", *arguments)
+            assert (ended.code, ended.stderr) == (0, "")
+            return [json.loads(line)["offset"] for line in ended.stdout.splitlines()]
+
+        assert numbers() == []
+        for severity, count in (("critical", "3"), ("info", "4")):
+            options = ("--type", "A", "--source", "s", "--severity", severity, "--count", count)
+            assert finished("publish", *options, cwd=tmp_path, within=20, **variables).code == 0
+        assert numbers() == numbers("--since", "1h") == numbers("--since", "2020-01-01") == [1, 2, 3, 4, 5, 6, 7]
+        assert numbers("--since", "2100-01-01T00:00:00Z") == []
+        assert numbers("--severity", "info", "--last", "2") == [6, 7]
+        assert numbers("--severity", "critical") == [1, 2, 3]
+        assert numbers("--type", "B") == []
+        line = events("--json", "--last", "3").stdout.splitlines()[0]
+        fields = json.loads(line)
+        assert numbers("--since", f"{fields['epoch']}-{fields['offset']}") == [6, 7]
+        at = datetime.datetime.fromtimestamp(fields["stored_at_us"] / 1_000_000, datetime.UTC)
+        assert numbers("--since", at.isoformat())[-3:] == [5, 6, 7]
+        assert " info " in events("--last", "1").stdout
+        client.command("XTRIM", "{events.critical}:log", "MAXLEN", "2")
+        ended = events("--since", "1d", "--json")
+        assert len(ended.stdout.splitlines()) == 2
+        assert f"the log begins at {fields['epoch']}-6: what came before it is gone" in ended.stderr
+        for wrong in ("yesterday", "10", "1w", "-1h", ""):
+            ended = events("--since", wrong)
+            assert (ended.code, ended.stdout) == (2, "")
+            assert "--since is a duration" in ended.stderr
+
+
+def test_tail_begins_some_events_back(system: System) -> None:
+    """The last ones first, then what comes; without a terminal there are no colours."""
+    channel = "events.tail"
+    options = ("--channel", channel, "--type", "A", "--source", "s")
+    assert system.run("publish", *options, "--count", "5").code == 0
+    with broadcaster("tail", "--channel", channel, "--last", "2", **system.variables) as running:
+        running.said(" A s #5")
+        assert system.run("publish", *options, "--severity", "warning").code == 0
+        eventually(lambda: running.output.count(" A s #") == 3, "the next one does not come")
+    assert " A s #3" not in running.output
+    assert "\x1b" not in running.output

@@ -179,6 +179,7 @@ def variables_of(site: Site, block: Block) -> dict[str, str]:
         "BROADCASTER_LOADTEST__EVENTS": "5",
         "BROADCASTER_FLEET__DRAIN_S": "0.5",
         "BROADCASTER_REPORT__ALLOW_INVALID": "true",
+        "BROADCASTER_REPORT__PICTURES": "false",
         "BROADCASTER_HUB__DRAIN_S": "0.1",
     } | ({"BROADCASTER_AUTH__JWT_KEYS": json.dumps([{"algorithm": "HS256", "key": site.key}])}
          if block.marked("run with") else {})  # fmt: skip

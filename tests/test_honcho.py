@@ -31,6 +31,10 @@ KILL_WAIT_S = 5.0
 """honcho kills what is left this long after the first process has ended."""
 
 
+CALM = {"BROADCASTER_REPORT__ALLOW_INVALID": "true", "BROADCASTER_REPORT__PICTURES": "false"}
+"""The tests share their cores: their runs are INVALID, and to draw takes long."""
+
+
 def site(folder: Path) -> Path:
     """A folder with what a user has: both Procfiles, broadcaster.toml and the presets."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,7 @@ class Honcho(Running):
             cwd=folder,
             BROADCASTER_REDIS__URL=f"redis://127.0.0.1:{self.ports[0]}/0",
             BROADCASTER_HUB__PORT=str(self.ports[1]),
-            **({"BROADCASTER_REPORT__ALLOW_INVALID": "true"} | variables),  # the tests share their cores
+            **(CALM | variables),
         )
 
     def __enter__(self) -> Honcho:
@@ -167,8 +171,10 @@ def test_honcho_start_ends_on_sigterm(tmp_path: Path) -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Honcho:
     """One good load test, which has ended."""
     folder = site(tmp_path_factory.mktemp("smoke"))
-    with Honcho(folder, "-f", "Procfile.loadtest", "start", BROADCASTER_PRESET="smoke") as run:
-        assert run.wait(within=20) == 0, run.output
+    with Honcho(
+        folder, "-f", "Procfile.loadtest", "start", BROADCASTER_PRESET="smoke", BROADCASTER_REPORT__PICTURES="true"
+    ) as run:
+        assert run.wait(within=40) == 0, run.output
         assert not run.leftovers()
     return run
 
@@ -195,7 +201,8 @@ def test_the_load_test_leaves_its_files(smoke: Honcho) -> None:
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     assert files == {"broadcaster.toml", "published.csv", "deliveries.1.csv", "losses.1.csv", "fleet.1.json",
                      "hub.json", "machine.json", "publisher.json", "rig.csv", "summary.csv",
-                     "summary.json", "report.html"}  # fmt: skip
+                     "summary.json", "report.html", "trace.1.csv", "clocks.publisher.csv",
+                     "clocks.fleet.1.csv"}  # fmt: skip
     config = tomllib.loads((folder / "broadcaster.toml").read_text())
     assert (config["fleet"]["clients"], config["hub"]["port"]) == (5, smoke.ports[1])
     published, deliveries = rows_of(folder / "published.csv"), rows_of(folder / "deliveries.1.csv")

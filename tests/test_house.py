@@ -102,7 +102,7 @@ ROOMS = {
     ),
     "loadtest.report.page": Room("drawing html pictures series", "core loadtest loadtest.report"),
     "cli": Room(
-        "common extras output people procfiles progress reports resume_file roles status streams",
+        "common events extras output people procfiles progress reports resume_file roles status streams tail",
         "auth core hub loadtest loadtest.report loadtest.report.page publish redis settings subscribe",
     ),
 }

@@ -35,6 +35,7 @@ class Terminal:
             "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
             "BROADCASTER_HUB__PORT": str(free_port()),
             "BROADCASTER_REPORT__ALLOW_INVALID": "true",  # the tests share their cores
+            "BROADCASTER_REPORT__PICTURES": "false",
         }
         self._screen, terminal = pty.openpty()
         # The leader of a new session that opens a terminal has it: make is its foreground process group.

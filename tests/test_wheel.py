@@ -57,7 +57,7 @@ def test_the_wheel_holds_the_package_only(wheel: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "broadcaster").rglob("*.py")}
     scripts = {f"broadcaster/redis/{path.name}" for path in (ROOT / "broadcaster" / "redis").glob("*.lua")}
     folders = ("hub/web/client", "hub/web/page", "loadtest/report/page")
-    web = {str(path.relative_to(ROOT)) for name in folders for path in (ROOT / "broadcaster" / name).iterdir()}
+    web = {str(path.relative_to(ROOT)) for name in folders for path in (ROOT / "broadcaster" / name).glob("*.*")}
     starter = {f"broadcaster/starter/{name}": (ROOT / name).read_bytes() for name in STARTER_FILES}
     assert package == {*sources, *scripts, *web, "broadcaster/py.typed", *starter}
     with zipfile.ZipFile(wheel) as archive:

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import click
 
-from broadcaster.cli import people, procfiles, reports, roles, status, streams
+from broadcaster.cli import events, people, procfiles, reports, roles, status, streams, tail
 from broadcaster.cli.common import cli, fail
 from broadcaster.cli.extras import extra_of
 from broadcaster.core import logs
 from broadcaster.core.errors import BroadcasterError, OutputError, RedisUnreachable
 from broadcaster.settings import TRACEBACK
 
-__all__ = ["cli", "main", "people", "procfiles", "reports", "roles", "status"]
+__all__ = ["cli", "events", "main", "people", "procfiles", "reports", "roles", "status", "tail"]
 
 
 def main() -> None:

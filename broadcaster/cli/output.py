@@ -27,6 +27,8 @@ _DATA_LENGTH: Final = 60
 _LATENCY_S: Final = 1.0
 """An event that came later than this after its publication is an old one: its age is told in words."""
 
+_COLOURS: Final = {"critical": "red", "warning": "yellow"}
+
 _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
 """A line break in JSON stands between its tokens, never in a string."""
 
@@ -40,6 +42,7 @@ async def watch(
     as_json: bool,
     log_file: Path | None,
     resume_file: ResumeFile | None,
+    in_colours: bool = False,
 ) -> None:
     """Print all that is received until `stop`; then a line of totals (to stderr if the others are JSON).
 
@@ -50,7 +53,7 @@ async def watch(
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_open(log_file)) if log_file else None
         async with subscriber:
-            await process.unless_stopped(stop, _print_all(subscriber, as_json, file, resume_file))
+            await process.unless_stopped(stop, _print_all(subscriber, as_json, file, resume_file, in_colours))
         if resume_file is not None:
             resume_file.save(now=True, log_file=file)
         lost = sum(subscriber.missing.values())
@@ -70,7 +73,11 @@ def _open(log_file: Path) -> IO[str]:
 
 
 async def _print_all(
-    subscriber: Subscriber, as_json: bool, file: IO[str] | None, resume_file: ResumeFile | None
+    subscriber: Subscriber,
+    as_json: bool,
+    file: IO[str] | None,
+    resume_file: ResumeFile | None,
+    in_colours: bool,
 ) -> None:
     missing = 0
     async for item in _received(subscriber, SAVE_EVERY_S if resume_file else None):
@@ -80,12 +87,19 @@ async def _print_all(
             if not as_json and (now_missing := sum(subscriber.missing.values())) != missing:
                 line += f"  ({now_missing - missing} before it missing)"
                 missing = now_missing
-            click.echo(line)
+            click.echo(_painted(line, item) if in_colours and not as_json else line)
             if file is not None:
                 _append(file, line)
         if resume_file is not None:
             resume_file.printed = subscriber.positions  # not later: what is not printed must be delivered again
             resume_file.save(log_file=file)
+
+
+def _painted(line: str, item: Received) -> str:
+    """A line in the colour of its severity; click takes that out again where the output is no terminal."""
+    if isinstance(item, Event):
+        return click.style(line, fg=_COLOURS.get(item.severity))
+    return click.style(line, fg="magenta", bold=True)
 
 
 def _append(file: IO[str], line: str) -> None:

@@ -73,7 +73,8 @@ def report(
         fail(filed.problem, OutputError.exit_code)
     if loadtest:
         say(f"One row added to {folder.parent / 'archive.csv'}")
-        say(_with_pictures(outcome, folder))
+        if outcome.config["report"].pictures:
+            say(_with_pictures(outcome, folder))
     elif html or is_open:
         _show(outcome, html or folder / _PAGE, is_open=is_open)
     if not explain:

@@ -99,7 +99,7 @@ class RedisConnection(asyncio.Protocol):
             RedisUnavailable: No answer in time, or one that may change.
             RedisRefused: An answer that will not change: wrong password, missing right.
         """
-        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        options = connection_options(url)
         try:
             async with asyncio.timeout(timeout_s):
                 connection = await cls._connect(
@@ -123,7 +123,7 @@ class RedisConnection(asyncio.Protocol):
             return (await loop.create_unix_connection(protocol, options["path"]))[1]
         tls = None
         if options.get("connection_class") is SSLConnection:
-            tls = _tls_context(options)
+            tls = tls_context(options)
         host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
         return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
 
@@ -256,7 +256,13 @@ class RedisConnection(asyncio.Protocol):
             future.set_result(reply)
 
 
-def _tls_context(options: dict[str, Any]) -> ssl.SSLContext:
+def connection_options(url: str) -> dict[str, Any]:
+    """What a URL says as redis-py reads it: `host`, `port`, `path`, `username`, `password`, `db`, `ssl_…`."""
+    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    return options
+
+
+def tls_context(options: dict[str, Any]) -> ssl.SSLContext:
     """For the options of a rediss:// URL, which mean what they mean to redis-py.
 
     Raises:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -16,12 +19,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.text import escaped
+from broadcaster.core.text import escaped, reason
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:
@@ -94,8 +97,21 @@ def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
 
 
 def answers(url: str, timeout_s: float = 1.0) -> bool:
-    """Whether a Redis answers at `url` now; one that asks for a password answers, too."""
-    return _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).startswith(("+PONG", "-NOAUTH", "-LOADING", "-DENIED"))
+    """Whether a Redis answers at `url` now, whatever it says: that it is full, or asks for a password."""
+    try:
+        return bool(_pong(url, timeout_s))
+    except OSError:
+        return False
+
+
+def _pong(url: str, timeout_s: float = 1.0) -> str:
+    """What a Redis at `url` says to a PING, which it may not know; empty if it is none that answers.
+
+    Raises:
+        OSError: There is no connection.
+    """
+    said = _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).partition("\r\n")[0]
+    return said if re.match(r"\+PONG$|-[A-Z]+\b", said) else ""
 
 
 def address(url: str) -> tuple[str, int]:
@@ -118,8 +134,9 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         RedisNotInstalled: There is no redis-server to start.
         RedisUnavailable: The address is not on this machine, and nothing answers there.
     """
-    if answers(url):
-        return f"a Redis runs at {redact(url)} already; using it"
+    if said := _pong_if_any(url):
+        trouble = "" if said.startswith(("+", "-NOAUTH")) else f" (it says: {said[1:].partition(' because ')[0]})"
+        return f"a Redis runs at {redact(url)} already{trouble}; using it"
     host, port = address(url)
     if urlsplit(url).scheme != "redis" or host not in _LOOPBACK:
         raise RedisUnavailable(f"nothing answers at {redact(url)}, and only redis://127.0.0.1 is started here")
@@ -129,7 +146,44 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
     os.chdir(tempfile.gettempdir())
     if not verbose:
         _quiet_output()
-    return os.execv(binary, [binary, *arguments(port, host), *("--loglevel", "notice")])
+    command = [binary, *arguments(port, host), *("--loglevel", "notice")]
+    if rules := _access_rules(url):
+        command.append("-")  # more is read from standard input: what stands in a command is shown to everybody
+        reading, writing = os.pipe()
+        os.write(writing, rules.encode())
+        os.close(writing)
+        os.dup2(reading, 0)
+    return os.execv(binary, command)
+
+
+def _pong_if_any(url: str) -> str:
+    """The same as `_pong`; empty as well if there is no connection.
+
+    Raises:
+        RedisUnavailable: Something listens there, and TLS with it fails.
+    """
+    try:
+        return _pong(url)
+    except ssl.SSLError as error:
+        raise RedisUnavailable(f"no TLS with what listens at {redact(url)}: {reason(error)}") from None
+    except OSError:
+        return ""
+
+
+def _access_rules(url: str) -> str:
+    """Lines of a configuration that let in the user of the URL with its password, and nobody else."""
+    from broadcaster.redis.connection import connection_options
+
+    options = connection_options(url)
+    if not (password := options.get("password")):
+        return ""
+    user = options.get("username") or "default"
+    if not re.fullmatch(r"[!-~]+", user) or '"' in user:
+        raise RedisUnavailable(
+            "no Redis can be started for a user of this name: it takes letters, digits and marks"
+        )
+    rights = f"on #{hashlib.sha256(password.encode()).hexdigest()} ~* &* +@all"
+    return ("" if user == "default" else "user default off\n") + f"user {user} {rights}\n"
 
 
 def _quiet_output() -> None:
@@ -216,7 +270,10 @@ class RedisServer:
 
     def _is_mine(self) -> bool:
         """Whether the server that answers is this one, and not one that had the port before."""
-        said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+        try:
+            said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+        except OSError:
+            return False
         return f"process_id:{self.pid}\r" in said or said.startswith("-NOAUTH")
 
     @property
@@ -266,20 +323,35 @@ def free_port() -> int:
 
 
 def _ask(url: str, command: bytes, timeout_s: float = 1.0) -> str:
-    """The first 64 KiB of the reply to a command; empty if nothing answers."""
+    """The first 64 KiB of the reply to a command.
+
+    Raises:
+        OSError: There is no connection, or nothing comes over it.
+    """
+    with contextlib.closing(_connection(url, timeout_s)) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(command)  # a server that has no room for us says so, and hangs up
+        return connection.recv(65_536).decode(errors="replace")
+
+
+def _connection(url: str, timeout_s: float) -> socket.socket:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(unquote(parts.path))
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    connection = socket.create_connection(address(url), timeout=timeout_s)
+    if parts.scheme != "rediss":
+        return connection
+    from broadcaster.redis.connection import connection_options, tls_context
+
     try:
-        if urlsplit(url).scheme == "unix":
-            connection, where = socket.socket(socket.AF_UNIX), urlsplit(url).path
-            with connection:
-                connection.settimeout(timeout_s)
-                connection.connect(where)
-                return _exchange(connection, command)
-        with socket.create_connection(address(url), timeout=timeout_s) as connection:
-            return _exchange(connection, command)
+        return tls_context(connection_options(url)).wrap_socket(connection, server_hostname=address(url)[0])
     except OSError:
-        return ""
-
-
-def _exchange(connection: socket.socket, command: bytes) -> str:
-    connection.sendall(command)
-    return connection.recv(65_536).decode(errors="replace")
+        connection.close()
+        raise

@@ -26,14 +26,14 @@ from broadcaster.settings.types import (
     PemFile,
     Port,
     Positive,
+    RunName,
     Seconds,
     Secret,
     Table,
+    Token,
     WebSocketUrl,
     is_loopback,
-    legal_secret,
     only,
-    run_name,
 )
 from broadcaster.settings.urls import (
     joined_urls,
@@ -199,7 +199,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(legal_secret)] = SecretStr("")
+    token: Token = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0
@@ -219,7 +219,7 @@ class LoadtestTable(Table):
     rate_hz: Annotated[float, Field(ge=0, le=100_000)] = 10.0
     warmup_events: Annotated[int, Field(ge=0, le=10_000)] = 10
     results: str = "results"
-    run: Annotated[str, AfterValidator(run_name)] = ""
+    run: RunName = ""
     start_timeout_s: Seconds = 30.0
     progress: bool = True
 

@@ -31,7 +31,7 @@ def _pem_file(name: str) -> str:
     return name
 
 
-def legal_secret(token: SecretStr) -> SecretStr:
+def _token(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
 
@@ -48,7 +48,7 @@ def only(characters: str, shortest: int, longest: int) -> Callable[[str], str]:
     return check
 
 
-def run_name(name: str) -> str:
+def _run_name(name: str) -> str:
     if not re.fullmatch(r"([A-Za-z0-9_-][A-Za-z0-9._-]{0,63})?", name) or name == "archive.csv":
         raise ValueError(
             "should be a name for a folder, of A-Z a-z 0-9 . _ - only, at most 64 long, not beginning with a point"
@@ -67,6 +67,8 @@ Origin = Annotated[str, AfterValidator(canonical_pattern)]
 # What may hold a secret has no `repr`: these keys can be read from a file, and their values are never shown.
 WebSocketUrl = Annotated[str, AfterValidator(_optional_websocket_url), Field(repr=False)]
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), Field(repr=False)]
+Token = Annotated[Secret, AfterValidator(_token)]
+RunName = Annotated[str, AfterValidator(_run_name)]
 
 
 def is_loopback(host: str) -> bool:

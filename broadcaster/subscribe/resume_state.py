@@ -28,18 +28,24 @@ class ResumeState:
         types: Sequence[str],
         sources: Sequence[str],
         severities: Sequence[str],
+        last: int | None = None,
     ) -> None:
         """Parse the URL; for the arguments see `Subscriber`.
 
         Raises:
-            ValueError: `since` is no position, or one for several channels.
+            ValueError: `since` is no position, or one for several channels; `last` is no number of events.
         """
+        if last is not None and last < 0:
+            raise ValueError("last is a number of events")
         self._parts = urlsplit(url)
         given = parse_qsl(self._parts.query, keep_blank_values=True)
         self._channels = list(channels) or [value for key, value in given if key == "channel"]
-        self._filters = [pair for pair in given if pair[0] not in ("channel", "since")]
+        self._filters = [pair for pair in given if pair[0] not in ("channel", "since", "last")]
         for key, values in (("type", types), ("source", sources), ("severity", severities)):
             self._filters += [(key, value) for value in values]
+        given_last = next((value for key, value in given if key == "last" and value), None)
+        self._last = given_last if last is None else str(last)
+        self._begun: set[str] = set()
         since = since or next((value for key, value in given if key == "since"), None)
         self.positions: dict[str, Position] = {}
         self._welcomed: set[str] = set()
@@ -64,8 +70,12 @@ class ResumeState:
             query.append(("channel", channel))
             if channel in self.positions:
                 query.append(("since", str(self.positions[channel])))
+            elif self._last is not None and channel not in self._begun:
+                query.append(("last", self._last))
         if not self._channels and self.positions:
             query.append(("since", str(next(iter(self.positions.values())))))
+        elif not self._channels and self._last is not None and not self._begun:
+            query.append(("last", self._last))
         return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
 
     def on_welcome(self, frame: Mapping[str, Any]) -> Gap | None:
@@ -79,6 +89,7 @@ class ResumeState:
         gap = None if asked or channel not in self._welcomed else Gap(channel, Cause.NO_HISTORY, position=position)
         self._welcomed.add(channel)
         if frame.get("recovered") is not False:  # else its gap moves: the connection may end between the two
+            self._begun.add(channel)
             self._move(channel, position)
         return gap
 
@@ -142,6 +153,7 @@ class ResumeState:
             known = self.positions.get(channel)
             first = None if known is None else known.offset + 1
             gaps.append(Gap(channel, Cause.CLOSED, known and known.epoch, first))
+        self._last = None
         self.positions.clear()
         self._welcomed.clear()  # what is missed before the next welcome lies in these gaps
         return gaps

@@ -59,6 +59,7 @@ class Subscriber:
         settings: Settings | None = None,
         channels: Sequence[str] = (),
         since: Position | str | Mapping[str, Position] | None = None,
+        last: int | None = None,
         types: Sequence[str] = (),
         sources: Sequence[str] = (),
         severities: Sequence[str] = (),
@@ -72,6 +73,7 @@ class Subscriber:
             settings: None reads broadcaster.toml and the environment.
             channels: Which to receive; none: those of the url, or the hub's default.
             since: Begin after this position, as `positions` had it; None: now. With several channels: for each.
+            last: Begin so many events before the newest one, of each channel without a position in `since`.
             types: Receive only events of these types; none: all.
             sources: Receive only events of these sources; none: all.
             severities: Receive only events of these severities; none: all.
@@ -82,7 +84,8 @@ class Subscriber:
         Raises:
             ConfigurationError: `url` cannot be connected to, no header can carry `token`, or `subscriber.tls_ca`
                 cannot be read. Nothing secret is in the message.
-            ValueError: `since` is no position, or one for several channels; or there is no such severity.
+            ValueError: `since` is no position, or one for several channels; `last` is no number of
+                events; or there is no such severity.
         """
         settings = settings or load().settings
         self._max_bytes = settings.event.max_bytes
@@ -97,7 +100,7 @@ class Subscriber:
         for severity in severities:
             if severity not in events.SEVERITIES:
                 raise ValueError(f"severity must be one of {', '.join(events.SEVERITIES)}, got {severity!r}")
-        self._resume_state = ResumeState(url, channels, since, types, sources, severities)
+        self._resume_state = ResumeState(url, channels, since, types, sources, severities, last)
         self._connector = Connector(
             settings.subscriber,
             self._resume_state.url,

@@ -91,7 +91,7 @@ class StreamRequest:
 
     Attributes:
         method: Of HTTP.
-        target: What is asked for; `Last-Event-ID` stands in its query as `since`.
+        target: What is asked for; `Last-Event-ID` stands in its query as `since`, in the place of where it began.
         told_to_stay_away: Whether the client was closed for good, and comes back all the same.
     """
 
@@ -137,13 +137,13 @@ def _read(method: str, request: Request) -> StreamRequest | Refusal:
     if last.startswith(_STAY_AWAY):
         return StreamRequest(method, target, told_to_stay_away=True)
     if last:
-        query = [(key, value) for key, value in target.query if key != "since"]
+        query = [(key, value) for key, value in target.query if key not in ("since", "last")]
         target = replace(target, query=(*query, ("since", last)))
     return StreamRequest(method, target)
 
 
 def _last_event_id(headers: Headers) -> str:
-    """Where a browser that comes back has been; it stands above the `since` of the URL, which is that of old.
+    """Where a browser that comes back has been; it stands above `since` and `last` of the URL, which are old.
 
     Raises:
         ValueError: It is no position.

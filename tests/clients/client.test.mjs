@@ -217,6 +217,21 @@ test("what is no event, or too large, is a gap in its place", async () => {
   subscriber.close();
 });
 
+test("the place that Redis has put in front of an event does not count in its size", async () => {
+  const [Fake, sockets] = speaking();
+  const got = [];
+  const subscriber = new Subscriber({ url: URL_, WebSocket: Fake, onEvent: ({ sequence }) => got.push(sequence) }).connect();
+  await soon();
+  sockets[0].say(welcome("e-0"));
+  for (const [offset, size] of [[1, 65_536], [2, 65_537]]) {
+    const { channel, epoch, offset: _, ...published } = event(offset, { data: { text: "" } });
+    published.data.text = "x".repeat(size - JSON.stringify(published).length);
+    sockets[0].say(`{"channel":"c","epoch":"e","offset":${offset},"stored_at_us":1795747444734299,${JSON.stringify(published).slice(1)}`);
+  }
+  assert.deepEqual(got, [1]);
+  assert.equal(subscriber.position, "e-2");
+});
+
 test("an event with a field control is an event", async () => {
   const [Fake, sockets] = speaking();
   const got = [];

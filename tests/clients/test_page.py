@@ -190,7 +190,7 @@ def test_a_token_is_asked_for_and_kept_nowhere(kit: Kit, redis: RedisServer) -> 
                     "document.querySelector('#ask button[value=use]').click()"
                 )
                 eventually(lambda state=state: text(tab, "#state") == state, f"not {state}")  # type: ignore[misc]
-            eventually(lambda: "Subscribers of this hub" in text(tab, "#tiles"), "no counters")
+            eventually(lambda: "Subscribers" in text(tab, "#tiles"), "no counters")
             tab.evaluate("document.querySelector('#test-event').click()")
             eventually(lambda: rows(tab), "the test event does not come")
             assert rows(tab)[0] == ["info", "TEST", "live page"]

@@ -31,6 +31,7 @@ def parts(redis: RedisServer, hub: HubProcess, folder: Path, **more: str) -> Ite
         "BROADCASTER_FLEET__PROCESSES": "2",
         "BROADCASTER_LOADTEST__WARMUP_EVENTS": "0",
         "BROADCASTER_REPORT__ALLOW_INVALID": "true",  # the tests share their cores
+        "BROADCASTER_REPORT__PICTURES": "false",
         "BROADCASTER_REPORT__MAX_DROPPED": "1000",
         "BROADCASTER_REPORT__MAX_DISCONNECTS": "1000",
         **more,

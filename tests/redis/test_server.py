@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -21,7 +22,8 @@ from broadcaster.redis import server as redis_server
 from broadcaster.redis.commands import server_version
 from broadcaster.redis.server import RedisServer, answers, find_binary
 from broadcaster.settings import RedisTable
-from tests.support import broadcaster, clean_environment, eventually, finished, free_port, redis_client
+from tests.certificates import make
+from tests.support import Proxy, broadcaster, clean_environment, eventually, finished, free_port, redis_client
 
 
 def exists(pid: int) -> bool:
@@ -140,6 +142,10 @@ ANSWERS = {
     "pong": (b"+PONG\r\n", True),
     "wants_a_password": (b"-NOAUTH Authentication required.\r\n", True),
     "is_loading": (b"-LOADING Redis is loading the dataset in memory\r\n", True),
+    "is_full": (b"-ERR max number of clients reached\r\n", True),
+    "is_protected": (b"-DENIED Redis is running in protected mode because protected mode is enabled\r\n", True),
+    "knows_no_ping": (b"-ERR unknown command 'PING', with args beginning with: \r\n", True),
+    "another_protocol": (b"+OK POP3 ready\r\n", False),
     "no_redis": (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),
     "nothing": (b"", False),
 }
@@ -364,6 +370,61 @@ def test_the_role_attaches_to_one_that_runs(number: signal.Signals, code: int, r
         assert role.wait() == code
         assert "Traceback" not in role.output
     assert answers(redis.url)
+
+
+STRANGE = {
+    "full": (("--maxclients", "1"), "max number of clients reached"),
+    "without PING": (("--rename-command", "PING", ""), "unknown command 'PING'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), STRANGE.values(), ids=STRANGE.keys())
+def test_the_role_attaches_to_one_that_says_something_else(arguments: tuple[str, ...], said: str) -> None:
+    """It runs; what it says is passed on."""
+    with (
+        RedisServer.start(None, *arguments) as server,
+        socket.create_connection(("127.0.0.1", server.port)),
+        broadcaster("redis", BROADCASTER_REDIS__URL=server.url) as role,
+    ):
+        role.said(f"a Redis runs at {server.url} already (it says: ERR {said}")
+
+
+def test_the_role_attaches_to_one_behind_a_socket_with_a_strange_name(tmp_path: Path) -> None:
+    """In a URL the path is percent-encoded."""
+    with (
+        RedisServer.start(None, "--unixsocket", str(tmp_path / "a b.sock")),
+        broadcaster("redis", BROADCASTER_REDIS__URL=f"unix://{tmp_path}/a%20b.sock") as role,
+    ):
+        role.said("a Redis runs at unix://")
+
+
+def test_the_role_attaches_to_one_behind_tls(tmp_path: Path) -> None:
+    """With the options of the URL; if its certificate is of nobody that is trusted, that is said."""
+    certificates = make(tmp_path)
+    with RedisServer.start() as server, Proxy(server.port, certificates) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}/0"
+        with broadcaster("redis", BROADCASTER_REDIS__URL=f"{url}?ssl_ca_certs={certificates.authority}") as role:
+            role.said("already; using it")
+        ended = finished("redis", BROADCASTER_REDIS__URL=url)
+        assert ended.code == 69
+        assert "no TLS with what listens" in ended.complaint
+        assert "certificate" in ended.complaint
+
+
+@pytest.mark.parametrize("user", ["", "app"])
+def test_the_role_starts_one_with_the_password_of_its_url(user: str) -> None:
+    """It lets in who has it, and nobody else; and shows it to nobody."""
+    port = free_port()
+    password = "a b'c\"#\\é"
+    with broadcaster(
+        "redis", BROADCASTER_REDIS__URL=f"redis://{user}:{quote(password)}@127.0.0.1:{port}/0"
+    ) as role:
+        eventually(lambda: answers(url_of(port)), f"no Redis:\n{role.output}")
+        with redis_client(port) as client:
+            assert "NOAUTH" in str(client.command("PING"))
+            client.command("AUTH", *([user] if user else []), password)
+            assert client.command("PING") == b"PONG"
+        assert password not in Path(f"/proc/{role.process.pid}/cmdline").read_text()
 
 
 def test_the_role_attaches_to_one_with_a_password() -> None:

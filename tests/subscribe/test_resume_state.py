@@ -409,3 +409,20 @@ def test_a_position_that_is_none_is_passed_over(position: object) -> None:
     known.on_welcome({"control": "welcome", "channel": C, "position": position})
     known.on_beat({"control": "beat", "channel": C, "position": position})
     assert known.positions[C] == A
+
+
+def test_the_last_events_are_asked_for_until_it_is_known_where_they_begin() -> None:
+    """A welcome before a gap does not say it yet: the connection may end between the two."""
+    state = ResumeState("ws://hub/ws", (), None, ["A"], (), (), 50)
+    assert state.url() == "ws://hub/ws?last=50&type=A"
+    state.on_welcome({"channel": "c", "position": "e-40", "recovered": False})
+    assert state.url() == "ws://hub/ws?last=50&type=A"
+    state.on_welcome({"channel": "c", "position": "e-40", "recovered": True})
+    assert state.url() == "ws://hub/ws?since=e-40&type=A"
+    state.forget()
+    assert state.url() == "ws://hub/ws?type=A"
+    assert ResumeState("ws://hub/ws?last=7", ("x", "y"), None, (), (), ()).url() == (
+        "ws://hub/ws?channel=x&last=7&channel=y&last=7"
+    )
+    with pytest.raises(ValueError, match="number of events"):
+        ResumeState("ws://hub/ws", (), None, (), (), (), -1)

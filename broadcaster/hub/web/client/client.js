@@ -37,6 +37,7 @@ const EPOCH = /^[0-9A-Za-z]{1,64}$/;
 const TIMED = /^T[0-9a-v]{9}[0-9a-f]{6}$/;
 const POSITION = /^([0-9A-Za-z]{1,64})-([0-9]{1,16})$/;
 const PLACE = /^\{\s*"channel":\s*"([A-Za-z0-9._:-]{1,128})",\s*"epoch":\s*"([0-9A-Za-z]{1,64})",\s*"offset":\s*([1-9][0-9]{0,15})\s*[,}]/;
+const STAMPED = /^"stored_at_us":[0-9]{1,16},/;
 
 /** Read `<epoch>-<offset>`; null if it is something else. */
 export function parsePosition(text) {
@@ -262,7 +263,9 @@ const encoder = new TextEncoder();
 /** Whether a message is larger than what was published may be: its place, which was added, does not count. */
 function isTooLarge(text, maxBytes) {
   if (text.length * 3 <= maxBytes) return false;
-  return encoder.encode(text).length - (PLACE.exec(text)?.[0].length ?? 1) + 1 > maxBytes;
+  const place = PLACE.exec(text)?.[0].length ?? 1;
+  const stamp = STAMPED.exec(text.slice(place, place + 40))?.[0].length ?? 0;
+  return encoder.encode(text).length - place - stamp + 1 > maxBytes;
 }
 
 /** A reader of Server-Sent Events: `push` takes text in pieces of any size and calls `each({ event, data, id })`. */

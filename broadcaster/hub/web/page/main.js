@@ -231,10 +231,15 @@ function showTiles() {
   );
   if (stats) {
     const dropped = stats.shed + stats.slow_closed;
+    const { hubs = [], ready: readyHubs = 0, problems = [], status: colour = "green" } = stats.deployment ?? {};
+    if (hubs.length > 1 || problems.length) {
+      const words = [`${readyHubs} of ${hubs.length} ready`, ...problems.map(String)].join("; ");
+      tiles.push(tile("Hubs", words, `wide ${{ red: "bad", yellow: "warn" }[colour] ?? ""}`));
+    }
     tiles.push(
-      tile("Subscribers of this hub", stats.connected.toLocaleString("en")),
+      tile("Subscribers", stats.connected.toLocaleString("en")),
       tile("Behind", stats.behind.toLocaleString("en"), stats.behind ? "warn" : ""),
-      tile("Gaps of the hub", sum(stats.gaps).toLocaleString("en"), sum(stats.gaps) ? "warn" : ""),
+      tile("Gaps of all hubs", sum(stats.gaps).toLocaleString("en"), sum(stats.gaps) ? "warn" : ""),
       tile("Dropped for slow ones", dropped.toLocaleString("en"), dropped ? "warn" : ""),
       tile("Delivered", stats.deliveries.toLocaleString("en")),
       tile("Version, up for", `${stats.version}, ${ago(stats.uptime_s * 1000)}`),
