@@ -31,10 +31,10 @@ from broadcaster.settings.types import (
     Table,
     WebSocketUrl,
     is_loopback,
+    legal_secret,
     listening_host,
     only,
     run_name,
-    token,
 )
 from broadcaster.settings.urls import (
     joined_urls,
@@ -200,7 +200,7 @@ class PublisherTable(Table):
 
 class SubscriberTable(Table):
     url: WebSocketUrl = ""
-    token: Annotated[Secret, AfterValidator(token)] = SecretStr("")
+    token: Annotated[Secret, AfterValidator(legal_secret)] = SecretStr("")
     tls_ca: PemFile = ""
     queue_events: Positive = 4096
     connect_timeout_s: Seconds = 5.0

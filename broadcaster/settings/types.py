@@ -31,7 +31,7 @@ def _pem_file(name: str) -> str:
     return name
 
 
-def token(token: SecretStr) -> SecretStr:
+def legal_secret(token: SecretStr) -> SecretStr:
     return SecretStr(legal_token(token.get_secret_value()))
 
 
