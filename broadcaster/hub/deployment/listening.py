@@ -102,7 +102,8 @@ class Listening:
                 self._shared.append((where["sock"], server))
         await self._servers[0].after_start()
         scheme = "wss" if hub.tls_cert else "ws"
-        log.info("listening on %s://%s:%d/ws", scheme, hub.host, hub.port)
+        host = f"[{hub.host}]" if ":" in hub.host else hub.host
+        log.info("listening on %s://%s:%d/ws", scheme, host, hub.port)
         if own_port:
             log.info("hub.%d of %d; alone on port %d", who.number, who.processes, own_port)
 
