@@ -91,13 +91,13 @@ class Listening:
                     ssl=tls,
                     asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(settings)},
                 )
-                if not self._servers:
+                self._servers.append(server)
+                if len(self._servers) == 1:
                     await server.startup()
                     await server.before_start()
                 await server.start_serving()
             except OSError as error:
                 raise PortTaken(hub.host, port, reason(error)) from None
-            self._servers.append(server)
             if "sock" in where:
                 self._shared.append((where["sock"], server))
         await self._servers[0].after_start()
