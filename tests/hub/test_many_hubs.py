@@ -72,7 +72,7 @@ class Address(Hub):
 
 def until_ready(*hubs: Address) -> None:
     for hub in hubs:
-        hub.until_ready()
+        hub.until_ready(30)
 
 
 @contextlib.contextmanager
