@@ -49,7 +49,10 @@ class Port:
         return shared | others
 
     def thread(self, number: int, **others: str) -> HubThread:
-        return HubThread(self.redis_url, self.port, **self.variables(number, **others))
+        """A hub that listens, or has ended. One at a time: in one process they would wait for each other's imports."""
+        hub = HubThread(self.redis_url, self.port, **self.variables(number, **others))
+        eventually(lambda: hub.ended or "alone on port" in hub.output, "it does not listen", 30)
+        return hub
 
     def process(self, number: int, **others: str) -> HubProcess:
         return HubProcess(self.redis_url, self.port, **self.variables(number, **others))
