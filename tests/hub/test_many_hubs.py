@@ -49,9 +49,9 @@ class Port:
         return shared | others
 
     def thread(self, number: int, **others: str) -> HubThread:
-        """A hub that listens, or has ended. One at a time: in one process they would wait for each other's imports."""
+        """A hub that listens, or has ended: one after another, as in one process they share a lock of imports."""
         hub = HubThread(self.redis_url, self.port, **self.variables(number, **others))
-        eventually(lambda: hub.ended or "alone on port" in hub.output, "it does not listen", 30)
+        eventually(lambda: hub.ended or "listening on" in hub.output, "it does not listen", 30)
         return hub
 
     def process(self, number: int, **others: str) -> HubProcess:
