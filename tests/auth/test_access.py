@@ -233,6 +233,8 @@ REFUSED: dict[str, tuple[Callable[[], str], str | tuple[str, ...]]] = {
     "its channels are numbers": (lambda: holding(subscribe=["events.*", 5]), "claims"),
     "its channels are an object": (lambda: holding(subscribe={"events.*": True}), "claims"),
     "its channels are null": (lambda: holding(subscribe=None), "claims"),
+    "its right to monitor is a text": (lambda: holding(monitor="true"), "claims"),
+    "its right to monitor is a number": (lambda: holding(monitor=1), "claims"),
     "what it publishes on is a text": (lambda: holding(publish="*"), "claims"),
     "what it publishes on is true": (lambda: holding(publish=True), "claims"),
 }
@@ -481,6 +483,15 @@ def test_without_access_control_everybody_is_somebody() -> None:
 def test_an_api_key_is_good_for_what_stands_beside_it() -> None:
     """For good, and for its channels."""
     assert Access(table()).grant(API_KEY) == Grant(("events.*",), ("events.info",), None)
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+def test_to_monitor_is_a_right_of_its_own(monitor: bool) -> None:
+    """A token has it if it was made with it, and then need not have any other."""
+    auth = table()
+    made = create_token(auth, "watch", subscribe=[], publish=[], monitor=monitor, lasts_s=HOUR_S)
+    grant = Access(auth).grant(made)
+    assert (grant.subscribe, grant.publish, grant.monitor) == ((), (), monitor)
 
 
 def test_how_long_it_takes_tells_nothing_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

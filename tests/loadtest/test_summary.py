@@ -32,7 +32,10 @@ from tests.support import ROOT, CommandLine
 __all__ = ["command", "run"]
 
 DOCUMENT = (ROOT / "docs" / "measuring.md").read_text()
-ANY_NAME = ("validity/cpu_pct", "validity/stalls_ms", "validity/lags_ms", "scopes", "lost", "hub", "machine")
+ANY_NAME = (
+    *("validity/cpu_pct", "validity/stalls_ms", "validity/lags_ms", "clocks/hop_errors_ms", "scopes", "lost"),
+    *("hub", "machine"),
+)
 """Where the names of keys are data."""
 
 
@@ -62,6 +65,8 @@ def test_every_key_is_documented(run: Run) -> None:
     written["hops"]["others"] = written["hops"]["rows"][:1]
     assert written["validity"]["notes"] == []
     written["validity"] |= {"notes": ["one"], "reasons": ["one"]}
+    assert written["clocks"]["notes"] == []
+    written["clocks"]["notes"] = ["one"]
     written["scopes"]["run"]["ledger"]["lost"] = {"expired": 1}
     flat = {**written, "hub": {"events_received": 4}}
     found = {key for key in keys_of(flat) if not key.endswith("ledger/lost")}

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from broadcaster.loadtest import archive
-from broadcaster.loadtest.latency import Figures, histogram
+from broadcaster.loadtest.latency import Figures, histogram, to_ms
 from broadcaster.loadtest.ledger import Ledger
 from broadcaster.loadtest.report.budget import as_summary, means_ms
 from broadcaster.loadtest.report.outcome import Outcome, disconnects
@@ -62,6 +62,11 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             f"fleet.{number}": _scope(part, ledger, [outcome.fleet[number]])
             for number, (part, ledger) in outcome.per_process.items()
         },
+        "clocks": {
+            "latency_error_ms": _error_ms(outcome.clocks.error_ns),
+            "hop_errors_ms": {name: _error_ms(error) for name, error in outcome.clocks.hop_errors_ns.items()},
+            "notes": list(outcome.clocks.notes),
+        },
         "hops": None if outcome.budget is None else as_summary(outcome.budget),
         "histogram": [
             {"from_ms": low_ms, "to_ms": high_ms, "deliveries": count}
@@ -109,6 +114,10 @@ def _scope(part: Figures, ledger: Ledger, results: list[dict[str, Any]]) -> dict
             "unconfirmed": ledger.unconfirmed,
         },
     }
+
+
+def _error_ms(error_ns: int | None) -> float | None:
+    return None if error_ns is None else to_ms(error_ns)
 
 
 def summary_rows(outcome: Outcome) -> list[dict[str, object]]:
