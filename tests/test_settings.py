@@ -613,3 +613,11 @@ def test_files_of_other_editors(content: bytes, said: str, tmp_path: Path) -> No
             load(config=file)
     else:
         assert load(config=file).settings.hub.port == 9000
+
+
+@pytest.mark.parametrize("host", ["[::1]", "::1", " ::1 ", "[0:0:0:0:0:0:0:1]"])
+def test_an_address_may_be_in_brackets(host: str) -> None:
+    """As a URL has it; in URLs it has them always."""
+    settings = load(overrides={"hub": {"host": host, "port": 9000}}).settings
+    assert settings.hub.host == "::1"
+    assert settings.local_websocket_url == "ws://[::1]:9000/ws"

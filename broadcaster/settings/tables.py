@@ -118,7 +118,7 @@ class ApiKey(Table):
 
     @field_validator("key")
     @classmethod
-    def _notoken(cls, key: SecretStr) -> SecretStr:
+    def _no_token(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[A-Za-z0-9_~+/=-]+", key.get_secret_value()):
             raise ValueError("may have A-Z a-z 0-9 _ ~ + / = - only")
         return key
@@ -234,6 +234,7 @@ class ReportTable(Table):
     max_p99_ms: Annotated[float, Field(ge=0)] = 0.0
     max_last_p99_ms: Annotated[float, Field(ge=0)] = 0.0
     allow_invalid: bool = False
+    pictures: bool = True
 
 
 class Settings(BaseSettings):

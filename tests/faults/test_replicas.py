@@ -241,7 +241,9 @@ def test_without_history_each_move_is_a_gap(tmp_path: Path) -> None:
         eventually(scene.moved, "it does not move")
         scene.hub.until_ready()
         eventually(lambda: v1.gaps and plain.has("close 4009"), "nobody is told")
-        assert [gap.cause for gap in v1.gaps] == ["redis_link_lost"]
+        moves = scene.hub.stats()["redis_moves"] - scene.moves  # more than one only on a busy machine
+        eventually(lambda: len(v1.gaps) >= moves, "a move is not told")
+        assert {gap.cause for gap in v1.gaps} == {"redis_link_lost"}
         assert_calm(scene.hub)
 
 

@@ -49,7 +49,10 @@ class Port:
         return shared | others
 
     def thread(self, number: int, **others: str) -> HubThread:
-        return HubThread(self.redis_url, self.port, **self.variables(number, **others))
+        """A hub that listens, or has ended: one after another, as in one process they share a lock of imports."""
+        hub = HubThread(self.redis_url, self.port, **self.variables(number, **others))
+        eventually(lambda: hub.ended or "listening on" in hub.output, "it does not listen", 30)
+        return hub
 
     def process(self, number: int, **others: str) -> HubProcess:
         return HubProcess(self.redis_url, self.port, **self.variables(number, **others))
@@ -72,7 +75,7 @@ class Address(Hub):
 
 def until_ready(*hubs: Address) -> None:
     for hub in hubs:
-        hub.until_ready()
+        hub.until_ready(30)
 
 
 @contextlib.contextmanager
@@ -149,7 +152,9 @@ def test_a_hub_that_goes_leaves_the_port_first(steady_redis: RedisServer) -> Non
             assert client.event()["control"] == "welcome"
             eventually(lambda: arrivals.ends["HTTP/1.1 101"] > 50, "nobody comes")
             going.signal(signal.SIGTERM)
-            assert client.event()["control"] == "drain"
+            while (control := client.event()["control"]) == "beat":
+                pass
+            assert control == "drain"
             status, health = first.get("/health/ready")
             assert (status, health["stopping"]) == (503, True)
             before = second.stats()["opened"]

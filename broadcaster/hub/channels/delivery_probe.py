@@ -163,12 +163,16 @@ class DeliveryProbe:
         now = self._clock.loop_s()
         touch = now >= self._touched_at + self._touch_every_s
         before = {name: channel.sequencer.position for name, channel in self._channels.open.items()}
+        held, connection = self.channel in self._broker.confirmed, self._broker.reconnects
         found = await self._broker.probe(self.channel, self._expected, list(before), touch=touch)
         self._touched_at = now if touch else self._touched_at
         within_s = self._broker.lag_max_s
         arrived, _ = await asyncio.wait([self._probe], timeout=within_s)
         if not arrived:
-            raise RedisUnavailable(self._broker.distrust(f"what was published did not come within {within_s:g} s"))
+            why = f"what was published did not come within {within_s:g} s"
+            if held and connection == self._broker.reconnects:  # else it was published before the subscription
+                why = self._broker.distrust(why)
+            raise RedisUnavailable(why)
         refused = self._broker.refused
         if self.channel in refused:
             raise RedisRefused(f"Redis will not let us subscribe to {self.channel}")

@@ -74,13 +74,14 @@ class Listening:
         """
         hub, own_port = settings.hub, own_port_of(settings, who.number)
         places: list[tuple[int, dict[str, Any]]] = [(hub.port, {"host": hub.host, "port": hub.port})]
+        unused: list[socket.socket] = []
         if own_port:
             self._claim = await asyncio.to_thread(claim, hub.host, who)
-            sockets = await asyncio.to_thread(_shared_sockets, hub.host, hub.port)
+            unused = await asyncio.to_thread(_shared_sockets, hub.host, hub.port)
             # Its own first: until it answers there, it is not on the port.
             places = [
                 (own_port, {"host": hub.host, "port": own_port}),
-                *((hub.port, {"sock": s}) for s in sockets),
+                *((hub.port, {"sock": each}) for each in unused),
             ]
         for port, where in places:
             try:
@@ -91,18 +92,22 @@ class Listening:
                     ssl=tls,
                     asyncio_server_kwargs={"start_serving": False, **_tls_deadlines(settings)},
                 )
-                if not self._servers:
+                self._servers.append(server)
+                unused = unused[1:] if "sock" in where else unused  # the server's from now on
+                if len(self._servers) == 1:
                     await server.startup()
                     await server.before_start()
                 await server.start_serving()
             except OSError as error:
+                for each in unused:
+                    each.close()
                 raise PortTaken(hub.host, port, reason(error)) from None
-            self._servers.append(server)
             if "sock" in where:
                 self._shared.append((where["sock"], server))
         await self._servers[0].after_start()
         scheme = "wss" if hub.tls_cert else "ws"
-        log.info("listening on %s://%s:%d/ws", scheme, hub.host, hub.port)
+        host = f"[{hub.host}]" if ":" in hub.host else hub.host
+        log.info("listening on %s://%s:%d/ws", scheme, host, hub.port)
         if own_port:
             log.info("hub.%d of %d; alone on port %d", who.number, who.processes, own_port)
 
@@ -207,15 +212,17 @@ def _shared_sockets(host: str, port: int) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(found):
             bound = socket.socket(family, kind, protocol)
+            sockets.append(bound)
             bound.setblocking(False)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind(address)
-            sockets.append(bound)
         return sockets
     except OSError as error:
+        for each in sockets:
+            each.close()
         shares = " (by a process that does not share it, such as a hub with hub.processes = 1)"
         why = reason(error)
         raise PortTaken(host, port, why + shares if "in use" in why else why) from None
