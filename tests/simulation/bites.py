@@ -57,6 +57,18 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
         "tests/hub/test_sequencer.py",
         "set_back_while_nobody",
     ),
+    # A claim of freshness has to be doubted, and its connection to go half-open, within the same seconds.
+    "reverts/09-who-is-stale-pings-once": ("tests/subscribe/test_subscriber.py", "goes_half_open_is_given_up"),
+    "reverts/26-slow-is-who-waits-for-the-hub": ("tests/hub/test_replay.py", "waits_for_its_turn_is_not_slow"),
+    "reverts/27-a-page-that-cannot-be-read-is-waited-for": (
+        "tests/hub/test_verdicts.py",
+        "log_that_cannot_be_read",
+    ),
+    "reverts/28-what-came-early-is-dropped": ("tests/faults/test_accounting.py", "lagged_and_was_promoted"),
+    "reverts/29-an-id-counts-on-every-channel": (
+        "tests/subscribe/test_subscriber.py",
+        "one_event_on_two_channels",
+    ),
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
     "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
