@@ -33,6 +33,7 @@ from broadcaster.settings.types import (
     Token,
     WebSocketUrl,
     is_loopback,
+    listening_host,
     only,
 )
 from broadcaster.settings.urls import (
@@ -143,7 +144,7 @@ class AuthTable(Table):
 
 
 class HubTable(Table):
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Annotated[str, AfterValidator(listening_host), Field(min_length=1)] = "127.0.0.1"
     port: Port = 8765
     processes: Annotated[int, Field(ge=1, le=256)] = 1
     number: Annotated[int, Field(ge=0, le=256)] = 0

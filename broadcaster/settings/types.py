@@ -71,6 +71,19 @@ Token = Annotated[Secret, AfterValidator(_token)]
 RunName = Annotated[str, AfterValidator(_run_name)]
 
 
+def listening_host(host: str) -> str:
+    """A name or an address to listen on; one of IPv6 also in brackets, as a URL has it."""
+    host = host.strip()
+    try:
+        if host[:1] == "[" and host[-1:] == "]":
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        if "[" not in host and "]" not in host:
+            return host
+    except ValueError:
+        pass
+    raise ValueError("should be a name or an address, such as 127.0.0.1 or ::1")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to an address of this machine."""
     try:
