@@ -36,7 +36,8 @@ from broadcaster.core.position import Cause
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.status_events import Received
 from broadcaster.core.version import VERSION
-from broadcaster.redis.server import RedisServer, answers
+from broadcaster.redis.presence import answers
+from broadcaster.redis.server import RedisServer
 from tests.support import (
     CommandLine,
     Finished,

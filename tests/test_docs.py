@@ -42,9 +42,9 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = [
     "README.md: a fresh clone is what .ci/run makes, with the address of the repository",
     "README.md: what `make loadtest` prints",
-    "README.md: restarts services of systemd",
     "README.md: what that run printed",
     "README.md: installs from the network",
+    "README.md: restarts services of systemd",
     "docs/clients.md: a browser",
     "docs/clients.md: a browser",
     "docs/design.md: a drawing",

@@ -70,7 +70,9 @@ ROOMS = {
     "wire": Room(
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
     ),
-    "redis": Room("commands connection error_replies nodes pubsub server stream", "core settings"),
+    "redis": Room(
+        "commands connection error_replies nodes presence pubsub server stream suitability", "core settings"
+    ),
     "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -10,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import tempfile
 import threading
@@ -19,12 +17,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.text import escaped, reason
+from broadcaster.core.text import escaped
+from broadcaster.redis.presence import address, ask, what_it_says
 
 HOW_TO_GET_ONE: Final = """\
 no redis-server found. One of these gets you one:
@@ -96,30 +95,6 @@ def arguments(port: int, host: str = "127.0.0.1") -> list[str]:
     ]
 
 
-def answers(url: str, timeout_s: float = 1.0) -> bool:
-    """Whether a Redis answers at `url` now, whatever it says: that it is full, or asks for a password."""
-    try:
-        return bool(_pong(url, timeout_s))
-    except OSError:
-        return False
-
-
-def _pong(url: str, timeout_s: float = 1.0) -> str:
-    """What a Redis at `url` says to a PING, which it may not know; empty if it is none that answers.
-
-    Raises:
-        OSError: There is no connection.
-    """
-    said = _ask(url, b"*1\r\n$4\r\nPING\r\n", timeout_s).partition("\r\n")[0]
-    return said if re.match(r"\+PONG$|-[A-Z]+\b", said) else ""
-
-
-def address(url: str) -> tuple[str, int]:
-    """Host and port of a redis:// URL."""
-    parts = urlsplit(url)
-    return parts.hostname or "127.0.0.1", parts.port or 6379
-
-
 def start_or_attach(url: str, *, verbose: bool = False) -> str:
     """Become a redis-server at `url` (the process is replaced), or return because one runs there already.
 
@@ -134,7 +109,7 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         RedisNotInstalled: There is no redis-server to start.
         RedisUnavailable: The address is not on this machine, and nothing answers there.
     """
-    if said := _pong_if_any(url):
+    if said := what_it_says(url):
         trouble = "" if said.startswith(("+", "-NOAUTH")) else f" (it says: {said[1:].partition(' because ')[0]})"
         return f"a Redis runs at {redact(url)} already{trouble}; using it"
     host, port = address(url)
@@ -148,26 +123,12 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         _quiet_output()
     command = [binary, *arguments(port, host), *("--loglevel", "notice")]
     if rules := _access_rules(url):
-        command.append("-")  # more is read from standard input: what stands in a command is shown to everybody
+        command.append("-")  # more is read from standard input: what stands in a command can be seen by all users
         reading, writing = os.pipe()
         os.write(writing, rules.encode())
         os.close(writing)
         os.dup2(reading, 0)
     return os.execv(binary, command)
-
-
-def _pong_if_any(url: str) -> str:
-    """The same as `_pong`; empty as well if there is no connection.
-
-    Raises:
-        RedisUnavailable: Something listens there, and TLS with it fails.
-    """
-    try:
-        return _pong(url)
-    except ssl.SSLError as error:
-        raise RedisUnavailable(f"no TLS with what listens at {redact(url)}: {reason(error)}") from None
-    except OSError:
-        return ""
 
 
 def _access_rules(url: str) -> str:
@@ -271,7 +232,7 @@ class RedisServer:
     def _is_mine(self) -> bool:
         """Whether the server that answers is this one, and not one that had the port before."""
         try:
-            said = _ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
+            said = ask(self.url, b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n")
         except OSError:
             return False
         return f"process_id:{self.pid}\r" in said or said.startswith("-NOAUTH")
@@ -320,38 +281,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _ask(url: str, command: bytes, timeout_s: float = 1.0) -> str:
-    """The first 64 KiB of the reply to a command.
-
-    Raises:
-        OSError: There is no connection, or nothing comes over it.
-    """
-    with contextlib.closing(_connection(url, timeout_s)) as connection:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            connection.sendall(command)  # a server that has no room for us says so, and hangs up
-        return connection.recv(65_536).decode(errors="replace")
-
-
-def _connection(url: str, timeout_s: float) -> socket.socket:
-    parts = urlsplit(url)
-    if parts.scheme == "unix":
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(timeout_s)
-        try:
-            connection.connect(unquote(parts.path))
-        except OSError:
-            connection.close()
-            raise
-        return connection
-    connection = socket.create_connection(address(url), timeout=timeout_s)
-    if parts.scheme != "rediss":
-        return connection
-    from broadcaster.redis.connection import connection_options, tls_context
-
-    try:
-        return tls_context(connection_options(url)).wrap_socket(connection, server_hostname=address(url)[0])
-    except OSError:
-        connection.close()
-        raise

@@ -11,7 +11,8 @@ from typing import Final
 import redis
 
 from broadcaster.core.errors import Unavailable
-from broadcaster.redis.server import RedisServer, answers
+from broadcaster.redis.presence import answers
+from broadcaster.redis.server import RedisServer
 from tests.bench.figures import Line, table
 from tests.bench.hubs import HUBS, PRODUCT
 from tests.bench.processes import TrialError, raise_file_limit

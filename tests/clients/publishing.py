@@ -46,8 +46,11 @@ def on_the_wire(event: Event) -> dict[str, Any]:
 
 
 def events_of(client: Client) -> list[dict[str, Any]]:
-    """The events that a client has received, without control frames."""
-    return [fields for text in client.texts() if "control" not in (fields := json.loads(text))]
+    """The events that a client has received: no control frames, and not when they were stored."""
+    received = [fields for text in client.texts() if "control" not in (fields := json.loads(text))]
+    for fields in received:
+        fields.pop("stored_at_us", None)
+    return received
 
 
 def assert_got(client: Client, events: Sequence[Event]) -> None:

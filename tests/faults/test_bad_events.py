@@ -17,7 +17,6 @@ from tests.support import (
     RedisClient,
     assert_calm,
     event_payload,
-    eventually,
     next_but_ping,
     redis_client,
 )
@@ -194,9 +193,7 @@ def test_good_events_within_a_flood_of_bad_ones_arrive(scene: Scene) -> None:
 
 
 def test_a_flood_of_bad_events_is_no_flood_of_lines(scene: Scene) -> None:
-    """Refusals are logged at most once a second, in short lines without control characters."""
-    time.sleep(1.0)  # whatever was logged before, the next refusal is logged again
-    lines = len(scene.hub.lines)
+    """Refusals are logged at most once a minute and cause, in short lines without control characters."""
     started = time.monotonic()
     for _ in range(500):
         scene.publish.publish(changed(source="\x1b[2J" + "x" * 5000))
@@ -204,11 +201,9 @@ def test_a_flood_of_bad_events_is_no_flood_of_lines(scene: Scene) -> None:
     good = event_payload(1)
     scene.publish.publish(good)
     assert_only(scene, good)
-    eventually(lambda: len(scene.hub.lines) > lines, "nothing was logged")
-    new = scene.hub.lines[lines:]
-    assert len(new) <= 2 + (time.monotonic() - started)
-    assert new[0].startswith("refused: ")
-    for line in new:
+    lines = [line for line in scene.hub.lines if line.startswith("refused: ")]
+    assert 1 <= len(lines) <= len(CAUSES) * (1 + (time.monotonic() - started) // 60 + 1)
+    for line in lines:
         assert len(line) < 300
         assert line.isprintable()
 

@@ -46,6 +46,9 @@ HEAD_MAX: Final = 1024
 class Line(Socket):
     """A transport of a stranger: nothing is written after its close, and it is read only while that is wanted."""
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("192.0.2.1", 1234) if name == "peername" else default
 

@@ -260,6 +260,8 @@ class Memory:
             "EVALSHA": lambda: self._run_script(command[3 + command[2] :]),
             "SET": lambda: b"OK",
             "INFO": lambda: b"# Server\r\nrun_id:%d\r\n" % self.run,
+            "COMMAND": lambda: [b"known"] * len(command[2:]),
+            "CONFIG": list[bytes],
             "PUBLISH": lambda: self._publish(command[2]),
             "HMGET": lambda: self._peek(_channel_of(command[1])),
         }
@@ -469,6 +471,8 @@ class Link:
         self.channels: dict[str, None] = {}
         self.refused: set[str] = set()
         self.released: list[str] = []
+        self.confirmed: set[str] = set()
+        self.reconnects = 0
 
     def subscribe(self, channel: str) -> None:
         self.channels[channel] = None

@@ -336,7 +336,6 @@ SANICS: dict[str, tuple[bytes, int]] = {
     "HTTP/1.0": (get("/health").replace(b"1.1", b"1.0"), 200),
     "unknown path": (get("/nothing"), 404),
     "HEAD of an unknown path": (get("/nothing", method="HEAD"), 404),
-    "the root": (get("/"), 404),
     "a path that begins like ours": (get("/wsx"), 404),
     "a path below ours": (get("/ws/events"), 404),
     "ours, in other case": (get("/WS"), 404),

@@ -31,7 +31,7 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, RedisTable
 from tests.fuzz import fuzzed
 from tests.hub.house import Memory, Shelf
-from tests.support import RedisClient, next_reply
+from tests.support import RedisClient, next_reply, unstamped
 
 TABLE = HistoryTable()
 REQUIRED = "REQUIRE_REAL_SERVERS"
@@ -89,9 +89,10 @@ class Names:
         return len(self._known)
 
     def replace(self, reply: Any) -> Any:
-        """The same reply with those names."""
+        """The same reply with those names, and without the time at which an event was stored."""
         if isinstance(reply, bytes):
-            return self._find(lambda found: self._known.setdefault(found[0], b"%d" % (self.seen + 1)), reply)
+            plain = unstamped(reply)
+            return self._find(lambda found: self._known.setdefault(found[0], b"%d" % (self.seen + 1)), plain)
         return [self.replace(each) for each in reply] if isinstance(reply, list) else reply
 
 

@@ -20,7 +20,8 @@ import pytest
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.redis import server as redis_server
 from broadcaster.redis.commands import server_version
-from broadcaster.redis.server import RedisServer, answers, find_binary
+from broadcaster.redis.presence import answers
+from broadcaster.redis.server import RedisServer, find_binary
 from broadcaster.settings import RedisTable
 from tests.certificates import make
 from tests.support import Proxy, broadcaster, clean_environment, eventually, finished, free_port, redis_client

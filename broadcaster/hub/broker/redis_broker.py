@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,7 +19,10 @@ from broadcaster.redis.commands import CommandLink, server_info
 from broadcaster.redis.connection import Command
 from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
+from broadcaster.redis.suitability import ASK_COMMANDS, ASK_SETTINGS, missing_commands, warnings
 from broadcaster.settings import HistoryTable, Settings
+
+log = logging.getLogger("broadcaster.redis")
 
 _PROBE_EXPIRE_S: Final = 60
 _ANNOUNCED_S: Final = 600
@@ -65,6 +69,7 @@ class RedisBroker:
         self._publisher = publisher
         self._replica = replica
         self._runtime = runtime
+        self._suitable = False  # its settings were looked at
 
     @classmethod
     def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
@@ -148,6 +153,8 @@ class RedisBroker:
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
     ) -> dict[str, Whereabouts]:
         stored = channels if self._history.enabled else ()
+        if touch:
+            await self._check_suitability()
         replies = await self._ask_master(
             ("SET", own_channel, "", "EX", _PROBE_EXPIRE_S),
             ("INFO", "server"),
@@ -229,6 +236,22 @@ class RedisBroker:
                 return await self._commands.execute_each(*commands)
         except TimeoutError:
             raise RedisUnavailable(f"the master did not answer within {patience_s:g} s") from None
+
+    async def _check_suitability(self) -> None:
+        """Whether this Redis has the commands that are needed, and, once, what of its settings may cost events.
+
+        Raises:
+            RedisUnavailable: Nobody can publish.
+        """
+        asked = () if self._suitable else ASK_SETTINGS
+        commands, *settings = await self._ask_master(ASK_COMMANDS, *asked)
+        if missing := missing_commands(commands):
+            names = ", ".join(missing)
+            raise RedisUnavailable(f"Redis has no {names}, without which nobody can publish: disabled, or renamed")
+        if settings:
+            self._suitable = True
+            for warning in warnings(*settings):
+                log.warning("redis: %s", warning)
 
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
