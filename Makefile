@@ -19,7 +19,7 @@ pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
 	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
 DEV := .[all,dev]
 
-.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench clean
+.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench scale clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one. Exit code 1: a limit is broken"
@@ -32,6 +32,7 @@ help:
 	@echo "make chaos      real processes, links and a real Redis, with faults; MINUTES=30 for longer, SEED=7 for this one"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
+	@echo "make scale      what 1,000 hubs would do, by costs that were measured; WHAT=check holds them against this machine"
 	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
 
 # make ends with 2 whatever a recipe ends with, and says "*** Error 1". Only in question mode (-q, in which no recipe is
@@ -76,6 +77,9 @@ soak: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	@python -m tests.bench $(ROWS)
+
+scale: $(VENV)/installed-dev
+	@python -m tests.scale $(WHAT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""`python -m tests.scale [measure | check | run]`: docs/scale.md says what for."""
+"""`python -m tests.scale [run | draw | measure | check]`: docs/scale.md says what for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bench.tools import NoCompilerError, build_tools
 from tests.scale.agreement import HUBS, SUBSCRIBERS, WITHIN, compare
 from tests.scale.costs import FILE, Costs
 from tests.scale.measure import Measured, Rig, calibrate
-from tests.scale.scenarios import report
+from tests.scale.scenarios import tables
 
 UNAVAILABLE: Final = 69
 
@@ -26,11 +26,16 @@ UNAVAILABLE: Final = 69
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0; 1: the model does not agree with the machine, or something broke; 69: no gcc or no Redis."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("measure", "check", "run"), default="run")
+    parser.add_argument("what", nargs="?", choices=("run", "draw", "measure", "check"), default="run")
     parser.add_argument("--rounds", type=int, default=3, help="how often check measures each deployment")
     options = parser.parse_args(arguments)
     if options.what == "run":
-        print(report(Costs.load()))
+        print(*tables(Costs.load()).values(), sep="\n\n")
+        return 0
+    if options.what == "draw":
+        from tests.scale.pictures import draw  # the only part that needs matplotlib
+
+        print(*draw(Costs.load()), sep="\n")
         return 0
     try:
         return _on_this_machine(options.what, options.rounds)

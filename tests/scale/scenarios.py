@@ -23,17 +23,15 @@ SHARE: Final = 0.25
 """Of a hub's time that connecting and resuming may take while it has live events (`limits.slice_share`)."""
 
 
-def report(costs: Costs, most_hubs: int = 1000) -> str:
-    """All scenarios as text; those that are simulated with so many hubs at most."""
-    return "\n\n".join(
-        [
-            growth(costs, most_hubs),
-            redis_limit(costs, most_hubs),
-            channels(costs),
-            rolling_restart(costs),
-            reconnect_storm(costs),
-        ]
-    )
+def tables(costs: Costs, most_hubs: int = 1000) -> dict[str, str]:
+    """The table of each scenario by its name; those that are simulated with so many hubs at most."""
+    return {
+        "growth": growth(costs, most_hubs),
+        "redis_limit": redis_limit(costs, most_hubs),
+        "channels": channels(costs),
+        "rolling_restart": rolling_restart(costs),
+        "reconnect_storm": reconnect_storm(costs),
+    }
 
 
 def growth(costs: Costs, most_hubs: int = 1000) -> str:
