@@ -17,10 +17,13 @@ from tests.bench.processes import TrialError, raise_file_limit
 from tests.bench.tools import NoCompilerError, build_tools
 from tests.scale.agreement import HUBS, SUBSCRIBERS, WITHIN, compare
 from tests.scale.costs import FILE, Costs
+from tests.scale.document import DOCUMENT, with_tables
 from tests.scale.measure import Measured, Rig, calibrate
 from tests.scale.scenarios import tables
 
 UNAVAILABLE: Final = 69
+AGREEMENT: Final = FILE.with_name("agreement.md")
+"""What check has printed last."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,12 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.what == "run":
         print(*tables(Costs.load()).values(), sep="\n\n")
         return 0
-    if options.what == "draw":
-        from tests.scale.pictures import draw  # the only part that needs matplotlib
-
-        print(*draw(Costs.load()), sep="\n")
-        return 0
     try:
+        if options.what == "draw":
+            return _draw()
         return _on_this_machine(options.what, options.rounds)
     except (NoCompilerError, Unavailable) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,6 +45,18 @@ def main(arguments: Sequence[str]) -> int:
     except TrialError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _draw() -> int:
+    """Write tables and pictures; those that need this machine stay as they are."""
+    from tests.scale.pictures import draw  # the only part that needs matplotlib
+
+    costs = Costs.load()
+    found = {**tables(costs), "costs": tabulate(costs.table(), headers=("cost", "measured"), tablefmt="github")}
+    agreement = AGREEMENT.read_text().rstrip() if AGREEMENT.exists() else "Not measured yet."
+    DOCUMENT.write_text(with_tables(DOCUMENT.read_text(), {**found, "agreement": agreement}))
+    print(DOCUMENT, *draw(costs), sep="\n")
+    return 0
 
 
 def _on_this_machine(what: str, rounds: int) -> int:
@@ -72,8 +84,11 @@ def _check(rig: Rig, rounds: int) -> int:
             middle = sorted(lines, key=lambda line: line.measured)[len(lines) // 2]
             agree &= middle.agrees
             rows.append((hubs, middle.what, middle.measured, middle.modelled, f"{middle.error:+.0%}"))
-    print(tabulate(rows, headers=("hubs", "what", "measured", "model", "off by"), floatfmt=".3g"))
+    headers = ("hubs", "what", "measured", "model", "off by")
+    text = tabulate(rows, headers=headers, floatfmt=",.3g", tablefmt="github")
+    print(text)
     print(f"{'All' if agree else 'Not all'} within {WITHIN:.0%}; medians of {rounds} rounds.")
+    AGREEMENT.write_text(text + "\n")
     return 0 if agree else 1
 
 

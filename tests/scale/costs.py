@@ -86,6 +86,17 @@ class Costs:
         """A hub's time for one event with so many deliveries."""
         return self.hub_event_us + deliveries * self.hub_delivery_us
 
+    def table(self) -> list[tuple[str, str]]:
+        """Name and value of each, as text."""
+        rows = []
+        for name, value in asdict(self).items():
+            if name == "redis_event_us":
+                text = ", ".join(f"{count:,}: {us:,.0f}" for count, us in value)
+            else:
+                text = value if isinstance(value, str) else f"{value:,.4g}"
+            rows.append((f"`{name}`", text))
+        return rows
+
 
 def _rounded(value: object) -> object:
     if isinstance(value, float):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.scale.agreement import compare
 from tests.scale.costs import Costs
+from tests.scale.document import with_tables
 from tests.scale.measure import Measured
 from tests.scale.model import Deployment, simulate
 from tests.scale.scenarios import bottlenecks, storm, tables
@@ -88,3 +89,12 @@ def test_every_scenario_has_its_table() -> None:
     assert "|    100 |          4 |               3922 | a replica" in found["redis_limit"]
     for name in ("channels", "rolling_restart", "reconnect_storm"):
         assert found[name].count("\n") > 3
+
+
+def test_tables_are_written_to_their_places() -> None:
+    text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb"
+    written = with_tables(text, {"one": "new"})
+    assert written == "a\n<!-- table: one -->\nnew\n<!-- end -->\nb"
+    assert with_tables(written, {"one": "new"}) == written
+    with pytest.raises(ValueError, match="no place for two"):
+        with_tables(text, {"one": "", "two": ""})
