@@ -92,9 +92,9 @@ def test_every_scenario_has_its_table() -> None:
 
 
 def test_tables_are_written_to_their_places() -> None:
-    text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb"
+    text = 'a\n[table]: # "one"\nold\n[end]: # "end"\nb'
     written = with_tables(text, {"one": "new"})
-    assert written == "a\n<!-- table: one -->\nnew\n<!-- end -->\nb"
+    assert written == 'a\n[table]: # "one"\n\nnew\n\n[end]: # "end"\nb'
     assert with_tables(written, {"one": "new"}) == written
     with pytest.raises(ValueError, match="no place for two"):
         with_tables(text, {"one": "", "two": ""})
