@@ -20,7 +20,11 @@ pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
 	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
 DEV := .[all,dev]
 
+<<<<<<< HEAD
 .PHONY: help loadtest start test test-fast lint fuzz simulate chaos proxies soak bench clean
+=======
+.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench scale clean
+>>>>>>> 6fd170190aa264397151b8ee24bd6c6ff9a8a4fc
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one, HUBS=4 for more hubs. Exit code 1: a limit is broken"
@@ -34,6 +38,7 @@ help:
 	@echo "make proxies    5,000 subscribers behind nginx and HAProxy, hubs drained, killed, restarted; CLIENTS=1000 for fewer"
 	@echo "make soak       ten minutes of churn: does memory grow, is anything lost? MINUTES=60 for longer"
 	@echo "make bench      speed and memory against other hubs (needs gcc; about 20 minutes)"
+	@echo "make scale      what 1,000 hubs would do, by costs that were measured; WHAT=check holds them against this machine"
 	@echo "Each installs what it needs into $(VENV); for the commands in a terminal: . $(VENV)/bin/activate"
 
 # Both have to say the same, or the hubs end with 78.
@@ -85,6 +90,9 @@ soak: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	@python -m tests.bench $(ROWS)
+
+scale: $(VENV)/installed-dev
+	@python -m tests.scale $(WHAT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -45,6 +45,8 @@ class Result:
     """When the first subscriber began to connect, on the wall clock."""
     ended_at_us: int
     """When the last counted delivery came."""
+    cpu_s: float
+    """CPU time of the load tool from READY on."""
     latency_us: dict[str, float]
     last_us: dict[str, float]
 
