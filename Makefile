@@ -20,11 +20,7 @@ pip = printf '%s ' '$(1)'; (while sleep 1; do printf .; done) & dots=$$!; \
 	python -m pip install --quiet --disable-pip-version-check --editable '$(2)'
 DEV := .[all,dev]
 
-<<<<<<< HEAD
-.PHONY: help loadtest start test test-fast lint fuzz simulate chaos proxies soak bench clean
-=======
-.PHONY: help loadtest start test test-fast lint fuzz simulate chaos soak bench scale clean
->>>>>>> 6fd170190aa264397151b8ee24bd6c6ff9a8a4fc
+.PHONY: help loadtest start test test-fast lint fuzz simulate chaos proxies soak bench scale clean
 
 help:
 	@echo "make loadtest   one load test; PRESET=burst, fanout or smoke for another one, HUBS=4 for more hubs. Exit code 1: a limit is broken"
