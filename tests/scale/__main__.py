@@ -74,13 +74,13 @@ def _on_this_machine(what: str, rounds: int) -> int:
 def _check(rig: Rig, rounds: int) -> int:
     """Each deployment in turn, several times; of each figure the median counts."""
     costs = Costs.load()
-    measured: dict[int, list[Measured]] = {hubs: [] for hubs in HUBS}
+    measured: dict[int, list[tuple[Measured, Measured]]] = {hubs: [] for hubs in HUBS}
     for _ in range(rounds):
         for hubs in HUBS:
-            measured[hubs].append(rig.broadcast(hubs, SUBSCRIBERS))
+            measured[hubs].append((rig.broadcast(hubs, SUBSCRIBERS), rig.often(hubs)))
     rows, agree = [], True
     for hubs in HUBS:
-        for lines in zip(*(compare(each, costs) for each in measured[hubs]), strict=True):
+        for lines in zip(*(compare(*each, costs) for each in measured[hubs]), strict=True):
             middle = sorted(lines, key=lambda line: line.measured)[len(lines) // 2]
             agree &= middle.agrees
             rows.append((hubs, middle.what, middle.measured, middle.modelled, f"{middle.error:+.0%}"))

@@ -21,7 +21,7 @@ class Costs:
         machine: Which one, and when.
         redis_event_us: Redis' time per published event, by how many connections are subscribed to its channel:
             pairs (connections, µs), in rising order. It is never idle meanwhile.
-        redis_wake_us: What an event costs it more that finds it idle.
+        redis_wake_us: What an event costs it more (or less) that finds it idle.
         redis_apply_us: A replica's time per event, besides that of its own subscribers.
         hub_event_us: A hub's time per event, besides its deliveries.
         hub_delivery_us: Its time per delivery, the kernel's part of the send included.

@@ -76,7 +76,8 @@ def test_a_storm_that_is_spread_is_served_as_it_comes() -> None:
 
 def test_the_model_is_compared_with_what_was_measured() -> None:
     measured = Measured(2, 1000, hub_us=20_200, redis_us=17.8, spread_ms=26, first_ms=1, receive_us=0)
-    cpu, spread, of_redis = compare(measured, COSTS)
+    often = Measured(2, 10, hub_us=400, redis_us=17.8, spread_ms=1, first_ms=1, receive_us=0)
+    cpu, spread, of_redis = compare(measured, often, COSTS)
     assert (cpu.agrees, spread.agrees, of_redis.agrees) == (True, False, True)
     assert spread.modelled == pytest.approx(20.1, rel=0.02)
 
