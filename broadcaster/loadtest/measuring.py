@@ -20,12 +20,13 @@ from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.records import ClockRecord, DeliveryRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.run import Run
-from broadcaster.loadtest.target import TraceLog, find_target
+from broadcaster.loadtest.target import Target, TraceLog, find_target
 from broadcaster.settings import Settings
 
 log = logging.getLogger("broadcaster.fleet")
 
 _LOOK_EVERY_S: Final = 0.5
+_ASK_S: Final = 2.0
 _FETCH_AFTER: Final = 4000
 """Events after which a trace of the usual size (`hub.trace_events`) is read."""
 
@@ -66,8 +67,7 @@ async def measure_run(settings: Settings) -> None:
         fetching = asyncio.create_task(_keep_fetching(trace, fleet))
         published = await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
         fetching.cancel()
-        await trace.fetch(len(fleet.stored))
-        clocks.append(await target.hub_clock())
+        clocks.append(await _ask_at_the_end(trace, fleet, target))
     result = fleet.result(number, min((row.published_mono_ns for row in published), default=0))
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
@@ -77,6 +77,16 @@ async def measure_run(settings: Settings) -> None:
     with records.result_file(run.fleet(number)) as file:
         json.dump(asdict(result), file, indent=2)
     log.info("received %d deliveries", len(fleet.deliveries))
+
+
+async def _ask_at_the_end(trace: TraceLog, fleet: Fleet, target: Target) -> ClockRecord:
+    """Read the rest of the hub's trace, and its clock; a hub that has frozen must not hold the results up."""
+    try:
+        async with asyncio.timeout(_ASK_S):
+            await trace.fetch(len(fleet.stored))
+            return await target.hub_clock()
+    except TimeoutError:
+        return ClockRecord("hub", "", CLOCK.monotonic_ns(), None, None, None, "the hub did not answer in time")
 
 
 async def _keep_fetching(trace: TraceLog, fleet: Fleet) -> None:

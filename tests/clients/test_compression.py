@@ -15,7 +15,7 @@ from broadcaster import Event
 from broadcaster.redis.server import RedisServer
 from tests.clients.conftest import Kit, Open
 from tests.clients.programs import Happenings, node_has_websocket, until_opened
-from tests.clients.publishing import WRITING, assert_got, of_size, on_the_wire, publish
+from tests.clients.publishing import WRITING, as_published, assert_got, of_size, on_the_wire, publish
 from tests.support import UNIT_S, Hub, HubThread, assert_calm, in_loop
 
 DATA: list[dict[str, Any]] = [
@@ -97,7 +97,7 @@ async def test_libraries_get_it_and_may_compress_what_they_say(
         published.extend(await asyncio.to_thread(publish, steady_redis.url, *DATA))
 
     texts = await client(f"ws://127.0.0.1:{port}/ws", len(DATA), opened)
-    assert [json.loads(text) for text in texts] == [on_the_wire(event) for event in published]
+    assert [as_published(json.loads(text)) for text in texts] == [on_the_wire(event) for event in published]
     assert hub.stats()["closed"] == {}
     assert_calm(hub)
     await asyncio.to_thread(hub.until_connected, 0)

@@ -15,7 +15,7 @@ from broadcaster.redis.server import RedisServer
 from tests.clients.conftest import Kit
 from tests.clients.nginx import certificate, nginx
 from tests.clients.programs import Script, until_opened
-from tests.clients.publishing import assert_got, events_of, on_the_wire, publish
+from tests.clients.publishing import as_published, assert_got, events_of, on_the_wire, publish
 from tests.support import UNIT_S, Hub, HubThread, RawClient, assert_calm, eventually
 
 ROUNDS = 100
@@ -97,11 +97,11 @@ def test_an_upgrade_never_lands_on_a_used_connection(
             with RawClient(port) as client:
                 assert client.response.startswith(b"HTTP/1.1 101 "), (number, client.response)
                 published += publish(steady_redis.url, {"number": number})
-                assert client.event() == on_the_wire(published[-1])
+                assert as_published(client.event()) == on_the_wire(published[-1])
                 client.send(8, b"\x03\xe8")
                 assert client.close_code() == 1000
         quiet.close()
-        assert [stayer.event() for _ in published] == [on_the_wire(event) for event in published]
+        assert [as_published(stayer.event()) for _ in published] == [on_the_wire(event) for event in published]
     assert set(askers.statuses) == {200}, askers.statuses
     assert askers.statuses[200] > ROUNDS
     log = (tmp_path / "access.log").read_text().splitlines()

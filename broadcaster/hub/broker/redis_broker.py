@@ -251,7 +251,7 @@ class RedisBroker:
         if settings:
             self._suitable = True
             for warning in warnings(*settings):
-                log.warning("redis: %s", warning)
+                log.warning("redis: this server may cost events: %s", warning)
 
     async def publish(
         self, event_type: str, source: str, *, severity: str, data: Mapping[str, Any] | None, to: str
