@@ -118,7 +118,10 @@ class LiveRules:
             view.moved_at = now
         if gap.cause not in _WITHOUT_NUMBERS or gap.position is not None or gap.last is not None:
             self._fail("a gap with numbers, without history", now, book.client, f"{gap}")
-        parts = [*way(book.client, book.hub), *source(book.hub)]
+        hubs = {book.hub}
+        if gap.cause == "no_history":  # at which it was before
+            hubs |= {entry.hub for _, entry in book.entries if isinstance(entry, Connected)}
+        parts = [part for hub in sorted(hubs) for part in (*way(book.client, hub), *source(hub))]
         if gap.cause != "shed" and not self._troubles.any(parts, now, 30.0) and not view.came_with:
             self._fail(f"{gap.cause} without a cause", now, book.client, f"{gap}")
 
