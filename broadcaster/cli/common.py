@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,6 +67,19 @@ def cli(context: click.Context, config: Path | None, preset: str | None, assignm
     `broadcaster demo` runs all parts of it, for a look; `broadcaster loadtest` measures it.
     """
     context.obj = {"config": config, "preset": preset, "assignments": assignments}
+
+
+def filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options `--type`, `--source` and `--severity` of a command: `types`, `sources`, `severities`."""
+    for option in (
+        click.option(
+            "--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable."
+        ),
+        click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable."),
+        click.option("--type", "types", multiple=True, help="Only events of this type; repeatable."),
+    ):
+        command = option(command)
+    return command
 
 
 def load_settings(context: click.Context, **options: Any) -> Loaded:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from broadcaster.cli.common import cli, examples, load_settings
+from broadcaster.cli.common import cli, examples, filters, load_settings
 from broadcaster.core import process
 from broadcaster.core.errors import InvalidEvent
 
@@ -34,9 +34,7 @@ _PAGE_BYTES: Final = 2**20
     )
 )
 @click.option("--channel", help="Whose events; default: event.channel.")
-@click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
-@click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
-@click.option("--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable.")
+@filters
 @click.option("--since", default="all", show_default=True, metavar="WHEN",
               help="A duration (90s, 10m, 2h, 1d), a time (ISO 8601), a position, or all.")  # fmt: skip
 @click.option("--last", type=click.IntRange(0), metavar="N", help="Of these only the last N.")

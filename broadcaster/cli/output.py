@@ -1,11 +1,13 @@
-"""The output of `broadcaster subscribe`: one line per event with its latency or age, and gaps, in their order."""
+"""What `broadcaster subscribe` and `tail` print: a line per event with its latency or age, and gaps, in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -15,6 +17,7 @@ from broadcaster.cli.resume_file import SAVE_EVERY_S, ResumeFile
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, OutputError
 from broadcaster.core.event import Event
+from broadcaster.core.logs import configure_logging
 from broadcaster.core.position import Gap
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.status_events import Received, Stale
@@ -33,6 +36,38 @@ _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
 """A line break in JSON stands between its tokens, never in a string."""
 
 _UNITS: Final = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+
+
+def follow(
+    subscriber: Callable[[], Subscriber],
+    *,
+    as_json: bool,
+    log_file: Path | None = None,
+    resume_file: ResumeFile | None = None,
+    in_colours: bool = False,
+) -> int:
+    """Print all that a subscriber receives until SIGINT or SIGTERM; the exit code.
+
+    Args:
+        subscriber: Makes it; a ValueError says what was asked for wrongly.
+        as_json: A JSON object per line, and the log on stderr.
+        log_file: Where the lines are written, too.
+        resume_file: Where the positions are kept.
+        in_colours: By severity, on a terminal.
+    """
+    if as_json:
+        configure_logging(sys.stderr)
+
+    async def main(stop: asyncio.Event) -> int:
+        try:
+            made = subscriber()
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
+        logging.getLogger("broadcaster.subscriber.received").disabled = True  # it is printed in its place
+        await watch(made, stop, as_json=as_json, log_file=log_file, resume_file=resume_file, in_colours=in_colours)
+        return 0
+
+    return process.run(main)
 
 
 async def watch(

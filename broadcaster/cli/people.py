@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from broadcaster.cli.common import Number, cli, examples, load_settings, say
+from broadcaster.cli.common import Number, cli, examples, filters, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.files import whole_file
-from broadcaster.core.logs import configure_logging
 from broadcaster.settings import CONFIG_FILE, Settings, dump
 
 if TYPE_CHECKING:
@@ -94,9 +92,7 @@ def publish(
     )
 )
 @click.option("--channel", "channels", multiple=True, help="Channel to receive; repeatable; default: the hub's.")
-@click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
-@click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
-@click.option("--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable.")
+@filters
 @click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position; default: now.")
 @click.option("--resume-file", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep the position here, and go on from it next time.")  # fmt: skip
@@ -122,7 +118,7 @@ def subscribe(
 
     GAP: events that cannot be delivered. STALE: the hub is silent, so what happens now is not seen here.
     """
-    from broadcaster.cli.output import watch
+    from broadcaster.cli.output import follow
     from broadcaster.cli.resume_file import ResumeFile
     from broadcaster.core.event import check_channel
     from broadcaster.subscribe.subscriber import Subscriber
@@ -137,26 +133,18 @@ def subscribe(
                 f"--channel takes one channel, not a pattern such as {channel!r}: repeat it for each"
             )
         check_channel(channel)
-    if as_json:
-        configure_logging(sys.stderr)
 
-    async def main(stop: asyncio.Event) -> int:
-        try:
-            subscriber = Subscriber(
-                settings=settings,
-                channels=channels,
-                since=kept.load() if kept else since,
-                types=types,
-                sources=sources,
-                severities=severities,
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
-        logging.getLogger("broadcaster.subscriber.received").disabled = True  # it is printed in its place
-        await watch(subscriber, stop, as_json=as_json, log_file=log_file, resume_file=kept)
-        return 0
+    def subscriber() -> Subscriber:
+        return Subscriber(
+            settings=settings,
+            channels=channels,
+            since=kept.load() if kept else since,
+            types=types,
+            sources=sources,
+            severities=severities,
+        )
 
-    sys.exit(process.run(main))
+    sys.exit(follow(subscriber, as_json=as_json, log_file=log_file, resume_file=kept))
 
 
 @cli.group(epilog=examples("broadcaster config show", "broadcaster config init"))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
 
 import click
 
-from broadcaster.cli.common import cli, examples, load_settings
-from broadcaster.core import process
-from broadcaster.core.logs import configure_logging
+from broadcaster.cli.common import cli, examples, filters, load_settings
 
 
 @cli.command(
@@ -21,9 +17,7 @@ from broadcaster.core.logs import configure_logging
     )
 )
 @click.option("--channel", help="Channel to receive; default: the hub's.")
-@click.option("--type", "types", multiple=True, help="Only events of this type; repeatable.")
-@click.option("--source", "sources", multiple=True, help="Only events of this source; repeatable.")
-@click.option("--severity", "severities", multiple=True, help="Only critical, warning or info; repeatable.")
+@filters
 @click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position, in the place of --last.")
 @click.option(
     "--last", default=10, show_default=True, type=click.IntRange(0), metavar="N", help="Begin so many events back."
@@ -46,31 +40,23 @@ def tail(
 
     As `broadcaster subscribe`, from a number of events back, and in colours on a terminal.
     """
-    from broadcaster.cli.output import watch
+    from broadcaster.cli.output import follow
     from broadcaster.core.event import check_channel
     from broadcaster.subscribe.subscriber import Subscriber
 
     settings = load_settings(context, subscriber__url=url).settings
     if channel is not None:
         check_channel(channel)
-    if as_json:
-        configure_logging(sys.stderr)
 
-    async def main(stop: asyncio.Event) -> int:
-        try:
-            subscriber = Subscriber(
-                settings=settings,
-                channels=[channel] if channel else (),
-                since=since,
-                last=None if since else last,
-                types=types,
-                sources=sources,
-                severities=severities,
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
-        logging.getLogger("broadcaster.subscriber.received").disabled = True  # it is printed in its place
-        await watch(subscriber, stop, as_json=as_json, log_file=None, resume_file=None, in_colours=True)
-        return 0
+    def subscriber() -> Subscriber:
+        return Subscriber(
+            settings=settings,
+            channels=[channel] if channel else (),
+            since=since,
+            last=None if since else last,
+            types=types,
+            sources=sources,
+            severities=severities,
+        )
 
-    sys.exit(process.run(main))
+    sys.exit(follow(subscriber, as_json=as_json, in_colours=True))

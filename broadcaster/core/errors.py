@@ -104,7 +104,6 @@ class RedisErrorReply(RedisUnavailable):
     """Redis answers a command with an error: others may work, and a retry may help.
 
     `code` is the word with which Redis begins it, such as `WRONGTYPE`. `is_lasting`: waiting will not change it.
-
     """
 
     def __init__(self, said: str, remedy: str = "") -> None:

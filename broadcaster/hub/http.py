@@ -32,7 +32,6 @@ log = logging.getLogger("broadcaster.hub")
 _BYTES_AROUND_DATA: Final = 65_536
 """The most of a published body that is not the event's `data`: other fields, white space, escapes."""
 
-
 _MOST_TRACED: Final = 1000
 """Events in one answer: some 2 ms of the hub's time."""
 

@@ -44,7 +44,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     "unknown command": "it is disabled or renamed there, and needed here",
     "max number of clients": "raise its maxclients",
 }
-"""What to do, by the code of an error, or by words of it."""
+"""What to do, by words of an error: its code, or others."""
 
 
 def read_error(said: str) -> RedisErrorReply | RedisRefused:
@@ -57,8 +57,7 @@ def read_error(said: str) -> RedisErrorReply | RedisRefused:
     text = _UNKNOWN_IN_A_SCRIPT.sub("ERR unknown command in a script", text)
     if text.startswith("DENIED"):
         text = text.partition(" because ")[0]  # a page of advice follows
-    code = text.partition(" ")[0]
-    remedy = next((what for words, what in _REMEDIES.items() if words == code or words in text), "")
+    remedy = next((what for words, what in _REMEDIES.items() if words in text), "")
     if said.startswith(_REFUSALS) or any(words in said for words in _REFUSALS_IN_A_SCRIPT):
         return RedisRefused(SAYS + text + (f" ({remedy})" if remedy else ""))
     return RedisErrorReply(text, remedy)

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from httptools import parse_url
@@ -32,6 +33,10 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
 _STREAM_PATHS: Final = ("/sse", "/sse/")
 _RETRY: Final = "Retry-After: 1\r\n"
+
+
+_Answer = Callable[[bytes, asyncio.Transport, str], None]
+"""Answers a request: its head, where to, and the address of who asks."""
 
 
 class HandshakeProtocol(asyncio.Protocol):
@@ -116,7 +121,8 @@ class HandshakeProtocol(asyncio.Protocol):
             self.admission.forget(self)  # it has done its part in time
             self._waiting = True
             self.admission.answering += 1
-            self.context.scheduler.add(self._upgrade if path in _WEBSOCKET_PATHS else self._stream)
+            answer = self._upgrade if path in _WEBSOCKET_PATHS else self._stream
+            self.context.scheduler.add(partial(self._take_turn, answer))
         else:
             self._refuse(503, "too many handshakes at once", _RETRY)
 
@@ -134,22 +140,24 @@ class HandshakeProtocol(asyncio.Protocol):
         peer = self._transport.get_extra_info("peername")
         return peer[0] if isinstance(peer, tuple) else ""
 
-    def _upgrade(self) -> bool:
+    def _take_turn(self, answer: _Answer) -> bool:
         """For the scheduler: answer the request. However many arrive at once, events are delivered meanwhile."""
         self.admission.answering -= 1
         head, transport = self._head, self._transport
-        if transport is None or transport.is_closing():
-            return False
-        address = self._address()
-        self._release()
-        try:
-            compress = self.context.settings.compress
-            answer = wire.answer_upgrade(
-                head, lambda target: self.admission.admit(target, address), compress=compress
-            )
-        except BaseException:
-            transport.abort()  # a bug, but the client is not left waiting for an answer
-            raise
+        if transport is not None and not transport.is_closing():
+            address = self._address()
+            self._release()
+            try:
+                answer(head, transport, address)
+            except BaseException:
+                transport.abort()  # a bug, but the client is not left waiting for an answer
+                raise
+        return False
+
+    def _upgrade(self, head: bytes, transport: asyncio.Transport, address: str) -> None:
+        """Answer a request for a WebSocket."""
+        compress = self.context.settings.compress
+        answer = wire.answer_upgrade(head, lambda target: self.admission.admit(target, address), compress=compress)
         transport.write(answer.response)
         if answer.malformed:
             self.admission.refused["malformed"] += 1
@@ -167,27 +175,15 @@ class HandshakeProtocol(asyncio.Protocol):
                 form=self.context.formats.deflate if answer.compressed else PLAIN,
             )
             self._open(transport, connection, admitted)
-        return False
 
-    def _stream(self) -> bool:
-        """For the scheduler: the same for a request that asks for an event stream."""
-        self.admission.answering -= 1
-        head, transport = self._head, self._transport
-        if transport is None or transport.is_closing():
-            return False
-        address = self._address()
-        self._release()
-        try:
-            answer = answer_stream_request(head, address, self.admission, self.context)
-        except BaseException:
-            transport.abort()
-            raise
+    def _stream(self, head: bytes, transport: asyncio.Transport, address: str) -> None:
+        """Answer a request for an event stream."""
+        answer = answer_stream_request(head, address, self.admission, self.context)
         transport.write(answer.response)
         if answer.admitted is None:
             transport.close()
         else:
             self._open(transport, EventStream(transport, self.context, answer.admitted), answer.admitted)
-        return False
 
     def _open(self, transport: asyncio.Transport, connection: Connection, admitted: Admitted) -> None:
         """From here on the transport is a `Connection`'s."""
