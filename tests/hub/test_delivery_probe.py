@@ -312,21 +312,19 @@ def test_a_frozen_redis_turns_it_red(ward: Ward) -> None:
 
 
 def test_a_subscription_that_is_taken_away_turns_it_red(ward: Ward) -> None:
-    """Redis itself says so, first of all channels, that of the probes among them, then of one.
+    """Redis itself says so, first of one channel, then of all, that of the probes among them.
 
-    They are subscribed to again, and what was published meanwhile comes from the log.
+    They are subscribed to again, and events get through. (Of each channel it is logged once in a minute.)
     """
     with RawClient(ward.hub.port) as client:
         lines = len(ward.hub.lines)
-        ward.proxy.inject("UNSUBSCRIBE")
-        eventually(
-            lambda: sum("was taken away" in line for line in ward.hub.lines[lines:]) == 2,
-            f"not noticed:\n{ward.hub.output}",
-            within=5.0,
-        )
-        for channels in ((), (CHANNEL,)):
-            if channels:
-                ward.proxy.inject("UNSUBSCRIBE", *channels)
+        for noticed, channels in ((1, (CHANNEL,)), (2, ())):
+            ward.proxy.inject("UNSUBSCRIBE", *channels)
+            eventually(
+                lambda: sum("was taken away" in line for line in ward.hub.lines[lines:]) == noticed,  # noqa: B023
+                f"not noticed:\n{ward.hub.output}",
+                within=5.0,
+            )
             ward.hub.until_ready()
             ward.publish()
             assert client.event()["offset"]
