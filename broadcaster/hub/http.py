@@ -37,7 +37,11 @@ _MOST_TRACED: Final = 1000
 
 
 def create_app(hub: Hub, announcer: Announcer) -> App:
-    """The routes of one hub. Each answer is JSON; each refusal says `error`."""
+    """The routes of one hub. Each answer is JSON; each refusal says `error`.
+
+    Each says its `error_format`, or Sanic parses the source of the handler to find it out: that takes time,
+    and two hubs that do so at once in one process fail (`SystemError`: CPython 3.11 cannot parse in two threads).
+    """
     app = Sanic(f"broadcaster-{id(hub):x}", configure_logging=False)
     app.config.KEEP_ALIVE = False  # an upgrade on a connection that Sanic has used would reach Sanic
     app.config.ACCESS_LOG = False
@@ -48,7 +52,7 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
     for path, answer in _monitoring(hub, announcer).items():
         _add_monitored(app, hub, path, answer)
 
-    @app.post("/publish")
+    @app.post("/publish", error_format="json")
     async def publish(request: Request) -> HTTPResponse:
         """201 with what became of the event."""
         if hub.admission.stopping:
@@ -59,7 +63,7 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
             hub.admission.note_refused(request.ip, f"publish {reply.status}", reply.status, f"/publish: {why}")
         return json(reply.body, status=reply.status, headers=reply.headers)
 
-    @app.options("/publish", name="publish_options")
+    @app.options("/publish", name="publish_options", error_format="json")
     async def publish_options(request: Request) -> HTTPResponse:
         return empty(headers={"Allow": "POST, OPTIONS"})
 
@@ -106,8 +110,8 @@ def _add_monitored(app: App, hub: Hub, path: str, answer: Answer) -> None:
     async def options(request: Request) -> HTTPResponse:
         return empty(headers={"Allow": "GET, HEAD, OPTIONS"})
 
-    app.add_route(get, path, methods=["GET", "HEAD"], name=path[1:])
-    app.add_route(options, path, methods=["OPTIONS"], name=f"{path[1:]}_options")
+    app.add_route(get, path, methods=["GET", "HEAD"], name=path[1:], error_format="json")
+    app.add_route(options, path, methods=["OPTIONS"], name=f"{path[1:]}_options", error_format="json")
 
 
 def _trace(hub: Hub, request: Request) -> HTTPResponse:
