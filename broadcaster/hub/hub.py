@@ -66,11 +66,12 @@ class Hub:
         self._started_at = runtime.clock.loop_s()
 
     def start(self) -> None:
-        """Begin to work: subscriptions, probes, pages, timer."""
+        """Begin to work: subscriptions, probes, pages, times, timer."""
         for work, name in (
             (partial(self.broker.run, self.dispatcher), "subscription"),
             (self.probe.run, "proofs"),
             (self.pages.run, "pages"),
+            (self.pages.times.run, "times"),
             (self.timer.run, "timer"),
         ):
             self.spawn(work, name)

@@ -1,8 +1,8 @@
 -- Stores events and publishes them, in one step; without events it returns the head of the channel, and begins an
 -- epoch if that is due.
 --
--- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until, ids_offset and taken_back: see
---          below
+-- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until, ids_offset, taken_back and
+--          rising: see below
 -- KEYS[2]  log: stream of its events
 -- KEYS[3]  and 4: two hashes that take turns: of each event its id, and the position that it was given
 -- ARGV[1]  channel
@@ -40,7 +40,7 @@ for i = after + 1, #ARGV do
 end
 
 local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset',
-  'taken_back')
+  'taken_back', 'rising')
 local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
 
 if run_id == '' or run_id ~= known[3] then
@@ -271,6 +271,17 @@ if refused then  -- as if this event had not been
   redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
   local is_right = refused.err:find('NOPERM') or refused.err:find("script can't", 1, true)
   return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
+end
+if #new > 0 then
+  -- `rising`: since which offset, up to which one, and up to what stamp no event has an earlier one than that before it.
+  -- So long a reader can bisect by time. It begins anew where the clock was set back, where there is no stamp, and
+  -- after an event that was stored by an earlier version, or was lost.
+  local from, to, last = (known[9] or ''):match('^(%d+):(%d+):(%d+)$')
+  local us = stamp ~= '' and clock[1] * 1000000 + clock[2]
+  if not (us and to and to == known[2] and us >= tonumber(last)) then
+    from = offset - #new / 2 + 1
+  end
+  redis.pcall('HSET', meta, 'rising', us and digits(from) .. ':' .. digits(offset) .. ':' .. digits(us) or '')
 end
 if count > 0 then
   epochs = stamp == '' and 'unstamped' or ''

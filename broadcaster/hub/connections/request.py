@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from broadcaster.core.event import SEVERITIES, channel_name
-from broadcaster.core.position import Last, Position
+from broadcaster.core.position import Beginning, Last, read_since
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
 
@@ -17,7 +17,7 @@ _BEGINNINGS: Final = ("since", "last")
 class SubscribeRequest:
     """Channels, each with where it is to begin (None: now), and one filter for all of them."""
 
-    channels: tuple[tuple[str, Position | Last | None], ...]
+    channels: tuple[tuple[str, Beginning], ...]
     filter: Filter
 
 
@@ -41,7 +41,7 @@ def read_query(
         ValueError: A parameter is unknown, stands in the wrong place, or has a wrong value.
     """
     names = [value for key, value in query if key == "channel"]
-    since: dict[str, Position | Last | None] = dict.fromkeys(names or [default])
+    since: dict[str, Beginning] = dict.fromkeys(names or [default])
     if len(since) < len(names):
         raise ValueError("a channel is asked for twice")
     wanted: dict[str, set[str]] = {"type": set(), "source": set(), "severity": set()}
@@ -56,7 +56,7 @@ def read_query(
                 raise ValueError(f"{key} belongs to the channel before it")
             if since[current] is not None:
                 raise ValueError(f"{key} is given twice for one channel, or since and last")
-            since[current] = Position.parse(value) if key == "since" else _last(value, most_back)
+            since[current] = _since(value) if key == "since" else _last(value, most_back)
         elif key in wanted:
             wanted[key].add(_label(key, value))
         else:
@@ -65,6 +65,13 @@ def read_query(
         raise ValueError(f"a filter has more than {limits.filter_values} values")
     filtered = Filter(*(frozenset(wanted[key]) for key in ("type", "source", "severity")))
     return SubscribeRequest(tuple(since.items()), filtered or EVERYTHING)
+
+
+def _since(value: str) -> Beginning:
+    try:
+        return read_since(value)
+    except ValueError as error:
+        raise ValueError(f"since {error}") from None
 
 
 def _last(value: str, most: int) -> Last:
