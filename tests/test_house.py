@@ -80,7 +80,9 @@ ROOMS = {
     ),
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
-    "hub.catchup": Room("epochs event_log page_cache replay sequencer times", "core hub.broker hub.fanout wire"),
+    "hub.catchup": Room(
+        "epochs event_log history page_cache replay sequencer times", "core hub.broker hub.fanout wire"
+    ),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),

@@ -10,6 +10,10 @@ from broadcaster.core.position import Beginning, Last, read_since
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
 
+DEFAULT_EVENTS: Final = 100
+MOST_EVENTS: Final = 1000
+"""Of one answer with stored events."""
+
 _BEGINNINGS: Final = ("since", "last")
 
 
@@ -19,6 +23,37 @@ class SubscribeRequest:
 
     channels: tuple[tuple[str, Beginning], ...]
     filter: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class EventsRequest:
+    """A channel, where to begin in what is stored of it (None: with the oldest), a filter, the most events."""
+
+    channel: str
+    begins: Beginning
+    filter: Filter
+    limit: int
+
+
+def read_events_query(
+    query: tuple[tuple[str, str], ...], default: str, limits: Limits = LIMITS, most_back: int = 10_000
+) -> EventsRequest:
+    """Read the parameters of a request for stored events: as `read_query`, of one channel, and `limit`.
+
+    Raises:
+        ValueError: As of `read_query`; or `limit` is no number of events.
+    """
+    given = [value for key, value in query if key == "limit"] or [str(DEFAULT_EVENTS)]
+    if len(given) > 1:
+        raise ValueError("limit is given twice")
+    [number] = given
+    if not (number.isascii() and number.isdecimal() and len(number) < 8 and 1 <= int(number) <= MOST_EVENTS):
+        raise ValueError(f"limit is a number of events from 1 to {MOST_EVENTS}, got {number[:40]!r}")
+    asked = read_query(tuple(pair for pair in query if pair[0] != "limit"), default, limits, most_back)
+    if len(asked.channels) > 1:
+        raise ValueError("channel is given twice: an answer has the events of one channel")
+    [(channel, begins)] = asked.channels
+    return EventsRequest(channel, begins, asked.filter, int(number))
 
 
 def read_query(
