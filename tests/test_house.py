@@ -73,7 +73,7 @@ ROOMS = {
     "redis": Room(
         "commands connection error_replies nodes presence pubsub server stream suitability", "core settings"
     ),
-    "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
+    "subscribe": Room("connector hub_status resume_state stored_events subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(
         "audiences fanout filters format message ring scheduler slow subscription trace", "core settings wire"
