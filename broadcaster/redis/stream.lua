@@ -51,7 +51,8 @@ end
 -- Events say when they were stored, by Redis' clock, which is read once per call. Without the right to read it (`+time`,
 -- which earlier versions did not need) they say nothing.
 local clock = count > 0 and redis.pcall('TIME')
-local stamp = clock and not clock.err and '"stored_at_us":' .. digits(clock[1] * 1000000 + clock[2]) .. ',' or ''
+local us = clock and not clock.err and digits(clock[1] * 1000000 + clock[2])
+local stamp = us and '"stored_at_us":' .. us .. ',' or ''
 
 local function now_ms()
   local now = clock or redis.pcall('TIME')
@@ -214,6 +215,18 @@ local function place_of(number)
   return number .. '-' .. (taken and digits(taken + 1) or '0')
 end
 
+-- `rising`: since which offset, up to which one, and up to what stamp no event has an earlier stamp than the one before
+-- it. That far a reader can bisect by time. It begins anew where the clock was set back, where there is no stamp, and
+-- after an event that an earlier version has stored.
+local rising_from, to, last_us = (known[9] or ''):match('^(%d+):(%d+):(%d+)$')
+if not (us and to and to == known[2] and tonumber(us) >= tonumber(last_us)) then
+  rising_from = digits(offset + 1)
+end
+
+local function rising(number)
+  return us and rising_from .. ':' .. number .. ':' .. us or ''
+end
+
 local reply = {}
 local number, refused
 for i = 1, count do
@@ -221,7 +234,8 @@ for i = 1, count do
   local position, receivers = given[i] or given[id], -1
   if not position then
     number = digits(offset + 1)
-    local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until)
+    local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until, 'rising',
+      rising(number))
     if failed(counted) then
       refused = counted
       break
@@ -268,20 +282,10 @@ if #new > 0 then
   redis.call('HSET', ids, unpack(new))
 end
 if refused then  -- as if this event had not been
-  redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
+  local last = digits(offset)
+  redis.pcall('HSET', meta, 'offset', last, 'ids_offset', last .. old_until, 'rising', rising(last))
   local is_right = refused.err:find('NOPERM') or refused.err:find("script can't", 1, true)
   return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
-end
-if #new > 0 then
-  -- `rising`: since which offset, up to which one, and up to what stamp no event has an earlier one than that before it.
-  -- So long a reader can bisect by time. It begins anew where the clock was set back, where there is no stamp, and
-  -- after an event that was stored by an earlier version, or was lost.
-  local from, to, last = (known[9] or ''):match('^(%d+):(%d+):(%d+)$')
-  local us = stamp ~= '' and clock[1] * 1000000 + clock[2]
-  if not (us and to and to == known[2] and us >= tonumber(last)) then
-    from = offset - #new / 2 + 1
-  end
-  redis.pcall('HSET', meta, 'rising', us and digits(from) .. ':' .. digits(offset) .. ':' .. digits(us) or '')
 end
 if count > 0 then
   epochs = stamp == '' and 'unstamped' or ''

@@ -244,7 +244,7 @@ def rising(client: RedisClient) -> int | None:
     return stream.read_rising(say(client, stream.peek_rising(CHANNEL)))
 
 
-def test_it_is_known_since_where_the_stamps_rise(client: RedisClient) -> None:
+def test_it_is_known_since_where_the_stamps_rise(steady_redis: RedisServer, client: RedisClient) -> None:
     """From the first event on; anew where the clock went back, or an event was stored by an earlier version."""
     assert rising(client) is None
     store(client, "a b")
@@ -257,6 +257,11 @@ def test_it_is_known_since_where_the_stamps_rise(client: RedisClient) -> None:
     store(client, "d e")
     assert rising(client) == 4
     store(client, "f")
+    assert rising(client) == 4
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "resetchannels", "+@all")
+    with redis_client(steady_redis) as weak:  # what is refused is not stored, and changes nothing
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        assert isinstance(say(weak, stream.store(CHANNEL, batch("refused"), TABLE)), Exception)
     assert rising(client) == 4
     client.command("HSET", META, "offset", "7")  # as an earlier version stores one
     assert rising(client) is None
