@@ -911,7 +911,8 @@ def test_a_log_that_is_a_pipe_is_refused_before_anything_waits_for_it(
 CONTRADICTIONS = {
     "since_and_resume_file": ("--since", "a-1", "--resume-file", "place.json"),
     "since_of_two_channels": ("--since", "a-1", "--channel", "events.a", "--channel", "events.b"),
-    "since_that_is_no_position": ("--since", "seven"),
+    "since_that_is_no_place": ("--since", "seven"),
+    "since_without_its_zone": ("--since", "2026-11-27T02:00:00"),
 }
 
 
@@ -1240,3 +1241,6 @@ def test_tail_begins_some_events_back(system: System) -> None:
         eventually(lambda: running.output.count(" A s #") == 3, "the next one does not come")
     assert " A s #3" not in running.output
     assert "\x1b" not in running.output
+    with broadcaster("tail", "--channel", channel, "--since", "10m", **system.variables) as running:
+        eventually(lambda: running.output.count(" A s #") == 6, "all of the last minutes does not come")
+    assert "GAP" not in running.output

@@ -43,7 +43,7 @@ class Extract:
 
 
 class History:
-    """Reads stored events, over the connection for pages, one page after another whoever asks."""
+    """Reads stored events, over the connection for pages, one page after another for all who ask."""
 
     def __init__(self, event_log: EventLog, times: Times, runtime: Runtime = RUNTIME) -> None:
         self._log = event_log
