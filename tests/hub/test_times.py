@@ -284,6 +284,24 @@ async def test_who_goes_while_the_log_is_read_disturbs_nobody() -> None:
 
 
 @in_loop
+async def test_nobody_waits_for_a_time_that_is_looked_for() -> None:
+    """Redis takes its time: what comes is given at once to all others, and in the end to who has asked, too."""
+    house = await opened(range(10, 1010, 10))
+    live = house.connect(v1=True)
+    house.redis.gate.clear()
+    asker = house.connect("since=all", v1=True)
+    await house.settle()
+    house.publish(2)
+    later = house.connect("last=1", v1=True)
+    await house.settle()
+    assert (live.story, later.story, asker.story) == ([101, 102], [102], [])
+    house.redis.gate.set()
+    await until_welcome(house, asker)
+    await until(lambda: asker.story[-1:] == [102], "it does not come")
+    assert asker.story == [*range(1, 103)]
+
+
+@in_loop
 async def test_a_log_that_redis_refuses_closes_who_asks_for_a_time() -> None:
     """As it closes whoever resumes: 4010, with the reason."""
     house = await opened(range(10, 1010, 10))
