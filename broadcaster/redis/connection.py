@@ -21,6 +21,7 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import RedisUnavailable, RedisUnreachable
 from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import CLOCK, Clock
@@ -118,14 +119,14 @@ class RedisConnection(asyncio.Protocol):
 
     @classmethod
     async def _connect(cls, options: dict[str, Any], protocol: Callable[[], RedisConnection]) -> RedisConnection:
-        loop = asyncio.get_running_loop()
         if "path" in options:
+            loop = asyncio.get_running_loop()
             return (await loop.create_unix_connection(protocol, options["path"]))[1]
         tls = None
         if options.get("connection_class") is SSLConnection:
             tls = tls_context(options)
         host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
-        return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
+        return (await dialing.connect(protocol, host, port, tls))[1]
 
     async def _log_in(self, options: dict[str, Any]) -> None:
         if password := options.get("password"):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
@@ -234,15 +235,12 @@ def _exchange(
     elif user:
         headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
     try:
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                *(parts.hostname or "", parts.port), timeout=timeout_s, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        host, port = parts.hostname or "", parts.port or (443 if context else 80)
+        connection = http.client.HTTPConnection(host, port)
         with contextlib.closing(connection):
-            connection.connect()
+            connection.sock = dialing.connect_blocking(host, port, timeout_s)
+            if context:
+                connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
             sent_ns = CLOCK.monotonic_ns()
             connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=headers)
             response = connection.getresponse()
