@@ -72,7 +72,7 @@ ROOMS = {
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
     ),
     "redis": Room(
-        "commands connection error_replies nodes presence pubsub server stream suitability", "core settings"
+        "commands connection error_replies nodes presence pubsub server stream suitability tls", "core settings"
     ),
     "subscribe": Room("connector hub_status resume_state status_events subscriber", "core settings wire"),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),

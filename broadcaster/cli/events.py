@@ -95,13 +95,16 @@ async def _stored(settings: Settings, channel: str, since: str) -> AsyncIterator
     """The events of a channel that were stored when this began, from `since` on.
 
     Raises:
+        ConfigurationError: A file that `redis.url` names for TLS cannot be used.
         click.UsageError: `since` says no time and no position.
         RedisUnavailable, RedisRefused: See `CommandLink.execute`.
     """
     from broadcaster.core.event import LARGEST_BYTES, decode
     from broadcaster.redis import stream
     from broadcaster.redis.commands import CommandLink
+    from broadcaster.redis.connection import check_tls
 
+    check_tls("redis.url", settings.redis.url)
     link = CommandLink(settings.redis, stream.LOAD_PAGE)
     try:
         time, table = await link.execute(("TIME",), stream.peek_epochs(channel))

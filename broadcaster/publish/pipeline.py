@@ -18,7 +18,7 @@ from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.publish.lookout import HubLookout
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
-from broadcaster.redis.connection import Command
+from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.stream import Stored
 from broadcaster.settings import Settings
 
@@ -64,6 +64,7 @@ class PublishPipeline:
     """
 
     def __init__(self, settings: Settings, runtime: Runtime = RUNTIME) -> None:
+        check_tls("redis.url", settings.redis.url)
         self._limits = runtime.limits
         self._clock = runtime.clock
         self._chance = runtime.chance

@@ -63,6 +63,10 @@ class Publisher:
             settings: Where Redis is; None reads broadcaster.toml and the environment.
             channel: For events that are given no other; None takes the configured one.
             runtime: Time, chance and limits.
+
+        Raises:
+            ConfigurationError: A setting, or a file that `redis.url` names for TLS, is wrong.
+            InvalidEvent: The name of the channel is wrong.
         """
         self._settings = settings or load().settings
         self._channel = events.check_channel(self._settings.event.channel if channel is None else channel)

@@ -78,7 +78,8 @@ def _connection(url: str, timeout_s: float) -> socket.socket:
     connection = dialing.connect_blocking(*address(url), timeout_s)
     if parts.scheme != "rediss":
         return connection
-    from broadcaster.redis.connection import connection_options, tls_context
+    from broadcaster.redis.connection import connection_options
+    from broadcaster.redis.tls import tls_context
 
     try:
         return tls_context(connection_options(url)).wrap_socket(connection, server_hostname=address(url)[0])

@@ -16,7 +16,7 @@ from broadcaster.hub.broker.replica import Replica
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink, server_info
-from broadcaster.redis.connection import Command
+from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.redis.suitability import ASK_COMMANDS, ASK_SETTINGS, missing_commands, warnings
@@ -73,7 +73,14 @@ class RedisBroker:
 
     @classmethod
     def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
-        """The broker that the settings describe."""
+        """The broker that the settings describe.
+
+        Raises:
+            ConfigurationError: A file that a URL of Redis names for TLS cannot be used.
+        """
+        if settings.redis.subscribe_url:
+            for url in settings.redis.node_urls:
+                check_tls("redis.subscribe_url", url)
         longest_s = max(0.1, settings.hub.handshake_timeout_s - _SPARE_S)
         deadline_s = min(settings.publisher.publish_deadline_s, longest_s)
         limits = settings.publisher.model_copy(update={"publish_deadline_s": deadline_s})
