@@ -20,7 +20,7 @@ from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
 from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.stream import Stored
-from broadcaster.settings import Settings
+from broadcaster.settings import RedisTable, Settings
 
 log = logging.getLogger("broadcaster.publisher")
 
@@ -88,6 +88,10 @@ class PublishPipeline:
         self._why = "it was silent"
         self._log = ThrottledLog(log, clock=runtime.clock)
         self._told_unstamped = False
+
+    def use(self, redis: RedisTable) -> None:
+        """See `CommandLink.use`."""
+        self._commands.use(redis)
 
     async def connect(self) -> None:
         """Connect unless connected.

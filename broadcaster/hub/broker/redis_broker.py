@@ -20,7 +20,7 @@ from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.redis.suitability import ASK_COMMANDS, ASK_SETTINGS, missing_commands, warnings
-from broadcaster.settings import HistoryTable, Settings
+from broadcaster.settings import HistoryTable, RedisTable, Settings
 
 log = logging.getLogger("broadcaster.redis")
 
@@ -127,6 +127,10 @@ class RedisBroker:
 
     def distrust(self, why: str) -> str:
         return self._replica.distrust(why) if self._replica else why
+
+    def use(self, redis: RedisTable) -> None:
+        for link in (self._commands, self._pages, self._pubsub, self._publisher):
+            link.use(redis)
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         await self._pubsub.run(handlers)
