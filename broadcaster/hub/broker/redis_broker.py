@@ -258,7 +258,10 @@ class RedisBroker:
         commands, *settings = await self._ask_master(ASK_COMMANDS, *asked)
         if missing := missing_commands(commands):
             names = ", ".join(missing)
-            raise RedisUnavailable(f"Redis has no {names}, without which nobody can publish: disabled, or renamed")
+            raise RedisUnavailable(
+                f"Redis has no {names}, without which nobody can publish: disabled, or renamed "
+                "(take its rename-command out of redis.conf, and restart Redis)"
+            )
         if settings:
             self._suitable = True
             for warning in warnings(*settings):
