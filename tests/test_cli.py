@@ -34,10 +34,10 @@ from broadcaster.core import process
 from broadcaster.core.event import decode
 from broadcaster.core.position import Cause
 from broadcaster.core.runtime import CLOCK
-from broadcaster.core.status_events import Received
 from broadcaster.core.version import VERSION
 from broadcaster.redis.presence import answers
 from broadcaster.redis.server import RedisServer
+from broadcaster.subscribe.status_events import Received
 from tests.support import (
     CommandLine,
     Finished,

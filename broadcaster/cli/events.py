@@ -126,12 +126,15 @@ async def _stored(settings: Settings, channel: str, begins: Position | Instant) 
     """The events of a channel that were stored when this began, from a place on.
 
     Raises:
+        ConfigurationError: A file that `redis.url` names for TLS cannot be used.
         RedisUnavailable, RedisRefused: See `CommandLink.execute`.
     """
     from broadcaster.core.event import LARGEST_BYTES, decode
     from broadcaster.redis import stream
     from broadcaster.redis.commands import CommandLink
+    from broadcaster.redis.connection import check_tls
 
+    check_tls("redis.url", settings.redis.url)
     link = CommandLink(settings.redis, stream.LOAD_PAGE)
     try:
         time, table = await link.execute(("TIME",), stream.peek_epochs(channel))

@@ -79,13 +79,16 @@ class Hub:
             self.spawn(work, name)
 
     def use(self, settings: Settings) -> None:
-        """Go by other keys, origins and limits from now on; close the connections of keys that are gone (4001).
+        """Go by other keys, origins, limits and credentials of Redis from now on.
+
+        The connections of keys that are gone are closed (4001); no connection to Redis is.
 
         Raises:
             ConfigurationError: A key cannot be read; then nothing has changed.
         """
         self.access.use(settings.auth)
         self.admission.use(settings)
+        self.broker.use(settings.redis)
         for connection in self.registry.everyone():
             if not self.access.still_gives(connection.grant):
                 connection.close(wire.CloseCode.EXPIRED, "the key is not valid any more")

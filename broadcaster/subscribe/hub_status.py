@@ -8,11 +8,12 @@ import http.client
 import json
 import ssl
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
@@ -222,10 +223,15 @@ def _get(url: str, timeout_s: float, context: ssl.SSLContext | None, token: str 
     return _exchange(url, timeout_s, context, token)[0]
 
 
-def connection_to(
+@contextlib.contextmanager
+def connected(
     url: str, timeout_s: float, context: ssl.SSLContext | None, token: str
-) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
-    """A connection that is not open yet; and target and headers of the request for what is at the URL."""
+) -> Iterator[tuple[http.client.HTTPConnection, str, dict[str, str]]]:
+    """An open connection, and target and headers of the request for what is at the URL.
+
+    Raises:
+        OSError, ValueError: There is none.
+    """
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     headers = {"Host": parts.netloc.rpartition("@")[2]}
@@ -233,14 +239,13 @@ def connection_to(
         headers["Authorization"] = f"Bearer {token}"
     elif user:
         headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(
-            *(parts.hostname or "", parts.port), timeout=timeout_s, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
-    return connection, parts._replace(scheme="", netloc="").geturl(), headers
+    host, port = parts.hostname or "", parts.port or (443 if context else 80)
+    connection = http.client.HTTPConnection(host, port)
+    with contextlib.closing(connection):
+        connection.sock = dialing.connect_blocking(host, port, timeout_s)
+        if context:
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+        yield connection, parts._replace(scheme="", netloc="").geturl(), headers
 
 
 def _exchange(
@@ -248,9 +253,7 @@ def _exchange(
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """A JSON object, and the instants (CLOCK_MONOTONIC, ns) before it was asked for and after it began to come."""
     try:
-        connection, target, headers = connection_to(url, timeout_s, context, token)
-        with contextlib.closing(connection):
-            connection.connect()
+        with connected(url, timeout_s, context, token) as (connection, target, headers):
             sent_ns = CLOCK.monotonic_ns()
             connection.request("GET", target, headers=headers)
             response = connection.getresponse()

@@ -15,10 +15,10 @@ from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
 from broadcaster.core.position import Cause, Gap, Position, read_place
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.status_events import Fresh, Received, Stale
 from broadcaster.settings import Settings, load, websocket_url
 from broadcaster.subscribe.connector import Connector
 from broadcaster.subscribe.resume_state import ResumeState
+from broadcaster.subscribe.status_events import Fresh, Received, Stale
 from broadcaster.wire import client, read_control, tls
 from broadcaster.wire.bearer import authorization
 

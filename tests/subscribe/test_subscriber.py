@@ -20,11 +20,11 @@ from websockets.typing import Subprotocol
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber
 from broadcaster.core.errors import HubRefused
 from broadcaster.core.runtime import LIMITS
-from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import EventTable, HubTable, RedisTable, SubscriberTable
 from broadcaster.subscribe import connector
 from broadcaster.subscribe.connector import Connector
+from broadcaster.subscribe.status_events import Received
 from broadcaster.wire import CloseCode, close_frame
 from tests.support import (
     Hub,

@@ -12,6 +12,7 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.publish.publisher import Published
+from broadcaster.settings import RedisTable
 
 Whereabouts = Position | None | RedisUnavailable | RedisRefused
 """Where a channel stands; None if that cannot be known; an error if Redis answers with one for this channel."""
@@ -73,6 +74,9 @@ class Broker(Protocol):
         Returns:
             What is wrong, and where.
         """
+
+    def use(self, redis: RedisTable) -> None:
+        """Log in as this table says on new connections, and cut none."""
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.

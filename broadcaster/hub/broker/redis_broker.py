@@ -16,11 +16,11 @@ from broadcaster.hub.broker.replica import Replica
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink, server_info
-from broadcaster.redis.connection import Command
+from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.redis.suitability import ASK_COMMANDS, ASK_SETTINGS, missing_commands, warnings
-from broadcaster.settings import HistoryTable, Settings
+from broadcaster.settings import HistoryTable, RedisTable, Settings
 
 log = logging.getLogger("broadcaster.redis")
 
@@ -73,7 +73,14 @@ class RedisBroker:
 
     @classmethod
     def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
-        """The broker that the settings describe."""
+        """The broker that the settings describe.
+
+        Raises:
+            ConfigurationError: A file that a URL of Redis names for TLS cannot be used.
+        """
+        if settings.redis.subscribe_url:
+            for url in settings.redis.node_urls:
+                check_tls("redis.subscribe_url", url)
         longest_s = max(0.1, settings.hub.handshake_timeout_s - _SPARE_S)
         deadline_s = min(settings.publisher.publish_deadline_s, longest_s)
         limits = settings.publisher.model_copy(update={"publish_deadline_s": deadline_s})
@@ -120,6 +127,10 @@ class RedisBroker:
 
     def distrust(self, why: str) -> str:
         return self._replica.distrust(why) if self._replica else why
+
+    def use(self, redis: RedisTable) -> None:
+        for link in (self._commands, self._pages, self._pubsub, self._publisher):
+            link.use(redis)
 
     async def run(self, handlers: SubscriptionHandlers) -> None:
         await self._pubsub.run(handlers)
@@ -264,7 +275,10 @@ class RedisBroker:
         commands, *settings = await self._ask_master(ASK_COMMANDS, *asked)
         if missing := missing_commands(commands):
             names = ", ".join(missing)
-            raise RedisUnavailable(f"Redis has no {names}, without which nobody can publish: disabled, or renamed")
+            raise RedisUnavailable(
+                f"Redis has no {names}, without which nobody can publish: disabled, or renamed "
+                "(take its rename-command out of redis.conf, and restart Redis)"
+            )
         if settings:
             self._suitable = True
             for warning in warnings(*settings):
