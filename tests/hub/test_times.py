@@ -157,6 +157,22 @@ async def test_without_the_right_to_ask_redis_the_hubs_clock_counts() -> None:
     assert [place.position.offset for place in places] == [2, 1]
 
 
+@pytest.mark.parametrize("seed", range(5))
+@in_loop
+async def test_only_what_is_before_the_last_set_back_is_read(seed: int) -> None:
+    """It is found where reading all would find it, and what rises is bisected."""
+    chance = random.Random(seed)
+    redis = Memory()
+    before, after = chance.randrange(1, 100), 2_000
+    stamped(redis, *[chance.randrange(50_000) for _ in range(before)], *range(100, 100 + 20 * after, 20))
+    instants = [Instant(chance.randrange(60_000)) for _ in range(5)]
+    read = await found(redis, *instants)
+    redis.rising = before + 1
+    redis.pages.clear()
+    assert await found(redis, *instants) == read
+    assert len(redis.pages) < 5 * 14
+
+
 GONE: list[tuple[str, int, Instant, str, Gap | None]] = [
     ("nothing is gone", 1, OLDEST, "e1-0", None),
     ("of all", 31, OLDEST, "e1-30", Gap(CHANNEL, "expired", "e1", None, 30, P("e1-30"))),

@@ -1,8 +1,8 @@
 """Finds where in the log of a channel a time is: an instant becomes the position after which a reader begins.
 
 Events are found by their `stored_at_us`. As long as these rise, which the script that stores them keeps book of,
-the log is bisected: some 14 reads of one event. Where Redis' clock was set back, or may have been, the log is read
-from its beginning: the first event that was stored then or later may stand before earlier ones.
+the log is bisected: some 14 reads of one event. Up to where Redis' clock was set back, or may have been, it is
+read from its beginning: the first event that was stored then or later may stand before earlier ones.
 """
 
 from __future__ import annotations
@@ -121,16 +121,16 @@ class Times:
         oldest, oldest_us = first.events[0]
         instants = [_us_of(each, now_us, now_s) for each in asked]
         later = sorted({us for us in instants if oldest_us is not None and oldest_us < us})
-        is_rising = rising is not None and rising <= oldest.offset
-        search = self._bisect if is_rising else self._scan
-        places = dict(zip(later, await search(channel, oldest, first.head.position, later), strict=True))
+        head = first.head.position
+        found = await self._scan(channel, oldest, head, later, head.offset + 1 if rising is None else rising)
+        places = dict(zip(later, found, strict=True))
         begin = Found(oldest._replace(offset=oldest.offset - 1), order.gap_before(oldest))
         return [Found(places[us], None) if us in places else begin for us in instants]
 
     async def _bisect(
-        self, channel: str, oldest: Position, head: Position, instants: Sequence[int]
+        self, channel: str, before_all: int, head: Position, instants: Sequence[int]
     ) -> list[Position]:
-        """Per instant the position before the first event then or later; `oldest` was stored before them."""
+        """Per instant the position before the first event then or later, which comes after an offset."""
         read: dict[int, tuple[Position, int | None] | None] = {}  # many who ask at once ask for nearly the same
 
         async def event_at(offset: int) -> tuple[Position, int | None] | None:
@@ -143,7 +143,7 @@ class Times:
         places = []
         for us in instants:
             await asyncio.sleep(0)  # where nothing has to be read any more
-            before, end = oldest.offset, head.offset + 1
+            before, end = before_all, head.offset + 1
             place = head
             while before + 1 < end:
                 middle = (before + end) // 2
@@ -157,12 +157,15 @@ class Times:
         return places
 
     async def _scan(
-        self, channel: str, oldest: Position, head: Position, instants: Sequence[int]
+        self, channel: str, oldest: Position, head: Position, instants: Sequence[int], rising: int
     ) -> list[Position]:
-        """The same, where stamps may have fallen; the instants rise."""
+        """The same, where stamps may have fallen up to the offset from which on they rise; the instants rise.
+
+        The oldest event was stored before them.
+        """
         places = list[Position]()
         offset = oldest.offset
-        while len(places) < len(instants):
+        while len(places) < len(instants) and offset < rising:
             page = _known(await self._log.stamped(channel, offset, _SCANNED_EVENTS))
             for position, stored_us in page.events:
                 while len(places) < len(instants) and (stored_us is None or instants[len(places)] <= stored_us):
@@ -171,7 +174,8 @@ class Times:
                 places += [head] * (len(instants) - len(places))
             else:
                 offset = page.events[-1][0].offset + 1
-        return places
+        rest = instants[len(places) :]
+        return places + await self._bisect(channel, max(oldest.offset, rising - 1), head, rest)
 
 
 def _us_of(asked: Asked, now_us: int, now_s: float) -> int:
