@@ -74,14 +74,18 @@ ROOMS = {
     "redis": Room(
         "commands connection error_replies nodes presence pubsub server stream suitability tls", "core settings"
     ),
-    "subscribe": Room("connector hub_status resume_state status_events subscriber", "core settings wire"),
+    "subscribe": Room(
+        "connector hub_status resume_state status_events stored_events subscriber", "core settings wire"
+    ),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(
         "audiences fanout filters format message ring scheduler slow subscription trace", "core settings wire"
     ),
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
-    "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
+    "hub.catchup": Room(
+        "epochs event_log history page_cache replay sequencer times", "core hub.broker hub.fanout wire"
+    ),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),

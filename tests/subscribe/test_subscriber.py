@@ -566,7 +566,7 @@ def test_what_is_no_position_is_an_error_at_once(since: Any) -> None:
     if since == "":
         assert Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since).positions == {}
         return
-    with pytest.raises(ValueError, match="a position is"):
+    with pytest.raises(ValueError, match="since is a position"):
         Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since)
 
 

@@ -112,6 +112,15 @@ class Broker(Protocol):
             floor: See `ensure_epoch`.
         """
 
+    async def peek(self, channel: str, first: int, *, count: int, max_bytes: int) -> StoredEvents | None:
+        """As `page`, but nothing is begun, or kept from being forgotten; None of a channel that is not known."""
+
+    async def stamps(self, channel: str) -> tuple[int | None, int | None]:
+        """The time by the clock that stamps events, and since which offset those of a channel are in its order.
+
+        The time is in microseconds since 1970; None if it is not told. The offset is None if that is not known.
+        """
+
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
     ) -> dict[str, Whereabouts]:

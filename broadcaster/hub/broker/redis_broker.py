@@ -148,14 +148,31 @@ class RedisBroker:
     async def page(
         self, channel: str, first: int, *, count: int, max_bytes: int, floor: Position | None
     ) -> StoredEvents:
+        found = await self._read(self._ensure_epoch(channel, floor), channel, first, count, max_bytes)
+        assert found is not None  # its epoch has begun
+        return found
+
+    async def peek(self, channel: str, first: int, *, count: int, max_bytes: int) -> StoredEvents | None:
+        return await self._read(stream.peek_epochs(channel), channel, first, count, max_bytes)
+
+    async def _read(
+        self, ask: Command, channel: str, first: int, count: int, max_bytes: int
+    ) -> StoredEvents | None:
+        """A page; `ask` is the command that says where the channel stands."""
         if self._replica is not None:
-            head, info = await self._pages.execute(self._ensure_epoch(channel, floor), REPLICATION)
+            head, info = await self._pages.execute(ask, REPLICATION)
+            if head == [None, None]:
+                return None
             at = stream.read_head(head)
             return await self._replica.page(channel, first, count=count, max_bytes=max_bytes, head=at, master=info)
-        head, listed = await self._pages.execute(
-            self._ensure_epoch(channel, floor), stream.page(channel, first, count, max_bytes)
-        )
-        return StoredEvents(stream.read_head(head), *stream.read_page(listed))
+        head, listed = await self._pages.execute(ask, stream.page(channel, first, count, max_bytes))
+        return None if head == [None, None] else StoredEvents(stream.read_head(head), *stream.read_page(listed))
+
+    async def stamps(self, channel: str) -> tuple[int | None, int | None]:
+        time, rising = await self._pages.execute_each(("TIME",), stream.peek_rising(channel))
+        if isinstance(rising, Exception):
+            raise rising
+        return stream.read_time(time), stream.read_rising(rising)
 
     def _ensure_epoch(self, channel: str, floor: Position | None) -> tuple[Any, ...]:
         return stream.ensure_epoch(channel, self._history, floor=floor, runtime=self._runtime)
