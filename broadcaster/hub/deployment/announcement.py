@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broadcaster.core.text import printable
@@ -70,7 +70,8 @@ class Announcement:
         )
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        fields = {name: getattr(self, name) for name in self.__slots__}  # once a second: `asdict` would copy all
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     @property
     def state(self) -> str:
