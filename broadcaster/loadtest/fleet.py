@@ -35,8 +35,6 @@ _QUIET_NS: Final = 5_000_000
 """Nothing has arrived for so many ns: parsing may begin."""
 _BACKLOG_BYTES: Final = 64 * 2**20
 """Unparsed bytes beyond which parsing does not wait for a quiet moment."""
-_HEADER_BYTES: Final = 4
-"""Of a frame of 126 bytes to 64 KiB, as nearly all events are."""
 _KNOWN_EVENTS: Final = 1024
 """Decoded events that are cached by their bytes."""
 _CONNECTING_AT_ONCE: Final = 200
@@ -143,7 +141,6 @@ class Fleet:
         self.reconnects = 0
         self.inbox = Inbox()
         self.received = 0
-        self._events_read = self._bytes_read = 0
         self.deliveries: list[DeliveryRecord] = []
         self.stored: dict[str, tuple[Position | None, int | None]] = {}
         self._foreign = 0
@@ -244,18 +241,6 @@ class Fleet:
         """Of the events that have come; 0: none has."""
         return max((client.highest_sequence or 0 for client in self._clients), default=0)
 
-    def so_far(self) -> tuple[int, int]:
-        """How many events, and how many deliveries, have come.
-
-        While they come without a pause nothing is parsed, and these are counted by their bytes: about right.
-        """
-        if not self.is_quiet and not self._events_read:
-            self.parse(_SLICE_S)  # then it is known how large one is
-        if self.is_quiet or not self._events_read:
-            return self.highest_sequence, self.received
-        received = self.received + self.inbox.bytes * self._events_read // self._bytes_read
-        return max(self.highest_sequence, received // max(1, len(self._clients))), received
-
     def _is_time_to_parse(self) -> bool:
         # A client can reconnect only once it is known up to where everything had arrived on its lost connection.
         if self.inbox.lost or self.inbox.bytes > _BACKLOG_BYTES:
@@ -308,8 +293,7 @@ class Fleet:
                 self._known[message] = event
                 if not self._only_count and event.source != self._warmup_source:
                     self.stored[event.event_id] = event.position, event.stored_at_us
-            self._events_read += 1
-            self._bytes_read += len(message) + _HEADER_BYTES
+            self.inbox.note_event(len(message))
             if event.source == self._warmup_source:
                 client.on_warmup(event)
                 continue

@@ -216,7 +216,7 @@ def test_progress_is_told_while_events_come_without_a_pause(
         assert 95 <= said["events"] <= 105
         assert 475 <= said["received"] <= 525
         await fleet.parse_all()
-        assert fleet.so_far() == (100, 500)
+        assert measuring.so_far(fleet) == (100, 500)
         await fleet.close()
 
     asyncio.run(story(), debug=True)  # it writes a file
