@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from broadcaster.core.subscription import ANNOUNCEMENT_LASTS_S
 from broadcaster.core.text import printable
 from broadcaster.hub.deployment.identity import Identity, differing
-
-LASTS_S: Final = 5.0
-"""Seconds for which an announcement holds; a hub that has not announced itself again is missing."""
 
 _MAX_BYTES: Final = 65_536
 _MAX_TEXT: Final = 300
@@ -150,7 +148,7 @@ class Announced:
             except (ValueError, RecursionError) as error:
                 corrupt[name] = str(error) if isinstance(error, ValueError) else "it is no JSON"
             else:
-                if age_s > LASTS_S:
+                if age_s > ANNOUNCEMENT_LASTS_S:
                     missing.append(name)
                 else:
                     hubs[name] = hub
