@@ -270,15 +270,15 @@ def test_who_publishes_is_told_of_hubs_at_replicas(tmp_path: Path) -> None:
         }
         publish = ("publish", "--type", "A", "--source", "b")
         eventually(lambda: client.command("KEYS", "broadcaster.hub.{*}.*"), "the hub does not announce itself")
-        ended = finished(*publish, **variables)
+        ended = finished(*publish, cwd=None, within=20, **variables)
         assert (ended.code, "WARNING" in ended.stdout) == (0, False)
         assert "heard by nobody at this Redis; 1 hub is there (" in ended.stdout
         assert f":{scene.hub.port}#1): one at a replica is not counted" in ended.stdout
         client.command("ACL", "SETUSER", "default", "-smembers")
         at_replicas = {"BROADCASTER_REDIS__SUBSCRIBE_URL": scene.replicas[0].server.url}
-        ended = finished(*publish, **variables, **at_replicas)
+        ended = finished(*publish, cwd=None, within=20, **variables, **at_replicas)
         assert "hubs at replicas are not counted, and which there are is not known: " in ended.stdout
-        assert "is a hub running?" in finished(*publish, **variables).stdout
+        assert "is a hub running?" in finished(*publish, cwd=None, within=20, **variables).stdout
         client.command("ACL", "SETUSER", "default", "+@all")
 
 
