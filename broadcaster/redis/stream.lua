@@ -11,7 +11,8 @@
 -- ARGV[4]  the floor: the newest position of this channel that the caller has seen, or nothing
 -- ARGV[5]  history.max_events
 -- ARGV[6]  history.idle_expire_s
--- ARGV[7]  seconds after which meta expires
+-- ARGV[7]  seconds after which meta expires; at most an hour as long as there has been no event: anybody may ask for
+--          a name, and be given a position
 -- ARGV[8]  history.dedupe_s
 -- ARGV[9]  run_id of this Redis, for which the caller has asked on this very connection not long ago; or nothing. INFO
 --          in here costs up to 50 us, so it is asked only where the caller does not know, or may be wrong: a proxy
@@ -276,5 +277,5 @@ if count > 0 then
   epochs = stamp == '' and 'unstamped' or ''
   redis.pcall('EXPIRE', log, ARGV[6])
 end
-redis.pcall('EXPIRE', meta, ARGV[7])  -- the positions outlive the events
+redis.pcall('EXPIRE', meta, offset > 0 and ARGV[7] or math.min(ARGV[7], 3600))  -- positions outlive the events
 return {epochs, number or digits(offset), unpack(reply)}

@@ -266,7 +266,7 @@ VALUES: Final = st.recursive(
 )
 
 
-@fuzzed(1500)
+@fuzzed(600)
 @given(
     st.lists(st.tuples(st.sampled_from(['"data"', '"x"', r'"\u0078"', '"y:"']), VALUES).map(":".join), max_size=4)
 )

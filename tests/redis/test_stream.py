@@ -984,6 +984,15 @@ def test_a_silent_channel_is_forgotten_but_its_counter_is_not(client: RedisClien
     assert ids_of(client) == "c"
 
 
+def test_a_name_that_was_only_asked_for_is_soon_forgotten(client: RedisClient) -> None:
+    """Else thousands of names that strangers have tried would be kept for a week."""
+    for table, kept_s in ((TABLE, 3600), (HistoryTable(idle_expire_s=60), 420)):
+        ask(client, stream.ensure_epoch(CHANNEL, table))
+        assert kept_s - 60 < client.command("TTL", META) <= kept_s
+    positions(client, "a")
+    assert client.command("TTL", META) > 3600
+
+
 def test_positions_outlive_the_events(client: RedisClient) -> None:
     """The counter expires after 7 times `stream.idle_expire_s`; storing and looking begin that anew."""
     table = HistoryTable(idle_expire_s=1000)

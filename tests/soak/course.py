@@ -32,7 +32,7 @@ HUB: Final[dict[str, Any]] = {
     "BROADCASTER_CHANNELS__LINGER_S": "0.5",
     "BROADCASTER_HUB__RING_BYTES": str(2**20),
     "BROADCASTER_HUB__BEHIND_MAX_MS": "3000",
-    "BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S": "1",
+    "BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S": "3",  # the guests share a process, and may be late themselves
     "BROADCASTER_HUB__CLOSE_TIMEOUT_S": "0.5",
     "BROADCASTER_HUB__BEAT_INTERVAL_S": "0.5",
     "BROADCASTER_HUB__PING_INTERVAL_S": "5",
