@@ -104,7 +104,7 @@ ROOMS = {
         "auth core publish redis settings subscribe wire",
     ),
     "loadtest.report": Room(
-        "budget ci clocks collect hgrm limits outcome progress shapes summary text validity",
+        "budget ci clocks collect hgrm limits merge outcome progress shapes summary text validity",
         "auth core loadtest redis settings subscribe",
     ),
     "loadtest.report.page": Room("drawing html pictures series", "core loadtest loadtest.report"),

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from broadcaster.cli.common import BEGINNINGS, Number, cli, examples, filters, load_settings, say
 from broadcaster.core import process
-from broadcaster.core.errors import ConfigurationError
+from broadcaster.core.errors import ConfigurationError, Unavailable
 from broadcaster.core.files import whole_file
 from broadcaster.settings import CONFIG_FILE, Settings, dump
 
 if TYPE_CHECKING:
     from broadcaster.publish.publisher import Published
+
+_NAMED: Final = 3
+"""Of many hubs so many are named."""
 
 
 @cli.command(
@@ -63,19 +66,17 @@ def publish(
     # What is no event is told before anything is connected.
     draft(event_type, source, 1, severity=severity, data=fields, max_bytes=settings.event.max_bytes)
     to = check_channel(settings.event.channel if channel is None else channel)
-    hint = "is a hub running?"
-    if not settings.allows(to):
-        allowed = ", ".join(settings.channels.allow) or "none"
-        hint += f" And {to} is none of channels.allow ({allowed}): a hub with these settings does not serve it"
 
     async def work() -> int:
-        failed = 0
+        failed, unheard = 0, ""
         async with Publisher(settings, channel=channel) as publisher:
             async for due in on_schedule(count, rate):
                 batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
                 for result in await publisher.publish_all(batch):
                     failed += result.error is not None
-                    say(_what_became_of(result, hint))
+                    if result.heard == 0 and not unheard:
+                        unheard = await _why_unheard(settings, to)
+                    say(_what_became_of(result, unheard))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
@@ -228,7 +229,33 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     return None if text is None else json_object(text, "data")
 
 
-def _what_became_of(result: Published, hint: str) -> str:
+async def _why_unheard(settings: Settings, channel: str) -> str:
+    """What is known of the hubs where Redis says that nobody has heard an event on a channel."""
+    from broadcaster.publish.lookout import announced_hubs
+
+    outside = ""
+    if not settings.allows(channel):
+        allowed = ", ".join(settings.channels.allow) or "none"
+        outside = (
+            f" And {channel} is none of channels.allow ({allowed}): a hub with these settings does not serve it"
+        )
+    try:
+        hubs = await announced_hubs(settings)
+    except Unavailable as error:
+        if settings.redis.subscribe_url:
+            return f"hubs at replicas are not counted, and which there are is not known: {error}{outside}"
+        hubs = []
+    if not hubs:
+        return f"WARNING: heard by nobody; is a hub running?{outside}"
+    named = ", ".join(hubs[:_NAMED]) + (", …" if len(hubs) > _NAMED else "")
+    there = f"{len(hubs)} hub{'s are' if len(hubs) > 1 else ' is'} there ({named})"
+    return (
+        f"heard by nobody at this Redis; {there}: one at a replica is not counted, and others listen to a channel "
+        f"only while it has a subscriber{outside}"
+    )
+
+
+def _what_became_of(result: Published, unheard: str) -> str:
     event, receivers = result.event, result.heard
     name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
     if result.error is not None:
@@ -237,5 +264,5 @@ def _what_became_of(result: Published, hint: str) -> str:
     if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if receivers == 0:
-        return f"{name}: {stored}WARNING: heard by nobody; {hint}"
+        return f"{name}: {stored}{unheard}"
     return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"

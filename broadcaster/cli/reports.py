@@ -7,7 +7,7 @@ import json
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -29,6 +29,7 @@ _PAGE: Final = "report.html"
     epilog=examples(
         "broadcaster report --open",
         "broadcaster report results/20260101-120000-1-2 --explain",
+        "broadcaster report host-a/results/monday host-b/results/monday --json",
     )
 )
 @click.option("--loadtest", is_flag=True, help="Wait for this load test, and file it in the archive.")
@@ -39,7 +40,7 @@ _PAGE: Final = "report.html"
 @click.option("--hgrm", "form", flag_value="hgrm", help="Print the percentiles as HdrHistogram does, in ms.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write its page with pictures.")
 @click.option("--open", "is_open", is_flag=True, help="Open this page in a browser.")
-@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="[FOLDER]...", nargs=-1, type=click.Path(path_type=Path))
 @click.pass_context
 def report(
     context: click.Context,
@@ -48,22 +49,23 @@ def report(
     form: str | None,
     html: Path | None,
     is_open: bool,
-    folder: Path | None,
+    folders: tuple[Path, ...],
 ) -> None:
     """Print the report of a load test again.
 
-    FOLDER is that of the run, by default the newest one in results/. Exit code 0: all limits of [report] hold;
-    1: one is broken, or the run is INVALID; 65: the folder is not that of a complete run.
+    FOLDER is that of the run, by default the newest one in results/; several are its folders on several hosts, and
+    make one report. Exit code 0: all limits of [report] hold; 1: one is broken, or the run is INVALID; 65: the
+    folder is not that of a complete run, or several are not of the same one.
     """
     from broadcaster.loadtest.report.text import present
 
-    if loadtest and folder is not None:
+    if loadtest and folders:
         raise click.UsageError("give the folder of a run, or --loadtest inside of one")
     if form and (loadtest or explain or html or is_open):
         raise click.UsageError(f"--{form} is of a run that has ended, and goes with nothing else")
     if loadtest and (html or is_open):
         raise click.UsageError("a load test writes its page into its folder")
-    filed = _collect(context) if loadtest else _read(context, folder)
+    filed = _collect(context) if loadtest else _read(context, folders)
     folder, outcome = filed.folder, filed.outcome
     if form:
         click.echo(_rendered(form, outcome, folder), nl=False)
@@ -77,8 +79,16 @@ def report(
             say(_with_pictures(outcome, folder))
     elif html or is_open:
         _show(outcome, html or folder / _PAGE, is_open=is_open)
+    _end(outcome, folders or (folder,), explain=explain)
+
+
+def _end(outcome: Outcome, folders: tuple[Path, ...], *, explain: bool) -> NoReturn:
+    """Say where more is, and end with the exit code of the run."""
+    listed = " ".join(map(str, folders))
+    if len(folders) > 1:
+        say(f"One run, merged from: {listed}")
     if not explain:
-        say(f"What the lines mean: {program()} report {folder} --explain")
+        say(f"What the lines mean: {program()} report {listed} --explain")
     sys.exit(1 if outcome.is_failure else 0)
 
 
@@ -100,11 +110,15 @@ def _collect(context: click.Context) -> Filed:
     return filed
 
 
-def _read(context: click.Context, folder: Path | None) -> Filed:
+def _read(context: click.Context, folders: tuple[Path, ...]) -> Filed:
     """Read a run that has ended; without a folder the newest one."""
     from broadcaster.loadtest.report.collect import Filed
+    from broadcaster.loadtest.report.merge import read_merged
     from broadcaster.loadtest.report.outcome import newest_run, read_run
 
+    if len(folders) > 1:
+        return Filed(*read_merged(folders), "")
+    [folder] = folders or [None]
     folder = folder or newest_run(Path(load_settings(context).settings.loadtest.results))
     return Filed(folder, read_run(folder), "")
 

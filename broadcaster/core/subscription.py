@@ -1,4 +1,4 @@
-"""The callbacks of a subscription to channels, independent of the broker."""
+"""What is known of hubs in Redis by name, and the callbacks of a subscription, independent of the broker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import Final, Protocol
 
 HUB_CHANNELS: Final = "broadcaster.hub."
 """How the channels of hubs' own probes begin; the number of the hub's database follows, and a name by chance."""
+
+
+ANNOUNCED_S: Final = 600
+"""Seconds for which Redis knows which hubs there were: the keys of their announcements expire after so many."""
+
+ANNOUNCEMENT_LASTS_S: Final = 5.0
+"""Seconds for which an announcement holds; a hub that has not announced itself again is missing."""
+
+
+def announcements_key(deployment: str) -> str:
+    """The key of the names of a deployment's hubs; a dot and a name is that of what one announces."""
+    return f"{HUB_CHANNELS}{{{deployment}}}"
 
 
 def hub_databases(channels: Iterable[bytes]) -> set[int]:

@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import ssl
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -101,7 +100,7 @@ async def _run(
     """
     tls = _tls(hub.settings)
     announcer = Announcer(
-        hub.identity, hub.settings, hub.broker, lambda: asdict(HubStatistics.of(hub)), hub.context.runtime
+        hub.identity, hub.settings, hub.broker, lambda: HubStatistics.of(hub).as_dict(), hub.context.runtime
     )
     listening = Listening(hub.context.runtime.clock)
     health, files = Health(hub), Files(CLIENT | PAGE if hub.settings.page.enabled else CLIENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from broadcaster.core.version import VERSION
 from broadcaster.hub.channels.channel import Channel
@@ -224,3 +225,11 @@ class HubStatistics:
             ring_bytes=sum(channel.ring_bytes for channel in channels.values()),
             channels=channels,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as `/stats` shows it. Nothing is copied, as `asdict` would: a hub does this once a second."""
+        return _fields(self) | {"channels": {name: _fields(channel) for name, channel in self.channels.items()}}
+
+
+def _fields(row: HubStatistics | ChannelStatistics) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from broadcaster.core.backoff import LONGEST_WAIT_S, TRY_LATER_S, ReconnectBackoff
 from broadcaster.core.event import Event
@@ -15,6 +15,9 @@ from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest.records import DISCONNECTED, NEVER_CONNECTED, LossRecord
 from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import PING, TRY_LATER, V1, CloseCode, Outbound
+
+_HEADER_BYTES: Final = 4
+"""Of a frame of 126 bytes to 64 KiB, as nearly all events are."""
 
 
 class Inbox:
@@ -30,6 +33,17 @@ class Inbox:
         self.arrivals: deque[tuple[int, Connection, bytes]] = deque()
         self.bytes = 0
         self.lost = 0
+        self._events = self._event_bytes = 0  # parsed so far
+
+    def note_event(self, size: int) -> None:
+        """An event of so many bytes was parsed."""
+        self._events += 1
+        self._event_bytes += size + _HEADER_BYTES
+
+    @property
+    def events(self) -> int | None:
+        """About how many events are in it, if they are as large as those before them; None: there were none."""
+        return self.bytes * self._events // self._event_bytes if self._events else None
 
 
 def may_close(data: bytes) -> bool:

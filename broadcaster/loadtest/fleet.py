@@ -293,6 +293,7 @@ class Fleet:
                 self._known[message] = event
                 if not self._only_count and event.source != self._warmup_source:
                     self.stored[event.event_id] = event.position, event.stored_at_us
+            self.inbox.note_event(len(message))
             if event.source == self._warmup_source:
                 client.on_warmup(event)
                 continue

@@ -27,6 +27,10 @@ log = logging.getLogger("broadcaster.fleet")
 
 _LOOK_EVERY_S: Final = 0.5
 _ASK_S: Final = 2.0
+_TELL_LATEST_S: Final = 1.25
+"""For so long the progress waits for a moment at which nothing arrives: in a burst there is none."""
+_FIRST_S: Final = 0.001
+"""For so long is parsed, if need be, to see how large an event is."""
 _FETCH_AFTER: Final = 4000
 """Events after which a trace of the usual size (`hub.trace_events`) is read."""
 
@@ -172,15 +176,32 @@ async def _check_the_others(run: Run, settings: Settings) -> None:
 
 
 async def _keep_telling(fleet: Fleet, progress: Path) -> None:
-    """Write once a second how far this process is, while nothing arrives; runs until cancelled."""
+    """Write once a second how far this process is, when nothing arrives, if that is soon; runs until cancelled."""
     told_s, told = 0.0, 0
     while True:
         await asyncio.sleep(0.05)
-        if fleet.is_quiet and fleet.received != told and CLOCK.monotonic_s() - told_s >= 1:
-            told_s, told = CLOCK.monotonic_s(), fleet.received
-            said = {"events": fleet.highest_sequence, "received": told, "latencies": dict(fleet.latencies)}
-            with contextlib.suppress(OutputError), records.result_file(progress) as file:  # its end will say it
-                json.dump(said, file)
+        if CLOCK.monotonic_s() - told_s < (1.0 if fleet.is_quiet else _TELL_LATEST_S):
+            continue
+        events, received = so_far(fleet)
+        if received == told:
+            continue
+        told_s, told = CLOCK.monotonic_s(), received
+        said = {"events": events, "received": received, "latencies": dict(fleet.latencies)}
+        with contextlib.suppress(OutputError), records.result_file(progress) as file:  # its end will say it
+            json.dump(said, file)
+
+
+def so_far(fleet: Fleet) -> tuple[int, int]:
+    """How many events, and how many deliveries, have come.
+
+    While they come without a pause nothing is parsed, and these are counted by their bytes: about right.
+    """
+    if (unread := fleet.inbox.events) is None:
+        fleet.parse(_FIRST_S)  # then it is known how large one is
+        unread = fleet.inbox.events
+    received = fleet.received + (unread or 0)
+    events = received // fleet.connected if fleet.connected else 0
+    return max(fleet.highest_sequence, events), received
 
 
 async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> list[PublishedRecord]:

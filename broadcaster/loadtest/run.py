@@ -31,9 +31,21 @@ _NOT_FOUND: Final = (OSError, ValueError, LookupError, subprocess.CalledProcessE
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The folder of one run and the names of the files in it."""
+    """The folder of one run and the names of the files in it.
+
+    Attributes:
+        folder: Where its files are.
+        others: Its folders on other hosts: logs of fleet processes that are not in `folder` are in one of these.
+    """
 
     folder: Path
+    others: tuple[Path, ...] = ()
+
+    def _log(self, name: str) -> Path:
+        path = self.folder / name
+        if self.others and not path.exists():
+            return next((found for other in self.others if (found := other / name).exists()), path)
+        return path
 
     @classmethod
     def current(cls, loadtest: LoadtestTable) -> Run:
@@ -115,21 +127,21 @@ class Run:
         return self.folder / "summary.json"
 
     def deliveries(self, process: int) -> Path:
-        return self.folder / f"deliveries.{process}.csv"
+        return self._log(f"deliveries.{process}.csv")
 
     def losses(self, process: int) -> Path:
-        return self.folder / f"losses.{process}.csv"
+        return self._log(f"losses.{process}.csv")
 
     def trace(self, process: int) -> Path:
-        return self.folder / f"trace.{process}.csv"
+        return self._log(f"trace.{process}.csv")
 
     def clocks(self, part: str) -> Path:
         """The clocks of the hub and of Redis, compared with that of a part (`publisher`, `fleet.1`)."""
-        return self.folder / f"clocks.{part}.csv"
+        return self._log(f"clocks.{part}.csv")
 
     def fleet(self, process: int) -> Path:
         """The result of a fleet process; written last, so that it marks the end."""
-        return self.folder / f"fleet.{process}.json"
+        return self._log(f"fleet.{process}.json")
 
     def progress(self, process: int) -> Path:
         """How far a fleet process is; written again once a second."""

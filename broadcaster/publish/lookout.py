@@ -1,4 +1,4 @@
-"""The lookout of a publisher for the hubs that hear it: do they read what it stores?
+"""The lookout of a publisher for the hubs that hear it: do they read what it stores, and are there any?
 
 Redis' Pub/Sub knows no databases: a hub hears what is published in another one than its own, does not find it in
 its log, and gives it to nobody. The channel of a hub's probes names its database.
@@ -13,9 +13,16 @@ from typing import Final
 
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.subscription import HUB_CHANNELS, hub_databases
+from broadcaster.core.subscription import (
+    ANNOUNCED_S,
+    ANNOUNCEMENT_LASTS_S,
+    HUB_CHANNELS,
+    announcements_key,
+    hub_databases,
+)
+from broadcaster.core.text import printable
 from broadcaster.redis.commands import CommandLink
-from broadcaster.settings import redis_database
+from broadcaster.settings import Settings, redis_database
 
 log = logging.getLogger("broadcaster.publisher")
 
@@ -57,3 +64,21 @@ class HubLookout:
                 self._database,
                 ", ".join(map(str, sorted(found))),
             )
+
+
+async def announced_hubs(settings: Settings) -> list[str]:
+    """The names of the deployment's hubs that are there, wherever they subscribe: each announces itself in Redis.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`; as where this user may not read it.
+    """
+    key = announcements_key(settings.hub.deployment).encode()
+    commands = CommandLink(settings.redis)
+    try:
+        [names] = await commands.execute(("SMEMBERS", key))
+        left_ms = await commands.execute(*(("PTTL", key + b"." + name) for name in names)) if names else []
+    finally:
+        commands.close()
+    oldest_ms = (ANNOUNCED_S - ANNOUNCEMENT_LASTS_S) * 1000
+    there = [name for name, left in zip(names, left_ms, strict=True) if left >= oldest_ms]
+    return sorted(printable(name.decode(errors="replace")) for name in there)

@@ -8,7 +8,7 @@ import http.client
 import json
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
@@ -223,14 +223,13 @@ def _get(url: str, timeout_s: float, context: ssl.SSLContext | None, token: str 
     return _exchange(url, timeout_s, context, token)[0]
 
 
-@contextlib.contextmanager
-def connected(
+def connect_to(
     url: str, timeout_s: float, context: ssl.SSLContext | None, token: str
-) -> Iterator[tuple[http.client.HTTPConnection, str, dict[str, str]]]:
-    """An open connection, and target and headers of the request for what is at the URL.
+) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """An open connection; and target and headers of the request for what is at the URL.
 
     Raises:
-        OSError, ValueError: There is none.
+        OSError, ValueError: It cannot be opened.
     """
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
@@ -241,11 +240,10 @@ def connected(
         headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
     host, port = parts.hostname or "", parts.port or (443 if context else 80)
     connection = http.client.HTTPConnection(host, port)
-    with contextlib.closing(connection):
-        connection.sock = dialing.connect_blocking(host, port, timeout_s)
-        if context:
-            connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
-        yield connection, parts._replace(scheme="", netloc="").geturl(), headers
+    connection.sock = dialing.connect_blocking(host, port, timeout_s)
+    if context:
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+    return connection, parts._replace(scheme="", netloc="").geturl(), headers
 
 
 def _exchange(
@@ -253,7 +251,8 @@ def _exchange(
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """A JSON object, and the instants (CLOCK_MONOTONIC, ns) before it was asked for and after it began to come."""
     try:
-        with connected(url, timeout_s, context, token) as (connection, target, headers):
+        connection, target, headers = connect_to(url, timeout_s, context, token)
+        with contextlib.closing(connection):
             sent_ns = CLOCK.monotonic_ns()
             connection.request("GET", target, headers=headers)
             response = connection.getresponse()

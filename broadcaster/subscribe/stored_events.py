@@ -15,7 +15,7 @@ from broadcaster.core.backoff import LONGEST_HINT_S
 from broadcaster.core.errors import HubRefused, HubUnavailable
 from broadcaster.core.event import read_answer
 from broadcaster.core.redaction import redact, scrub
-from broadcaster.subscribe.hub_status import connected
+from broadcaster.subscribe.hub_status import connect_to
 from broadcaster.wire import tls
 from broadcaster.wire.frames import is_final_refusal
 from broadcaster.wire.retry_after import retry_after_s
@@ -87,7 +87,8 @@ async def _ask(url: str, where: str, context: ssl.SSLContext | None, token: str)
 def _exchange(url: str, where: str, context: ssl.SSLContext | None, token: str) -> tuple[int, float, bytes]:
     """Status, `Retry-After` in seconds, and body of an answer."""
     try:
-        with connected(url, _TIMEOUT_S, context, token) as (connection, target, headers):
+        connection, target, headers = connect_to(url, _TIMEOUT_S, context, token)
+        with contextlib.closing(connection):
             connection.request("GET", target, headers=headers)
             response = connection.getresponse()
             return response.status, retry_after_s(response.headers.get("Retry-After", "")), response.read()

@@ -16,7 +16,7 @@ import pytest
 
 from broadcaster.redis.server import RedisServer
 from tests.faults.ledger import Ledger, Library, Raw, settings_for
-from tests.support import ROOT, HubThread, Proxy, assert_calm, eventually, frozen, redis_client
+from tests.support import ROOT, HubThread, Proxy, assert_calm, eventually, finished, frozen, redis_client
 
 HASTY = {"BROADCASTER_REDIS__RECONNECT_MAX_S": "0.2"}
 AT_ONCE = ("--hz", "500", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
@@ -260,6 +260,27 @@ def test_when_all_are_late_the_hub_stays(tmp_path: Path) -> None:
         eventually(lambda: scene.hub.stats()["proofs"] > proofs + 1, "no proof", within=8.0)
         assert scene.hub.stats()["redis_moves"] == scene.moves + 1
         assert_calm(scene.hub)
+
+
+def test_who_publishes_is_told_of_hubs_at_replicas(tmp_path: Path) -> None:
+    """Redis counts none; by what they announce they are there. Who may not read that is not told "nobody"."""
+    with at_work(tmp_path) as scene, redis_client(scene.master) as client:
+        variables = {
+            "BROADCASTER_REDIS__URL": scene.master.url,
+            "BROADCASTER_HUB__DEPLOYMENT": f"test-{scene.hub.port}",
+        }
+        publish = ("publish", "--type", "A", "--source", "b")
+        eventually(lambda: client.command("KEYS", "broadcaster.hub.{*}.*"), "the hub does not announce itself")
+        ended = finished(*publish, cwd=None, within=20, **variables)
+        assert (ended.code, "WARNING" in ended.stdout) == (0, False)
+        assert "heard by nobody at this Redis; 1 hub is there (" in ended.stdout
+        assert f":{scene.hub.port}#1): one at a replica is not counted" in ended.stdout
+        client.command("ACL", "SETUSER", "default", "-smembers")
+        at_replicas = {"BROADCASTER_REDIS__SUBSCRIBE_URL": scene.replicas[0].server.url}
+        ended = finished(*publish, cwd=None, within=20, **variables, **at_replicas)
+        assert "hubs at replicas are not counted, and which there are is not known: " in ended.stdout
+        assert "is a hub running?" in finished(*publish, cwd=None, within=20, **variables).stdout
+        client.command("ACL", "SETUSER", "default", "+@all")
 
 
 RIGHTS = "+auth +select +ping +info +evalsha +script|load +hmget +xrange +subscribe +unsubscribe"

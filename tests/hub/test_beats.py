@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
+import pytest
+
 from broadcaster.core.position import Position
+from broadcaster.hub.connections.registry import TICK_S
 from broadcaster.wire import CloseCode
 from tests.hub.house import CHANNEL, House, Peer
 from tests.support import in_loop
@@ -190,3 +196,36 @@ async def test_who_was_closed_does_not_beat() -> None:
     await house.settle()
     await one_round(house)
     assert v1.told == ["welcome", "close 1008"]
+
+
+@in_loop
+async def test_a_tick_that_fails_ends_the_timer() -> None:
+    """A hub with a dead timer must not look alive: what ends it is raised, and no tick follows."""
+    house = await proven()
+    ticks = []
+
+    def fail_at_the_second() -> None:
+        ticks.append(0)
+        if len(ticks) == 2:
+            raise ZeroDivisionError
+
+    house.timer.tick = fail_at_the_second  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        await house.timer.run()
+    await asyncio.sleep(2 * TICK_S)
+    assert len(ticks) == 2
+
+
+@in_loop
+async def test_a_timer_that_is_cancelled_ticks_no_more() -> None:
+    house = await proven()
+    ticks: list[int] = []
+    house.timer.tick = partial(ticks.append, 0)  # type: ignore[method-assign]
+    running = asyncio.create_task(house.timer.run())
+    while not ticks:
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    ticked = len(ticks)
+    await asyncio.sleep(2 * TICK_S)
+    assert len(ticks) == ticked

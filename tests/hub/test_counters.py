@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import re
 from collections import Counter
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -292,6 +293,16 @@ def test_every_kind_of_end_is_in_the_ledger(redis: RedisServer, publish: RedisCl
         assert stats["aborted"] <= 5, "those that did not answer their close"
         publish.publish(event_payload())
         assert hub.stats()["deliveries"] == 0
+
+
+@in_loop
+async def test_they_are_shown_as_they_are() -> None:
+    """By a way that copies nothing, the hub's own and those of each channel: all of them, in their order."""
+    house = await House.opened()
+    channel = ChannelStatistics.of(house.channel())
+    numbers: dict[str, Any] = {field.name: index for index, field in enumerate(fields(HubStatistics))}
+    statistics = HubStatistics(**numbers | {"closed": {"1000": 2}, "channels": {CHANNEL: channel}})
+    assert json.dumps(statistics.as_dict()) == json.dumps(asdict(statistics))
 
 
 # The docs

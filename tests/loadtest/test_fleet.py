@@ -194,6 +194,34 @@ def test_pings_are_answered_while_events_keep_coming(pinging_hub: HubProcess, pu
     run_async(story())
 
 
+def test_progress_is_told_while_events_come_without_a_pause(
+    steady_hub: HubProcess, client: RedisClient, tmp_path: Path
+) -> None:
+    """Nothing is parsed then: what has come is counted by its bytes, and exactly when it is over."""
+    progress = tmp_path / "progress.json"
+
+    async def story() -> None:
+        fleet = Fleet(steady_hub.url, clients=5, ramp_per_s=5000.0)
+        await fleet.connect()
+        await connected(steady_hub, 5)
+        payloads = [event_payload(number) for number in range(1, 101)]
+        for payload in payloads:
+            await asyncio.to_thread(client.publish, payload)
+        await until(lambda: fleet.inbox.bytes > 5 * sum(map(len, payloads)), "deliveries are missing")
+        telling = asyncio.create_task(measuring._keep_telling(fleet, progress))
+        await until(progress.exists, "nothing is told")
+        assert not fleet.is_quiet
+        telling.cancel()
+        said = json.loads(progress.read_text())
+        assert 95 <= said["events"] <= 105
+        assert 475 <= said["received"] <= 525
+        await fleet.parse_all()
+        assert measuring.so_far(fleet) == (100, 500)
+        await fleet.close()
+
+    asyncio.run(story(), debug=True)  # it writes a file
+
+
 # What goes wrong
 
 ENDINGS = {"killed": (signal.SIGKILL, "1006"), "restarted": (signal.SIGTERM, "1012")}

@@ -173,3 +173,20 @@ def test_a_publish_that_failed_is_no_event() -> None:
     rows = [replace(published(1), error="no answer", heard=None, offset=None, epoch="")]
     found = divided(rows, [traced(1)], [delivered(0, 1, 2000)])
     assert (found.events, found.known_events, len(found.latency_ns)) == (0, 0, 0)
+
+
+def test_a_hub_that_was_restarted_knows_only_what_it_has_read() -> None:
+    """What the one before had written is unknown, what the client missed is replayed, what follows is exact."""
+    rows = [
+        published(number, intended_ns=number * 10_000, written_ns=number * 10_000 + 10) for number in (1, 2, 3)
+    ]
+    after = traced(3, stored_us=31, read_ns=31_500, written_ns=31_700)
+    deliveries = [delivered(0, 1, 12_000), delivered(0, 2, 25_100), delivered(0, 3, 32_000)]
+    found = divided(rows, [after], deliveries, (reconnected(0, 25_000),))
+    assert [WAYS[way] for way in found.way] == ["live", "replayed", "live"]
+    assert [found.of(index) for index in range(3)] == [None, None, Hops(10, 990, 500, 200, 300)]
+    assert [(row.name, row.count, row.max_ns) for row in found.others] == [
+        ("replayed", 1, 5_100),
+        ("unknown", 1, 2_000),
+    ]
+    assert (found.known_events, found.events, found.unread, found.negative) == (1, 3, 2, 0)

@@ -49,6 +49,8 @@ def test_a_line_says_how_far_a_run_is(run: Run) -> None:
     assert so_far(run, settings_of(2, rate_hz=0)).endswith(", p99 so far 8.2 ms")
     say(run, 1, 50, 1500, [1000])
     assert "left" not in so_far(run, settings_of(2))
+    say(run, 1, 51, 2501, [1000])  # counted by bytes, a few too many
+    assert so_far(run, settings_of(1)).startswith("50 of 50 events, 2,500 of 2,500 deliveries")
 
 
 def test_nothing_is_said_before_the_first_event(run: Run) -> None:

@@ -35,3 +35,10 @@ SAID: dict[str, list[PublishedRecord]] = {
 def test_what_became_of_the_events_is_said_in_words(words: str, rows: list[PublishedRecord]) -> None:
     """Where nothing is wrong nothing is counted; what is wrong is counted, and nothing else."""
     assert in_words(rows, "stored") == words
+
+
+def test_hubs_at_replicas_are_not_said_to_be_deaf() -> None:
+    """Redis counts none of them: only what has failed is told."""
+    assert in_words([UNHEARD, UNHEARD, FAILED], "stored", at_replicas=True) == (
+        "2 of 3 stored; hubs at replicas are not counted"
+    )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from broadcaster.loadtest import records
+from broadcaster.loadtest.hops import HOPS, WAYS
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
+from broadcaster.loadtest.report.outcome import read_run
 from broadcaster.redis.server import RedisServer
 from tests.support import HubProcess, Running, broadcaster, eventually
 
@@ -77,11 +81,36 @@ def test_a_hub_that_is_restarted_in_the_middle(stored: bool, redis: RedisServer,
         offsets = [row.offset for row in published]
         assert offsets == list(range(1, EVENTS + 1))
         assert all(row.resumed_after for row in losses)
+        assert_hops_are_those_of_the_second_hub(folder, text)
     else:
         assert "lost, all named:\n" in text
         assert "disconnected 1006 (the connection just ended)" in text
         assert {row.position for row in published} == {""}
         assert not any(row.resumed_after for row in losses)
+
+
+def assert_hops_are_those_of_the_second_hub(folder: Path, text: str) -> None:
+    """The first one's trace went with it: of its events nothing is known, and the hops of the others are exact."""
+    outcome = read_run(folder)
+    budget = outcome.budget
+    assert budget is not None
+    connected_ns = {row.client: row.to_mono_ns or 0 for row in outcome.losses}
+    afterwards = sum(row.published_mono_ns > max(connected_ns.values()) for row in outcome.published)
+    assert afterwards <= budget.known_events < EVENTS
+    assert f"Hops known for {budget.known_events} of {EVENTS} events." in text
+    assert f"Of {budget.unread} events it is not known when the hub read them" in text
+    hops = np.array([budget.hops[name] for name in HOPS])[:, budget.known]
+    assert (hops.sum(axis=0) == budget.latency_ns[budget.known]).all()
+    assert budget.negative == 0
+    ways = Counter(WAYS[way] for way in budget.way)
+    assert ways["live"] + ways["replayed"] == CLIENTS * EVENTS, "each has waited for the second hub, or for none"
+    assert ways["replayed"] > 0
+    clients, received_ns = (
+        column[budget.known] for column in (outcome.latencies.client, outcome.latencies.received_ns)
+    )
+    assert all(at >= connected_ns[client] for client, at in zip(clients, received_ns, strict=True)), (
+        "by another hub"
+    )
 
 
 def test_a_hub_that_loses_silently_is_found_out(redis: RedisServer, tmp_path: Path) -> None:

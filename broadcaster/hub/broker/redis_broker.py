@@ -10,7 +10,13 @@ from typing import Any, Final
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.subscription import HUB_CHANNELS, SubscriptionHandlers, hub_databases
+from broadcaster.core.subscription import (
+    ANNOUNCED_S,
+    HUB_CHANNELS,
+    SubscriptionHandlers,
+    announcements_key,
+    hub_databases,
+)
 from broadcaster.hub.broker.broker import StoredEvents, Whereabouts
 from broadcaster.hub.broker.replica import Replica
 from broadcaster.publish.publisher import Published, Publisher
@@ -25,9 +31,6 @@ from broadcaster.settings import HistoryTable, RedisTable, Settings
 log = logging.getLogger("broadcaster.redis")
 
 _PROBE_EXPIRE_S: Final = 60
-_ANNOUNCED_S: Final = 600
-"""Seconds for which it is known which hubs there were."""
-
 _NO_KEY: Final = -2
 _SPARE_S: Final = 1.0
 """So many seconds before the deadline of an HTTP request it is known what became of its event."""
@@ -214,21 +217,21 @@ class RedisBroker:
         return found
 
     async def announce(self, deployment: str, name: str, announcement: bytes) -> None:
-        names = _names_key(deployment)
+        names = announcements_key(deployment)
         self._check_connected()
         await self._commands.execute(
             ("SADD", names, name),
-            ("EXPIRE", names, _ANNOUNCED_S),
-            ("SET", f"{names}.{name}", announcement, "EX", _ANNOUNCED_S),
+            ("EXPIRE", names, ANNOUNCED_S),
+            ("SET", f"{names}.{name}", announcement, "EX", ANNOUNCED_S),
         )
 
     async def withdraw(self, deployment: str, name: str) -> None:
-        names = _names_key(deployment)
+        names = announcements_key(deployment)
         self._check_connected()
         await self._commands.execute(("SREM", names, name), ("DEL", f"{names}.{name}"))
 
     async def announced(self, deployment: str) -> tuple[dict[str, tuple[bytes | None, float]], set[int]]:
-        names = _names_key(deployment)
+        names = announcements_key(deployment)
         self._check_connected()
         members, channels = await self._commands.execute_each(
             ("SMEMBERS", names), ("PUBSUB", "CHANNELS", f"{HUB_CHANNELS}*")
@@ -244,7 +247,7 @@ class RedisBroker:
             if left == _NO_KEY:
                 silent.append(member)
             else:
-                found[member.decode(errors="replace")] = (value, max(0.0, _ANNOUNCED_S - left / 1000))
+                found[member.decode(errors="replace")] = (value, max(0.0, ANNOUNCED_S - left / 1000))
         if silent:
             await self._commands.execute(("SREM", names, *silent))
         return found, set() if isinstance(channels, Exception) else hub_databases(channels)
@@ -295,11 +298,6 @@ class RedisBroker:
         self._pages.close()
         if self._replica is not None:
             self._replica.close()
-
-
-def _names_key(deployment: str) -> str:
-    """The key of the names of a deployment's hubs; a dot and a name is that of what one announces."""
-    return f"{HUB_CHANNELS}{{{deployment}}}"
 
 
 def _is_refused(reply: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 from broadcaster import wire
@@ -101,11 +100,11 @@ class Channel:
         self.received += len(messages)
         self.sequencer.take(messages)
 
-    def totals(self) -> Counter[str]:
+    def totals(self) -> dict[str, int]:
         """What was counted since it was opened; gaps by cause, as `gap <cause>`."""
         fanout, sequencer, replay = self.fanout, self.sequencer, self.replay
         gaps = {f"gap {cause}": count for cause, count in self.gaps().items()}
-        return Counter(
+        return dict(
             received=self.received,
             recovered=sequencer.recovered,
             twins=sequencer.duplicates,

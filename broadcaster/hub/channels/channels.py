@@ -166,7 +166,7 @@ class Channels:
     def _close(self, channel: Channel) -> None:
         name = channel.name
         self._broker.unsubscribe(name)
-        self._closed += channel.totals()
+        self._closed.update(channel.totals())
         del self.open[name], self.by_key[name.encode()]
         self._tasks.pop(name).cancel()
 
@@ -177,7 +177,10 @@ class Channels:
 
     def totals(self) -> Counter[str]:
         """What was counted since the hub began, also by channels that are closed now."""
-        return sum((channel.totals() for channel in self.open.values()), self._closed)
+        totals = self._closed.copy()
+        for channel in self.open.values():
+            totals.update(channel.totals())
+        return totals
 
     def on_confirmed(self, name: str) -> None:
         if name in self.open:

@@ -38,10 +38,28 @@ class Timer:
         self._tick = itertools.count()
 
     async def run(self) -> None:
-        """Tick until cancelled."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            self.tick()
+        """Tick until cancelled; raises what a tick raises.
+
+        A callback, not a task that sleeps: that would be one more turn of the loop each time, in every idle hub.
+        """
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[None] = loop.create_future()
+        timer: asyncio.TimerHandle
+
+        def tick() -> None:
+            nonlocal timer
+            try:
+                self.tick()
+                timer = loop.call_later(TICK_S, tick)
+            except Exception as error:
+                if not failed.done():
+                    failed.set_exception(error)
+
+        timer = loop.call_later(TICK_S, tick)
+        try:
+            await failed
+        finally:
+            timer.cancel()
 
     def tick(self) -> None:
         number, slots = next(self._tick), self._registry.slots

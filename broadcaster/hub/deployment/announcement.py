@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from broadcaster.core.subscription import ANNOUNCEMENT_LASTS_S
 from broadcaster.core.text import printable
 from broadcaster.hub.deployment.identity import Identity, differing
-
-LASTS_S: Final = 5.0
-"""Seconds for which an announcement holds; a hub that has not announced itself again is missing."""
 
 _MAX_BYTES: Final = 65_536
 _MAX_TEXT: Final = 300
@@ -70,7 +68,8 @@ class Announcement:
         )
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        fields = {name: getattr(self, name) for name in self.__slots__}  # once a second: `asdict` would copy all
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     @property
     def state(self) -> str:
@@ -149,7 +148,7 @@ class Announced:
             except (ValueError, RecursionError) as error:
                 corrupt[name] = str(error) if isinstance(error, ValueError) else "it is no JSON"
             else:
-                if age_s > LASTS_S:
+                if age_s > ANNOUNCEMENT_LASTS_S:
                     missing.append(name)
                 else:
                     hubs[name] = hub

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -77,37 +77,52 @@ async def report_run(settings: Settings) -> Filed:
     meter = MachineMeter(run.folder)
     samples = [meter.sample()]
     measuring = asyncio.create_task(_measure(meter, samples))
-    await _wait_for_files(run, settings)
+    incomplete: RunIncomplete | None = None
+    try:
+        await _wait_for_files(run, settings)
+    except RunIncomplete as error:
+        incomplete = error
     measuring.cancel()
     samples.append(meter.sample())
     hub = await _hub_says(settings)
     described = asdict(machine.describe(await _redis_version(settings)))
-    outcome = outcome_of(run, hub, described, samples)
-    return Filed(run.folder, outcome, _file(run, outcome, samples))
-
-
-def _file(run: Run, outcome: Outcome, samples: Sequence[MachineSample]) -> str:
-    """Write what is known at the end of a run: each file, though another one cannot be written; what cannot be."""
-    rows = summary_rows(outcome)
-    writes: list[Callable[[], None]] = [
+    # First what is known here: what is missing may be on another host, whose folder is merged with this one later.
+    problems = _written(
         lambda: records.write(run.rig, MachineSample, samples),
-        lambda: _write(run.hub, json.dumps(outcome.hub, indent=2)),
-        lambda: _write(run.machine, json.dumps(outcome.machine, indent=2)),
-        lambda: _write(run.summary_json, json.dumps(summary(outcome), indent=2)),
-        lambda: archive.write_summary(run.summary, rows),
-    ]
+        lambda: _write(run.hub, json.dumps(hub, indent=2)),
+        lambda: _write(run.machine, json.dumps(described, indent=2)),
+    )
+    if incomplete is not None:
+        raise incomplete
+    outcome = outcome_of(run, hub, described, samples)
+    problems += _filed(run, outcome)
+    return Filed(run.folder, outcome, problems[0] if problems else "")
+
+
+def _written(*writes: Callable[[], None]) -> list[str]:
+    """Write each file, though another one cannot be written; which cannot be, and why."""
     problems = []
     for write in writes:
         try:
             write()
         except OutputError as error:
             problems.append(str(error))
+    return problems
+
+
+def _filed(run: Run, outcome: Outcome) -> list[str]:
+    """Write the summary of a run, and add it to the archive; as `_written`."""
+    rows = summary_rows(outcome)
+    problems = _written(
+        lambda: _write(run.summary_json, json.dumps(summary(outcome), indent=2)),
+        lambda: archive.write_summary(run.summary, rows),
+    )
     try:
         archive.append(run.archive, rows[0])
     except OutputError as error:
         kept = f"; the row of this run is in {run.summary}" if run.summary.exists() else ""
         problems.append(f"{error}{kept}")
-    return problems[0] if problems else ""
+    return problems
 
 
 async def _measure(meter: MachineMeter, samples: list[MachineSample]) -> None:

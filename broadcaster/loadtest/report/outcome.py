@@ -17,7 +17,7 @@ from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies,
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import ClockRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.report import shapes
-from broadcaster.loadtest.report.clocks import ONE_CLOCK, Clocks, compare
+from broadcaster.loadtest.report.clocks import ONE_CLOCK, SAME, Clocks, compare
 from broadcaster.loadtest.report.limits import Limit, limits
 from broadcaster.loadtest.report.validity import Rig, Validity, judge, used, wall_step_ms
 from broadcaster.loadtest.rig import Lag, MachineSample, Stall
@@ -98,11 +98,20 @@ def read_run(folder: Path) -> Outcome:
     Raises:
         RunDamaged: It is no folder, or a file in it is missing or damaged.
     """
+    check_folder(folder)
+    return outcome_of(Run(folder))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        RunDamaged: It is none.
+    """
     if not folder.is_dir():
         raise RunDamaged(
             f"{folder} is a file, not the folder of a run" if folder.exists() else f"there is no {folder}"
         )
-    return outcome_of(Run(folder))
 
 
 def outcome_of(
@@ -185,6 +194,7 @@ def outcome_of(
             lags,
             lost_rows,
             _local(config),
+            [f"fleet.{number}" for number, clock in clocks.fleets.items() if clock != SAME],
         ),
         limits=limits(
             whole, ledger, lost, loadtest.events - whole.events, report, clocks_known=clocks.error_ns is not None
@@ -226,6 +236,7 @@ def _validity(
     lags: dict[str, Lag],
     lost_rows: int,
     local: Collection[str],
+    elsewhere: Sequence[str],
 ) -> Validity:
     first_ns = min((row.published_mono_ns for row in published), default=0)
     last_ns = max(row.published_mono_ns for row in published) if published else 0
@@ -239,7 +250,12 @@ def _validity(
         wall_step_ms=wall_step_ms(samples),
         lost_rows=lost_rows,
     )
-    return judge(rig, lags)
+    validity = judge(rig, lags)
+    if elsewhere:
+        validity.notes.append(
+            f"What others have used on the hosts of {', '.join(elsewhere)} is not known, and was not judged."
+        )
+    return validity
 
 
 def _local(config: dict[str, Any]) -> set[str]:

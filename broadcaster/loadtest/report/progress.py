@@ -29,7 +29,9 @@ def so_far(run: Run, settings: Settings) -> str:
     if not events:
         return ""
     total, rate_hz = settings.loadtest.events, settings.loadtest.rate_hz
-    parts = [f"{events:,} of {total:,} events", f"{received:,} of {total * settings.fleet.clients:,} deliveries"]
+    expected = total * settings.fleet.clients
+    events, received = min(events, total), min(received, expected)  # by bytes, they may be a few too many
+    parts = [f"{events:,} of {total:,} events", f"{received:,} of {expected:,} deliveries"]
     if (p99_ms := _p99_ms(latencies)) is not None:
         parts.append(f"p99 so far {p99_ms:.1f} ms")
     if rate_hz and events < total:
