@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from broadcaster.core.errors import BroadcasterError, InvalidEvent, Unavailable
     from broadcaster.core.event import Event
     from broadcaster.core.position import Gap, Position
-    from broadcaster.core.status_events import Fresh, Stale
     from broadcaster.publish.publisher import Published, Publisher
     from broadcaster.publish.publisher_sync import PublisherSync
     from broadcaster.settings import Settings, load
+    from broadcaster.subscribe.status_events import Fresh, Stale
     from broadcaster.subscribe.subscriber import Subscriber
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES: Final = {
     "BroadcasterError": "core.errors",
     "Event": "core.event",
-    "Fresh": "core.status_events",
+    "Fresh": "subscribe.status_events",
     "Gap": "core.position",
     "InvalidEvent": "core.errors",
     "Position": "core.position",
@@ -48,7 +48,7 @@ _HOMES: Final = {
     "Publisher": "publish.publisher",
     "PublisherSync": "publish.publisher_sync",
     "Settings": "settings",
-    "Stale": "core.status_events",
+    "Stale": "subscribe.status_events",
     "Subscriber": "subscribe.subscriber",
     "Unavailable": "core.errors",
     "load": "settings",

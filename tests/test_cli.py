@@ -34,14 +34,15 @@ from broadcaster.core import process
 from broadcaster.core.event import decode
 from broadcaster.core.position import Cause
 from broadcaster.core.runtime import CLOCK
-from broadcaster.core.status_events import Received
 from broadcaster.core.version import VERSION
 from broadcaster.redis.presence import answers
 from broadcaster.redis.server import RedisServer
+from broadcaster.subscribe.status_events import Received
 from tests.support import (
     CommandLine,
     Finished,
     HubProcess,
+    HubThread,
     RedisClient,
     Running,
     broadcaster,
@@ -125,7 +126,7 @@ HELP: dict[str, tuple[str, ...]] = {
     "status": ("--json", "--watch", "--url"),
     "restart": ("--url", "--within"),
     "tail": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--url", "--json"),
-    "events": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--json"),
+    "events": ("--channel", "--type", "--source", "--severity", "--since", "--last", "--url", "--json"),
     "config": ("show", "init"),
     "config show": ("--help",),
     "config init": ("FILE",),
@@ -910,7 +911,8 @@ def test_a_log_that_is_a_pipe_is_refused_before_anything_waits_for_it(
 CONTRADICTIONS = {
     "since_and_resume_file": ("--since", "a-1", "--resume-file", "place.json"),
     "since_of_two_channels": ("--since", "a-1", "--channel", "events.a", "--channel", "events.b"),
-    "since_that_is_no_position": ("--since", "seven"),
+    "since_that_is_no_place": ("--since", "seven"),
+    "since_without_its_zone": ("--since", "2026-11-27T02:00:00"),
 }
 
 
@@ -1139,7 +1141,12 @@ def test_events_are_read_from_redis_itself(tmp_path: Path) -> None:
         for severity, count in (("critical", "3"), ("info", "4")):
             options = ("--type", "A", "--source", "s", "--severity", severity, "--count", count)
             assert finished("publish", *options, cwd=tmp_path, within=20, **variables).code == 0
-        assert numbers() == numbers("--since", "1h") == numbers("--since", "2020-01-01") == [1, 2, 3, 4, 5, 6, 7]
+        assert (
+            numbers()
+            == numbers("--since", "1h")
+            == numbers("--since", "2020-01-01T00:00:00Z")
+            == [1, 2, 3, 4, 5, 6, 7]
+        )
         assert numbers("--since", "2100-01-01T00:00:00Z") == []
         assert numbers("--severity", "info", "--last", "2") == [6, 7]
         assert numbers("--severity", "critical") == [1, 2, 3]
@@ -1154,10 +1161,73 @@ def test_events_are_read_from_redis_itself(tmp_path: Path) -> None:
         ended = events("--since", "1d", "--json")
         assert len(ended.stdout.splitlines()) == 2
         assert f"the log begins at {fields['epoch']}-6: what came before it is gone" in ended.stderr
+        ended = events("--since", f"{fields['epoch']}-5", "--json")
+        assert (len(ended.stdout.splitlines()), ended.stderr) == (2, "")  # nothing is gone of what was asked for
         for wrong in ("yesterday", "10", "1w", "-1h", ""):
             ended = events("--since", wrong)
             assert (ended.code, ended.stdout) == (2, "")
-            assert "--since is a duration" in ended.stderr
+            assert "--since is a position, a duration" in ended.stderr
+        ended = events("--since", "2026-11-27T02:00:00")
+        assert (ended.code, "--since is a time without its zone" in ended.stderr) == (2, True)
+
+
+def test_events_are_read_through_a_hub(tmp_path: Path) -> None:
+    """The same lines and exit codes as from Redis itself, with a token where the hub asks for one."""
+    keys = [
+        {"name": "reader", "key": "reader-key_0123456789", "subscribe": ["events.*"]},
+        {"name": "other", "key": "other-key_0123456789", "subscribe": ["other.*"]},
+    ]
+    guarded = {"BROADCASTER_AUTH__MODE": "token", "BROADCASTER_AUTH__API_KEYS": json.dumps(keys)}
+    with (
+        RedisServer.start() as redis,
+        redis_client(redis) as client,
+        HubThread(redis.url, None, **guarded) as hub,
+    ):
+        url = f"http://127.0.0.1:{hub.until_ready().port}"
+        token = {"BROADCASTER_SUBSCRIBER__TOKEN": "reader-key_0123456789"}
+        variables = {"BROADCASTER_REDIS__URL": redis.url}
+
+        def both(*arguments: str) -> Finished:
+            """What both print, and end with."""
+            direct = finished("events", "--json", *arguments, cwd=tmp_path, within=20, **variables)
+            through = finished("events", "--json", "--url", url, *arguments, cwd=tmp_path, within=20, **token)
+            assert (through.code, through.stdout, through.stderr) == (direct.code, direct.stdout, direct.stderr)
+            return through
+
+        assert both().stdout == ""
+        variables = {"BROADCASTER_REDIS__URL": redis.url}
+        for severity, count in (("critical", "3"), ("info", "4")):
+            options = (
+                "--type",
+                "A",
+                "--source",
+                "s",
+                "--severity",
+                severity,
+                "--count",
+                count,
+                "--data",
+                '{"ü": 1.50}',
+            )
+            data = ("--data", '{"ü": 1.50}')
+            assert finished("publish", *options, *data, cwd=tmp_path, within=20, **variables).code == 0
+        assert len(both().stdout.splitlines()) == 7
+        assert len(both("--severity", "info", "--last", "3").stdout.splitlines()) == 3
+        client.command("XTRIM", "{events.critical}:log", "MAXLEN", "2")
+        ended = both("--since", "1h", "--severity", "critical")
+        assert (ended.stdout, "what came before it is gone" in ended.stderr) == ("", True)
+        assert " info " in finished("events", "--url", url, cwd=tmp_path, within=20, **token).stdout
+        assert both("--since", "tomorrow").code == 2
+        assert both("--channel", "a b").code == 2
+        ended = finished("events", "--url", url, "--channel", "events.critical", cwd=tmp_path, within=20)
+        assert (ended.code, "401 access denied: missing" in ended.stderr) == (69, True)
+        other = {"BROADCASTER_SUBSCRIBER__TOKEN": "other-key_0123456789"}
+        ended = finished("events", "--url", url, cwd=tmp_path, within=20, **other)
+        assert (ended.code, "403 not for you: events.critical" in ended.stderr) == (69, True)
+    ended = finished("events", "--url", url, cwd=tmp_path, within=20)
+    assert (ended.code, ended.stdout) == (69, "")
+    assert "no answer (connection refused)" in ended.stderr
+    assert finished("events", "--url", "ws://127.0.0.1:1/ws", cwd=tmp_path, within=20).code == 2
 
 
 def test_tail_begins_some_events_back(system: System) -> None:
@@ -1171,3 +1241,6 @@ def test_tail_begins_some_events_back(system: System) -> None:
         eventually(lambda: running.output.count(" A s #") == 3, "the next one does not come")
     assert " A s #3" not in running.output
     assert "\x1b" not in running.output
+    with broadcaster("tail", "--channel", channel, "--since", "10m", **system.variables) as running:
+        eventually(lambda: running.output.count(" A s #") == 6, "all of the last minutes does not come")
+    assert "GAP" not in running.output

@@ -43,6 +43,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "tabulate": ("broadcaster.loadtest.report.text",),
     "click": ("broadcaster.cli",),
     "uvloop": ("broadcaster.core.process",),
+    "aiohappyeyeballs": ("broadcaster.core.dialing",),
     "msgspec": ("broadcaster.core.event",),
     "jwt": ("broadcaster.auth",),
     "honcho": ("broadcaster.cli.procfiles", "broadcaster.cli.progress"),
@@ -61,7 +62,7 @@ class Room(NamedTuple):
 ROOMS = {
     "": Room("__main__ errors position", "cli core publish settings subscribe"),
     "core": Room(
-        "backoff bounded errors event files logs position process ratelimit redaction runtime status_events "
+        "backoff bounded dialing errors event files logs position process ratelimit redaction runtime "
         "subscription text version",
         "",
     ),
@@ -71,16 +72,20 @@ ROOMS = {
         "bearer client control deflate dispose frames handshake inbound outbound retry_after sse tls", "core"
     ),
     "redis": Room(
-        "commands connection error_replies nodes presence pubsub server stream suitability", "core settings"
+        "commands connection error_replies nodes presence pubsub server stream suitability tls", "core settings"
     ),
-    "subscribe": Room("connector hub_status resume_state subscriber", "core settings wire"),
+    "subscribe": Room(
+        "connector hub_status resume_state status_events stored_events subscriber", "core settings wire"
+    ),
     "publish": Room("lookout pipeline publisher publisher_sync samples schedule", "core redis settings subscribe"),
     "hub.fanout": Room(
         "audiences fanout filters format message ring scheduler slow subscription trace", "core settings wire"
     ),
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
-    "hub.catchup": Room("epochs event_log page_cache replay sequencer", "core hub.broker hub.fanout wire"),
+    "hub.catchup": Room(
+        "epochs event_log history page_cache replay sequencer times", "core hub.broker hub.fanout wire"
+    ),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),

@@ -103,6 +103,19 @@ WRONG_COMMANDS = """
     --set hub.tls_cert=nowhere --set hub.tls_key=nowhere hub  # 78 hub.tls_cert, hub.tls_key: nowhere
     --set hub.tls_cert=junk.pem --set hub.tls_key=junk.pem hub  # 78 no certificate in it as PEM
     --set hub.tls_cert=folder --set hub.tls_key=folder hub  # 78 is a directory
+    --set redis.url=rediss://h/0?ssl_ca_certs=nowhere hub  # 78 redis.url: ssl_ca_certs=nowhere: no such file or
+    --set redis.url=rediss://h/0?ssl_ca_certs=junk.pem hub  # 78 ssl_ca_certs=junk.pem: there is no certificate in
+    --set redis.url=rediss://h/0?ssl_ca_certs=folder hub  # 78 ssl_ca_certs takes a readable PEM file
+    --set redis.url=rediss://h/0?ssl_ca_path=nowhere hub  # 78 ssl_ca_path=nowhere: no such file or
+    --set redis.url=rediss://h/0?ssl_ca_path=junk.pem hub  # 78 ssl_ca_path=junk.pem: not a directory
+    --set redis.url=rediss://h/0?ssl_certfile=nowhere hub  # 78 ssl_certfile=nowhere: no such file or
+    --set redis.url=rediss://h/0?ssl_certfile=junk.pem hub  # 78 ssl_certfile=junk.pem: there is no certificate in
+    --set redis.url=rediss://h/0?ssl_certfile=junk.pem&ssl_keyfile=nowhere hub  # 78 ssl_keyfile=nowhere: no such
+    --set redis.url=rediss://h/0?ssl_keyfile=junk.pem hub  # 78 ssl_keyfile is given without ssl_certfile
+    --set redis.subscribe_url=rediss://h/0?ssl_ca_certs=nowhere hub  # 78 redis.subscribe_url: ssl_ca_certs=nowhere
+    --set redis.url=rediss://h/0?ssl_ca_certs=nowhere redis  # 78 redis.url: ssl_ca_certs=nowhere
+    --set redis.url=rediss://h/0?ssl_ca_certs=nowhere events  # 78 redis.url: ssl_ca_certs=nowhere
+    --set redis.url=rediss://h/0?ssl_ca_certs=nowhere publish --type T --source s  # 78 redis.url: ssl_ca_certs=
     --set auth.mode=token hub  # 78 auth.jwt_keys
     fleet --clients many  # 2 --clients
     fleet --url nonsense  # 78 fleet.url: must begin with ws://

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -25,6 +25,10 @@ class Number(click.FloatRange):
         if number != number:
             self.fail("NaN is no number", param, ctx)
         return number
+
+
+BEGINNINGS: Final = "a duration (90s, 10m, 2h, 1d), a time (ISO 8601, with its zone), a position, or all"
+"""What `--since` may be: the words of its help."""
 
 
 def examples(*lines: str) -> str:

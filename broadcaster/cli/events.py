@@ -1,27 +1,25 @@
-"""`broadcaster events`: what is stored, read from Redis itself, without a hub."""
+"""`broadcaster events`: what is stored, read from Redis itself, without a hub, or through one."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from broadcaster.cli.common import cli, examples, filters, load_settings
+from broadcaster.cli.common import BEGINNINGS, cli, examples, filters, load_settings
 from broadcaster.core import process
 from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.runtime import CLOCK
 
 if TYPE_CHECKING:
     from broadcaster.core.event import Event
+    from broadcaster.core.position import Instant, Position
     from broadcaster.settings import Settings
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII).fullmatch
 _PAGE_EVENTS: Final = 512
 _PAGE_BYTES: Final = 2**20
 
@@ -31,13 +29,14 @@ _PAGE_BYTES: Final = 2**20
         "broadcaster events --last 20",
         "broadcaster events --since 1h --severity critical",
         "broadcaster events --since 2026-11-27T02:00:00Z --source server-a --json",
+        "broadcaster events --url http://127.0.0.1:8765 --since 1h",
     )
 )
 @click.option("--channel", help="Whose events; default: event.channel.")
 @filters
-@click.option("--since", default="all", show_default=True, metavar="WHEN",
-              help="A duration (90s, 10m, 2h, 1d), a time (ISO 8601), a position, or all.")  # fmt: skip
+@click.option("--since", default="all", show_default=True, metavar="WHEN", help=f"Begin there: {BEGINNINGS}.")
 @click.option("--last", type=click.IntRange(0), metavar="N", help="Of these only the last N.")
+@click.option("--url", help="http:// or https:// address of a hub: read through it, with subscriber.token.")
 @click.option("--json", "as_json", is_flag=True, help="Print each event as it is stored, one per line.")
 @click.pass_context
 def events(
@@ -48,33 +47,33 @@ def events(
     severities: tuple[str, ...],
     since: str,
     last: int | None,
+    url: str | None,
     as_json: bool,
 ) -> None:
-    """Print stored events, oldest first, from Redis itself.
+    """Print stored events, oldest first, from Redis itself, or from a hub.
 
     What has left the retention window (history.max_events, history.idle_expire_s) is gone: where that begins later
     than asked for, it says so on stderr.
     """
     from broadcaster.cli.output import as_json_line, describe
-    from broadcaster.core.event import SEVERITIES, check_channel
+    from broadcaster.core.event import check_channel
 
     settings = load_settings(context).settings
     channel = channel or settings.event.channel
     check_channel(channel)
-    if unknown := set(severities) - set(SEVERITIES):
-        raise click.UsageError(f"--severity is one of {', '.join(SEVERITIES)}, got {unknown.pop()!r}")
-
-    def is_wanted(event: Event) -> bool:
-        return (
-            (not types or event.event_type in types)
-            and (not sources or event.source in sources)
-            and (not severities or event.severity in severities)
-        )
+    is_wanted = _filter(types, sources, severities)
+    begins = _read(since)
+    if url is None:
+        found = _stored(settings, channel, begins)
+    else:
+        named = (("type", types), ("source", sources), ("severity", severities))
+        wanted = [(name, value) for name, values in named for value in values]
+        found = _of_hub(settings, _checked(url), channel, since, begins, wanted)
 
     async def work() -> int:
         show = as_json_line if as_json else describe
         kept: deque[str] = deque(maxlen=last)
-        async for event in _stored(settings, channel, since):
+        async for event in found:
             if not is_wanted(event):
                 continue
             if last is None:
@@ -91,22 +90,56 @@ def events(
     sys.exit(process.run(main))
 
 
-async def _stored(settings: Settings, channel: str, since: str) -> AsyncIterator[Event]:
-    """The events of a channel that were stored when this began, from `since` on.
+def _filter(types: Sequence[str], sources: Sequence[str], severities: Sequence[str]) -> Callable[[Event], bool]:
+    """Whether an event is wanted.
 
     Raises:
-        click.UsageError: `since` says no time and no position.
+        click.UsageError: There is no such severity.
+    """
+    from broadcaster.core.event import SEVERITIES
+
+    if unknown := set(severities) - set(SEVERITIES):
+        raise click.UsageError(f"--severity is one of {', '.join(SEVERITIES)}, got {unknown.pop()!r}")
+    return lambda event: (
+        (not types or event.event_type in types)
+        and (not sources or event.source in sources)
+        and (not severities or event.severity in severities)
+    )
+
+
+def _read(since: str) -> Position | Instant:
+    from broadcaster.core.position import read_since
+
+    try:
+        return read_since(since)
+    except ValueError as error:
+        raise click.UsageError(f"--since {error}") from None
+
+
+def _checked(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise click.UsageError("--url is the http:// or https:// address of a hub, such as http://127.0.0.1:8765")
+    return url
+
+
+async def _stored(settings: Settings, channel: str, begins: Position | Instant) -> AsyncIterator[Event]:
+    """The events of a channel that were stored when this began, from a place on.
+
+    Raises:
+        ConfigurationError: A file that `redis.url` names for TLS cannot be used.
         RedisUnavailable, RedisRefused: See `CommandLink.execute`.
     """
     from broadcaster.core.event import LARGEST_BYTES, decode
     from broadcaster.redis import stream
     from broadcaster.redis.commands import CommandLink
+    from broadcaster.redis.connection import check_tls
 
+    check_tls("redis.url", settings.redis.url)
     link = CommandLink(settings.redis, stream.LOAD_PAGE)
     try:
         time, table = await link.execute(("TIME",), stream.peek_epochs(channel))
         now_us = int(time[0]) * 1_000_000 + int(time[1])
-        begins = _beginning(since, now_us)
+        is_first = _beginning(begins, now_us)
         if table[0] is None:
             return  # nothing is known of this channel
         head, offset, begun = stream.read_head(table), 1, False
@@ -121,10 +154,10 @@ async def _stored(settings: Settings, channel: str, since: str) -> AsyncIterator
                 except InvalidEvent as error:
                     click.echo(f"what is stored at {number} is no event: {error.detail}", err=True)
                     continue
-                if not begun and begins(event):
+                if not begun and is_first(event):
                     begun = True  # and all that follow: where a clock went back, it begins earlier, never later
-                    if offset == 1 and number == stored[0][0] > 1:
-                        click.echo(f"the log begins at {event.position}: what came before it is gone", err=True)
+                    if offset == 1 and number == stored[0][0] and not _joins_on(begins, event):
+                        _say_gone(event)
                 if begun:
                     yield event
             if complete or not stored:
@@ -134,33 +167,71 @@ async def _stored(settings: Settings, channel: str, since: str) -> AsyncIterator
         link.close()
 
 
-def _beginning(since: str, now_us: int) -> Callable[[Event], bool]:
-    """Whether an event is the first one of those asked for.
+async def _of_hub(
+    settings: Settings,
+    url: str,
+    channel: str,
+    since: str,
+    begins: Position | Instant,
+    wanted: Sequence[tuple[str, str]],
+) -> AsyncIterator[Event]:
+    """The same of a hub, which applies the filters.
 
     Raises:
-        click.UsageError: `since` says no time and no position.
+        HubRefused, HubUnavailable, ConfigurationError: See `stored_pages`.
     """
-    from broadcaster.core.position import read_position
+    from broadcaster.core.event import LARGEST_BYTES, decode
+    from broadcaster.core.position import Position
+    from broadcaster.subscribe.stored_events import StoredPage, stored_pages
 
-    if since == "all":
-        return lambda event: True
-    if duration := _DURATION(since):
-        begin_us = now_us - int(duration[1]) * _UNITS[duration[2]] * 1_000_000
-        return lambda event: event.stored_at_us is None or event.stored_at_us >= begin_us
-    if (position := read_position(since)) is not None:
+    token, tls_ca = settings.subscriber.token.get_secret_value(), settings.subscriber.tls_ca
+
+    def pages(since: str, wanted: Sequence[tuple[str, str]] = (), most: int = 1000) -> AsyncIterator[StoredPage]:
+        return stored_pages(url, channel, since, wanted, most=most, tls_ca=tls_ca, token=token)
+
+    def read(payload: bytes) -> Event:
+        return decode(payload, max_bytes=LARGEST_BYTES, received_at_us=CLOCK.wall_ns() // 1000)
+
+    complete = True
+    async for first in pages(since, most=1):  # whatever the filters: what comes before it may be gone
+        complete = complete and first.complete
+        if first.payloads:
+            break
+    else:
+        return
+    oldest = read(first.payloads[0])
+    if not complete and not _joins_on(begins, oldest):
+        _say_gone(oldest)
+    if oldest.position is not None and not isinstance(begins, Position):
+        since = str(oldest.position._replace(offset=oldest.position.offset - 1))
+    async for page in pages(since, wanted):
+        for payload in page.payloads:
+            yield read(payload)
+
+
+def _joins_on(begins: Position | Instant, event: Event) -> bool:
+    """Whether nothing was before an event, or between it and the position that was asked for."""
+    if event.position is None or event.position.offset == 1:
+        return True
+    return begins == event.position._replace(offset=event.position.offset - 1)
+
+
+def _say_gone(event: Event) -> None:
+    click.echo(f"the log begins at {event.position}: what came before it is gone", err=True)
+
+
+def _beginning(begins: Position | Instant, now_us: int) -> Callable[[Event], bool]:
+    """Whether an event is the first one of those asked for."""
+    from broadcaster.core.position import Position
+
+    if isinstance(begins, Position):
         return lambda event: (
             event.position is not None
             and (
-                event.position.offset > position.offset
-                if event.position.epoch == position.epoch
-                else event.position.epoch > position.epoch
+                event.position.offset > begins.offset
+                if event.position.epoch == begins.epoch
+                else event.position.epoch > begins.epoch
             )
         )
-    try:
-        at_us = int(datetime.fromisoformat(since).timestamp() * 1_000_000)
-    except ValueError:
-        raise click.UsageError(
-            "--since is a duration such as 10m, a time such as 2026-11-27T02:00:00Z, a position or all, "
-            f"got {since!r}"
-        ) from None
-    return lambda event: event.stored_at_us is None or event.stored_at_us >= at_us
+    begin_us = now_us - begins.us if begins.ago else begins.us
+    return lambda event: event.stored_at_us is None or event.stored_at_us >= begin_us

@@ -20,8 +20,8 @@ from broadcaster.core.event import Event
 from broadcaster.core.logs import configure_logging
 from broadcaster.core.position import Gap
 from broadcaster.core.runtime import CLOCK
-from broadcaster.core.status_events import Received, Stale
 from broadcaster.core.text import escaped, printable
+from broadcaster.subscribe.status_events import Received, Stale
 from broadcaster.subscribe.subscriber import Subscriber
 
 _DATA_LENGTH: Final = 60

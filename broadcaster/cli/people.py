@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broadcaster.cli.common import Number, cli, examples, filters, load_settings, say
+from broadcaster.cli.common import BEGINNINGS, Number, cli, examples, filters, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, Unavailable
 from broadcaster.core.files import whole_file
@@ -89,12 +89,13 @@ def publish(
     epilog=examples(
         "broadcaster subscribe",
         "broadcaster subscribe --severity critical --severity warning --source server-a",
+        "broadcaster subscribe --since 10m",
         "broadcaster subscribe --resume-file position.json --log events.log",
     )
 )
 @click.option("--channel", "channels", multiple=True, help="Channel to receive; repeatable; default: the hub's.")
 @filters
-@click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position; default: now.")
+@click.option("--since", metavar="WHEN", help=f"Begin there: {BEGINNINGS}; default: now.")
 @click.option("--resume-file", type=click.Path(dir_okay=False, path_type=Path),
               help="Keep the position here, and go on from it next time.")  # fmt: skip
 @click.option("--url", help="ws:// or wss:// address of a hub; default: the configured one.")

@@ -58,7 +58,7 @@ def hub(
 ) -> None:
     """Push every event to every WebSocket subscriber.
 
-    SIGHUP re-reads keys, origins, limits and certificates.
+    SIGHUP re-reads keys, origins, limits, certificates and the password of Redis.
     """
     from broadcaster.auth.tokens import monitoring_token
     from broadcaster.hub.reload import Reload

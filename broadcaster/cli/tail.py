@@ -6,19 +6,20 @@ import sys
 
 import click
 
-from broadcaster.cli.common import cli, examples, filters, load_settings
+from broadcaster.cli.common import BEGINNINGS, cli, examples, filters, load_settings
 
 
 @cli.command(
     epilog=examples(
         "broadcaster tail",
         "broadcaster tail --last 100 --severity critical",
+        "broadcaster tail --since 1h",
         "broadcaster tail --channel events.billing --json",
     )
 )
 @click.option("--channel", help="Channel to receive; default: the hub's.")
 @filters
-@click.option("--since", metavar="EPOCH-OFFSET", help="Begin after this position, in the place of --last.")
+@click.option("--since", metavar="WHEN", help=f"Begin there, in the place of --last: {BEGINNINGS}.")
 @click.option(
     "--last", default=10, show_default=True, type=click.IntRange(0), metavar="N", help="Begin so many events back."
 )
@@ -38,7 +39,7 @@ def tail(
 ) -> None:
     """Print the last events and then what comes, until stopped.
 
-    As `broadcaster subscribe`, from a number of events back, and in colours on a terminal.
+    As `broadcaster subscribe`, from a number of events or a time back, and in colours on a terminal.
     """
     from broadcaster.cli.output import follow
     from broadcaster.core.event import check_channel

@@ -297,6 +297,25 @@ def _shown(value: object, most: int) -> str:
         return type(value).__name__
 
 
+class _Answer(msgspec.Struct):
+    events: list[msgspec.Raw]
+    next: str | None
+    complete: bool
+
+
+def read_answer(body: bytes) -> tuple[list[bytes], str | None, bool]:
+    """The events of an answer to `/events` as they are stored, its `next` and `complete`; the rest is ignored.
+
+    Raises:
+        ValueError: It is no such answer.
+    """
+    try:
+        answer = msgspec.json.decode(body, type=_Answer)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return [bytes(event) for event in answer.events], answer.next, answer.complete
+
+
 def _has_every_key(fields: dict[str, Any], payload: bytes, colons: int) -> bool:
     """Whether every key of a payload, which has so many colons, is in its decoded `fields`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 MAX_OFFSET: Final = 2**53 - 1
@@ -41,6 +42,49 @@ class Last(NamedTuple):
     """Where to begin: so many events before the newest one."""
 
     events: int
+
+
+class Instant(NamedTuple):
+    """Where to begin: with the first event that was stored then, or later; all by Redis' clock.
+
+    Attributes:
+        us: Microseconds since 1970, at 0 with the oldest event there is; or, if `ago`, microseconds before now.
+        ago: Whether it counts back from now.
+    """
+
+    us: int
+    ago: bool = False
+
+
+OLDEST: Final = Instant(0)
+
+Beginning = Position | Last | Instant | None
+"""Where a reader of a channel begins; None: now."""
+
+_SINCE: Final = "a position, a duration such as 10m, a time such as 2026-11-27T02:00:00Z, or all"
+
+
+def read_since(text: str) -> Position | Instant:
+    """Read where to begin: a position, a duration back from now (s, m, h, d), a time (ISO 8601), or `all`.
+
+    Raises:
+        ValueError: It is none of these, or a time without its zone. The message continues a sentence that begins
+            with the name of the parameter.
+    """
+    if (position := read_position(text)) is not None:
+        return position
+    if text == "all":
+        return OLDEST
+    if duration := _DURATION(text):
+        return Instant(int(duration[1]) * _UNITS_US[duration[2]], ago=True)
+    try:
+        # The + of a zone is a space in a query that was not escaped.
+        at = datetime.fromisoformat(_UNESCAPED_ZONE.sub(r"\1+", text) if text.isascii() else "")
+    except ValueError:
+        raise ValueError(f"is {_SINCE}, got {text[:100]!r}") from None
+    if at.tzinfo is None:
+        raise ValueError(f"is a time without its zone: end it with Z, or as in +02:00, got {text[:100]!r}")
+    return Instant(max(0, (at - _EPOCH_BEGAN) // _MICROSECOND))
 
 
 def is_timed(epoch: str) -> bool:
@@ -148,9 +192,22 @@ def read_place(payload: bytes) -> tuple[str, Position] | None:
     return None if match is None or position is None else (match[1].decode(), position)
 
 
+def read_stamp(payload: bytes) -> int | None:
+    """When a stored event was stored: microseconds since 1970 by Redis' clock; None if it does not say."""
+    match = _PLACE(payload)
+    stamp = _STAMP(payload, match.end()) if match else None
+    return None if stamp is None else int(stamp[1])
+
+
 _EPOCH: Final = re.compile(r"[0-9A-Za-z]{1,64}").fullmatch
 _TIMED: Final = re.compile(r"T[0-9a-v]{9}[0-9a-f]{6}").fullmatch
 _POSITION: Final = re.compile(r"([0-9A-Za-z]{1,64})-([0-9]{1,16})", re.ASCII).fullmatch
 _PLACE: Final = re.compile(
     rb'\{\s*"channel":\s*"([A-Za-z0-9._:-]{1,128})",\s*"epoch":\s*"([0-9A-Za-z]{1,64})",\s*"offset":\s*([1-9][0-9]{0,15})\s*[,}]'
 ).match
+_STAMP: Final = re.compile(rb'\s*"stored_at_us":\s*([0-9]{1,16})\s*[,}]').match
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhd])", re.ASCII).fullmatch
+_UNITS_US: Final = {"s": 10**6, "m": 60 * 10**6, "h": 3_600 * 10**6, "d": 86_400 * 10**6}
+_UNESCAPED_ZONE: Final = re.compile(r"(T[^ ]*) (?=[0-9]{2}(:?[0-9]{2})?$)")
+_EPOCH_BEGAN: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_MICROSECOND: Final = datetime.resolution

@@ -22,7 +22,8 @@ PERCENT_ENCODE: Final = "percent-encode the password (%40 for @, %23 for #, %2F 
 FILTERS: Final = frozenset({"channel", "type", "source", "severity", "since"})
 """Parameters in the URL of a hub."""
 
-_SHOWN: Final = FILTERS | {"db", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path", "ssl_check_hostname"}
+_FILES: Final = {"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"}
+_SHOWN: Final = FILTERS | _FILES | {"db", "ssl_cert_reqs", "ssl_check_hostname"}
 _CREDENTIALS: Final = (
     "access_token|refresh_token|id_token|auth_token|token|password|passwd|pwd|ssl_password|username|user|"
     "api_key|apikey|key|secret|client_secret|auth|authorization|signature|sig|jwt|code"

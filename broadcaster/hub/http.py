@@ -1,4 +1,4 @@
-"""The hub's HTTP side: `/stats`, `/trace`, `/time`, `/publish`.
+"""The hub's HTTP side: `/stats`, `/trace`, `/time`, `/events`, `/publish`.
 
 `/health` is answered before it (`health.py`), and so is `/ws`.
 
@@ -7,8 +7,11 @@ The home of Sanic, with `connections/handshake.py`, which borrows its protocol.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from json import dumps
 from math import ceil
 from types import SimpleNamespace
 from typing import Final
@@ -19,8 +22,10 @@ from sanic.exceptions import SanicException
 
 from broadcaster import wire
 from broadcaster.auth.access import Denied
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.event import channel_name
 from broadcaster.core.position import Position
+from broadcaster.hub.catchup.history import Busy
 from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.hub import Hub
 
@@ -51,6 +56,8 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
 
     for path, answer in _monitoring(hub, announcer).items():
         _add_monitored(app, hub, path, answer)
+
+    _add_events(app, hub)
 
     @app.post("/publish", error_format="json")
     async def publish(request: Request) -> HTTPResponse:
@@ -112,6 +119,86 @@ def _add_monitored(app: App, hub: Hub, path: str, answer: Answer) -> None:
 
     app.add_route(get, path, methods=["GET", "HEAD"], name=path[1:], error_format="json")
     app.add_route(options, path, methods=["OPTIONS"], name=f"{path[1:]}_options", error_format="json")
+
+
+def _add_events(app: App, hub: Hub) -> None:
+    """`/events`: what is stored of a channel, for those who may subscribe to it."""
+
+    async def get(request: Request) -> HTTPResponse:
+        target = _target(request)
+        headers = {"Cache-Control": "private, no-cache"} | _allow_origin(hub, target)
+        status, body, more = await _stored_events(hub, target, request.ip)
+        if status == 200:
+            headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            known = ",".join(request.headers.getall("If-None-Match", []))
+            if known.strip() == "*" or headers["ETag"] in known:
+                return HTTPResponse(status=304, headers=headers)
+        return HTTPResponse(body, status, headers | more, content_type="application/json")
+
+    async def options(request: Request) -> HTTPResponse:
+        headers = {"Allow": "GET, HEAD, OPTIONS"}
+        if allow := _allow_origin(hub, _target(request)):
+            headers |= allow | {
+                "Access-Control-Allow-Methods": "GET, HEAD",
+                "Access-Control-Allow-Headers": "Authorization, If-None-Match",
+                "Access-Control-Max-Age": "600",
+            }
+        return empty(headers=headers)
+
+    app.add_route(get, "/events", methods=["GET", "HEAD"], name="events", error_format="json")
+    app.add_route(options, "/events", methods=["OPTIONS"], name="events_options", error_format="json")
+
+
+async def _stored_events(hub: Hub, target: wire.Target, address: str) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and further headers of the answer."""
+    asked = hub.admission.admit_reader(target, address)
+    if isinstance(asked, wire.Refusal):
+        headers = {} if asked.retry_after_s is None else {"Retry-After": str(asked.retry_after_s)}
+        if asked.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return asked.status, dumps({"error": asked.reason}).encode(), headers
+    if not hub.settings.history.enabled:
+        return 404, dumps({"error": "events are not stored here (history.enabled = false)"}).encode(), {}
+    try:
+        found = await hub.history.read(asked.channel, asked.begins, asked.filter, asked.limit)
+    except Busy:
+        error = "too many requests for stored events at once"
+    except (RedisUnavailable, RedisRefused) as refusal:
+        error = str(refusal)
+    else:
+        position = None if found.position is None else str(found.position)
+        said = {"channel": asked.channel, "position": position, "next": position if found.more else None}
+        front = dumps(said | {"complete": found.complete})[:-1].encode()
+        return 200, front + b', "events": [' + b",".join(found.payloads) + b"]}", {}
+    hub.admission.note_refused(address, "events 503", 503, f"/events: {error}")
+    return 503, dumps({"error": error}).encode(), {"Retry-After": "1"}
+
+
+def _target(request: Request) -> wire.Target:
+    """What is asked for, and by which page and token; what is wrong with it is its `fault`."""
+    headers = request.headers
+    try:
+        target = wire.Target.parse(request.raw_url.decode())
+        origins = headers.getall("Origin", [])
+        if len(origins) > 1:
+            raise ValueError("Origin is given twice")
+        token = wire.token_in(headers.getall("Authorization", []))
+    except ValueError as error:
+        return wire.Target("", (), fault=str(error))
+    return replace(
+        target, host=target.host or headers.get("Host", ""), origin=next(iter(origins), None), token=token
+    )
+
+
+def _allow_origin(hub: Hub, target: wire.Target) -> dict[str, str]:
+    """What lets the page of another site read the answer, if it is one that may."""
+    if target.origin is None or not target.origin.isascii() or not hub.admission.allows_origin(target):
+        return {}
+    return {
+        "Access-Control-Allow-Origin": target.origin,
+        "Access-Control-Expose-Headers": "ETag",
+        "Vary": "Origin",
+    }
 
 
 def _trace(hub: Hub, request: Request) -> HTTPResponse:

@@ -9,6 +9,7 @@ from broadcaster.auth.access import Access
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker
 from broadcaster.hub.catchup.event_log import EventLog
+from broadcaster.hub.catchup.history import History
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.channels.channels import Channels, Spawn
 from broadcaster.hub.channels.delivery_probe import DeliveryProbe
@@ -52,6 +53,7 @@ class Hub:
         self.dispatcher = Dispatcher(self.channels, self.probe, settings.event.max_bytes, runtime)
         self.access = Access(settings.auth, runtime)
         self.admission = AdmissionControl(settings, self.channels, self.access, self.registry, runtime)
+        self.history = History(self.pages.log, self.pages.times, runtime)
         self.publisher = HttpPublisher(settings.event.channel, broker, self.access)
         self.context = ConnectionContext(
             self.registry,
@@ -66,23 +68,27 @@ class Hub:
         self._started_at = runtime.clock.loop_s()
 
     def start(self) -> None:
-        """Begin to work: subscriptions, probes, pages, timer."""
+        """Begin to work: subscriptions, probes, pages, times, timer."""
         for work, name in (
             (partial(self.broker.run, self.dispatcher), "subscription"),
             (self.probe.run, "proofs"),
             (self.pages.run, "pages"),
+            (self.pages.times.run, "times"),
             (self.timer.run, "timer"),
         ):
             self.spawn(work, name)
 
     def use(self, settings: Settings) -> None:
-        """Go by other keys, origins and limits from now on; close the connections of keys that are gone (4001).
+        """Go by other keys, origins, limits and credentials of Redis from now on.
+
+        The connections of keys that are gone are closed (4001); no connection to Redis is.
 
         Raises:
             ConfigurationError: A key cannot be read; then nothing has changed.
         """
         self.access.use(settings.auth)
         self.admission.use(settings)
+        self.broker.use(settings.redis)
         for connection in self.registry.everyone():
             if not self.access.still_gives(connection.grant):
                 connection.close(wire.CloseCode.EXPIRED, "the key is not valid any more")

@@ -1,4 +1,4 @@
-"""SIGHUP: a hub re-reads its keys, origins, limits and certificates, and goes on."""
+"""SIGHUP: a hub re-reads its keys, origins, limits, certificates and the password of Redis, and goes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.text import reason
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
-from broadcaster.settings import Settings
+from broadcaster.settings import RedisTable, Settings, without_credentials
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -31,8 +31,9 @@ _RELOADED: Final = {
         "tls_cert",
         "tls_key",
     },
+    "redis": {"password"},
 }
-"""What can change while a hub runs."""
+"""What can change while a hub runs; of a URL of Redis user and password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ class Reload:
             except ConfigurationError as error:
                 log.error("SIGHUP: nothing has changed: %s", error)
             else:
-                log.info("SIGHUP: keys, origins, limits and certificates were read again%s", said)
+                read = "keys, origins, limits, certificates and the password of Redis"
+                log.info("SIGHUP: %s were read again%s", read, said)
 
     def _once(self, hub: Hub, tls: ssl.SSLContext | None) -> str:
         before, settings = hub.settings, within_open_files(self.load())
@@ -65,8 +67,10 @@ class Reload:
             raise ConfigurationError("a hub with TLS and one without are two: hub.tls_cert needs a restart")
         if tls is not None:
             load_certificate(tls, settings)
-        hub.use(settings)
-        kept = [name for name in _changed(before, settings) if not _is_reloaded(name)]
+        redis = _with_credentials(before.redis, settings.redis)
+        hub.use(settings.model_copy(update={"redis": redis}))
+        without = before.model_copy(update={"redis": redis})
+        kept = [name for name in _changed(without, settings) if not _is_reloaded(name)]
         return f"; a restart is needed for {', '.join(kept)}" if kept else ""
 
 
@@ -83,6 +87,15 @@ def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
         raise ConfigurationError(
             f"hub.tls_cert, hub.tls_key: {settings.hub.tls_cert}, {settings.hub.tls_key}: {reason(error)}"
         ) from None
+
+
+def _with_credentials(before: RedisTable, after: RedisTable) -> RedisTable:
+    """The table of the Redis that is used, with the users and passwords that were read again."""
+    changes: dict[str, Any] = {"password": after.password}
+    for key in ("url", "subscribe_url"):
+        if without_credentials(getattr(before, key)) == without_credentials(getattr(after, key)):
+            changes[key] = getattr(after, key)
+    return before.model_copy(update=changes)
 
 
 def _changed(before: Settings, after: Settings) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from broadcaster.core import dialing
 from broadcaster.core.backoff import LONGEST_HINT_S
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError, InvalidEvent
@@ -177,13 +178,12 @@ class Fleet:
 
     async def _open(self, client: Client) -> tuple[Connection, str]:
         """Try to connect a client; return its connection, and why it failed if it did."""
-        loop = asyncio.get_running_loop()
         async with self._gate:
             connection = Connection(client, self.inbox, self.record, self._token)
             failure = ""
             try:
                 async with asyncio.timeout(_CONNECT_S):
-                    await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._tls)
+                    await dialing.connect(lambda: connection, self._host, self._port, self._tls)
                     await connection.ready
             except TimeoutError:
                 failure = f"no answer within {_CONNECT_S:g} s"

@@ -18,9 +18,9 @@ from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.publish.lookout import HubLookout
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink
-from broadcaster.redis.connection import Command
+from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.stream import Stored
-from broadcaster.settings import Settings
+from broadcaster.settings import RedisTable, Settings
 
 log = logging.getLogger("broadcaster.publisher")
 
@@ -64,6 +64,7 @@ class PublishPipeline:
     """
 
     def __init__(self, settings: Settings, runtime: Runtime = RUNTIME) -> None:
+        check_tls("redis.url", settings.redis.url)
         self._limits = runtime.limits
         self._clock = runtime.clock
         self._chance = runtime.chance
@@ -87,6 +88,10 @@ class PublishPipeline:
         self._why = "it was silent"
         self._log = ThrottledLog(log, clock=runtime.clock)
         self._told_unstamped = False
+
+    def use(self, redis: RedisTable) -> None:
+        """See `CommandLink.use`."""
+        self._commands.use(redis)
 
     async def connect(self) -> None:
         """Connect unless connected.

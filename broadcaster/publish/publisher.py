@@ -15,7 +15,7 @@ from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.publish.pipeline import Pending, PublishPipeline
 from broadcaster.redis.stream import Stored
-from broadcaster.settings import Settings, load
+from broadcaster.settings import RedisTable, Settings, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,10 @@ class Publisher:
             settings: Where Redis is; None reads broadcaster.toml and the environment.
             channel: For events that are given no other; None takes the configured one.
             runtime: Time, chance and limits.
+
+        Raises:
+            ConfigurationError: A setting, or a file that `redis.url` names for TLS, is wrong.
+            InvalidEvent: The name of the channel is wrong.
         """
         self._settings = settings or load().settings
         self._channel = events.check_channel(self._settings.event.channel if channel is None else channel)
@@ -84,6 +88,10 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def use(self, redis: RedisTable) -> None:
+        """Log in as this table says on new connections: with another password; one that is open stays."""
+        self._link.use(redis)
 
     def close(self) -> None:
         """End the connection; of what is not answered it stays unknown whether it was published."""

@@ -44,7 +44,7 @@ class CommandLink:
             url: What a new connection leads to, if that is not `redis.url`.
         """
         self._redis = redis
-        self._url = url or (lambda: redis.command_url)
+        self._url = url or (lambda: self._redis.command_url)
         self._clock = runtime.clock
         self._greeting = greeting
         self._run_id = ""
@@ -52,6 +52,10 @@ class CommandLink:
         self._link: RedisConnection | None = None
         self._connecting = asyncio.Lock()
         self._closed = False
+
+    def use(self, redis: RedisTable) -> None:
+        """Log in as this table says on new connections; one that is open stays."""
+        self._redis = redis
 
     @property
     def run_id(self) -> str:

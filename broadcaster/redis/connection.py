@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,11 +20,13 @@ from typing import Any, Final
 import hiredis
 from redis.connection import SSLConnection, parse_url
 
-from broadcaster.core.errors import RedisUnavailable, RedisUnreachable
+from broadcaster.core import dialing
+from broadcaster.core.errors import ConfigurationError, RedisUnavailable, RedisUnreachable
 from broadcaster.core.redaction import redact, scrub
 from broadcaster.core.runtime import CLOCK, Clock
 from broadcaster.core.text import reason
 from broadcaster.redis.error_replies import read_error
+from broadcaster.redis.tls import tls_context
 
 Command = tuple[Any, ...]
 """The words of a command: str, bytes or int; or `RUN_ID`, see `CommandLink`."""
@@ -114,18 +115,20 @@ class RedisConnection(asyncio.Protocol):
             raise RedisUnavailable(f"Redis did not answer within {timeout_s} s") from None
         except OSError as error:
             raise RedisUnreachable(redact(url), reason(error)) from None
+        except ConfigurationError as error:  # a file of it is of no use now; it was when this process began
+            raise RedisUnreachable(redact(url), str(error)) from None
         return connection
 
     @classmethod
     async def _connect(cls, options: dict[str, Any], protocol: Callable[[], RedisConnection]) -> RedisConnection:
-        loop = asyncio.get_running_loop()
         if "path" in options:
+            loop = asyncio.get_running_loop()
             return (await loop.create_unix_connection(protocol, options["path"]))[1]
         tls = None
         if options.get("connection_class") is SSLConnection:
             tls = tls_context(options)
         host, port = options.get("host", "127.0.0.1"), options.get("port", 6379)
-        return (await loop.create_connection(protocol, host, port, ssl=tls))[1]
+        return (await dialing.connect(protocol, host, port, tls))[1]
 
     async def _log_in(self, options: dict[str, Any]) -> None:
         if password := options.get("password"):
@@ -262,20 +265,18 @@ def connection_options(url: str) -> dict[str, Any]:
     return options
 
 
-def tls_context(options: dict[str, Any]) -> ssl.SSLContext:
-    """For the options of a rediss:// URL, which mean what they mean to redis-py.
+def check_tls(key: str, url: str) -> None:
+    """Whether the files that a URL names for TLS can be used: before anything runs, a wrong one is said once.
 
     Raises:
-        OSError: A file cannot be read.
+        ConfigurationError: One cannot; the message begins with `key`.
     """
-    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"), capath=options.get("ssl_ca_path"))
-    if "ssl_certfile" in options:
-        password = options.get("ssl_password", "")  # else the library asks for one on the terminal, and waits
-        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"), password)
-    verify = options.get("ssl_cert_reqs", "required")
-    context.check_hostname = options.get("ssl_check_hostname", True) and verify != "none"
-    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL}.get(verify, ssl.CERT_REQUIRED)
-    return context
+    options = connection_options(url)
+    if options.get("connection_class") is SSLConnection:
+        try:
+            tls_context(options)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{key}: {error}") from None
 
 
 def fail(reply: asyncio.Future[Reply], error: Exception) -> None:

@@ -17,24 +17,34 @@ class Nodes:
     """Replicas of `redis.url` (or that alone): one is used at a time. Hubs with the same list spread over it.
 
     Attributes:
-        url: Of the one that is used, with the password.
+        number: Which one is used, by its place in the settings.
         moves: How often it was left for another one.
         moved: Which one was left last, and why; empty: none.
     """
 
     def __init__(self, redis: RedisTable, runtime: Runtime = RUNTIME) -> None:
         """Begin with one by chance: a thousand hubs have the same settings."""
-        urls = list(redis.node_urls)
-        if len(urls) > 1:
-            runtime.chance.shuffle(urls)
+        self._urls = redis.node_urls
+        numbers = list(range(len(self._urls)))
+        if len(numbers) > 1:
+            runtime.chance.shuffle(numbers)
         self._clock = runtime.clock
-        self._left_at = dict.fromkeys(urls, -math.inf)
-        self.url = urls[0]
+        self._left_at = dict.fromkeys(numbers, -math.inf)
+        self.number = numbers[0]
         self.moves = 0
         self.moved = ""
 
     def __len__(self) -> int:
         return len(self._left_at)
+
+    @property
+    def url(self) -> str:
+        """Of the one that is used, with the password."""
+        return self._urls[self.number]
+
+    def use(self, redis: RedisTable) -> None:
+        """The same nodes, and another user or password from now on."""
+        self._urls = redis.node_urls
 
     @property
     def address(self) -> str:
@@ -44,17 +54,17 @@ class Nodes:
     def has_another(self, hold_s: float) -> bool:
         """Whether there is one that has not been left within so many seconds."""
         before = self._clock.loop_s() - hold_s
-        return any(left_at < before for url, left_at in self._left_at.items() if url != self.url)
+        return any(left_at < before for number, left_at in self._left_at.items() if number != self.number)
 
     def leave(self, why: str) -> None:
         """Use the one that was left the longest time ago; if there is only one, it stays."""
         if len(self) == 1:
             return
-        self._left_at[self.url] = self._clock.loop_s()
+        self._left_at[self.number] = self._clock.loop_s()
         self.moves += 1
         self.moved = f"{self.address}: {why}"
-        others = [url for url in self._left_at if url != self.url]
-        self.url = min(others, key=self._left_at.__getitem__)
+        others = [number for number in self._left_at if number != self.number]
+        self.number = min(others, key=self._left_at.__getitem__)
 
 
 def why_not_a_replica(node: dict[str, str], master: dict[str, str]) -> str:

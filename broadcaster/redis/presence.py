@@ -8,6 +8,7 @@ import socket
 import ssl
 from urllib.parse import unquote, urlsplit
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.redaction import redact
 from broadcaster.core.text import reason
@@ -74,10 +75,11 @@ def _connection(url: str, timeout_s: float) -> socket.socket:
             connection.close()
             raise
         return connection
-    connection = socket.create_connection(address(url), timeout=timeout_s)
+    connection = dialing.connect_blocking(*address(url), timeout_s)
     if parts.scheme != "rediss":
         return connection
-    from broadcaster.redis.connection import connection_options, tls_context
+    from broadcaster.redis.connection import connection_options
+    from broadcaster.redis.tls import tls_context
 
     try:
         return tls_context(connection_options(url)).wrap_socket(connection, server_hostname=address(url)[0])

@@ -51,6 +51,11 @@ class PubSubLink:
         self.refused: set[str] = set()
         self.reconnects = 0
 
+    def use(self, redis: RedisTable) -> None:
+        """Log in as this table says on new connections; the one that is open stays."""
+        self._redis = redis
+        self.nodes.use(redis)
+
     def subscribe(self, channel: str) -> None:
         """Subscribe to a channel, now or as soon as there is a connection."""
         self.channels[channel] = None

@@ -106,9 +106,14 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         A line that says what was found. It does not return when a server is started.
 
     Raises:
+        ConfigurationError: A file that the URL names for TLS cannot be used.
         RedisNotInstalled: There is no redis-server to start.
         RedisUnavailable: The address is not on this machine, and nothing answers there.
     """
+    if urlsplit(url).scheme == "rediss":
+        from broadcaster.redis.connection import check_tls
+
+        check_tls("redis.url", url)
     if said := what_it_says(url):
         trouble = "" if said.startswith(("+", "-NOAUTH")) else f" (it says: {said[1:].partition(' because ')[0]})"
         return f"a Redis runs at {redact(url)} already{trouble}; using it"

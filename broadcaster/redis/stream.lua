@@ -1,8 +1,8 @@
 -- Stores events and publishes them, in one step; without events it returns the head of the channel, and begins an
 -- epoch if that is due.
 --
--- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until, ids_offset and taken_back: see
---          below
+-- KEYS[1]  meta: hash with epoch, offset, run_id, epochs of the channel; ids, ids_until, ids_offset, taken_back and
+--          rising: see below
 -- KEYS[2]  log: stream of its events
 -- KEYS[3]  and 4: two hashes that take turns: of each event its id, and the position that it was given
 -- ARGV[1]  channel
@@ -41,7 +41,7 @@ for i = after + 1, #ARGV do
 end
 
 local known = redis.call('HMGET', meta, 'epoch', 'offset', 'run_id', 'epochs', 'ids', 'ids_until', 'ids_offset',
-  'taken_back')
+  'taken_back', 'rising')
 local epoch, offset, epochs = known[1], tonumber(known[2]), known[4]
 
 if run_id == '' or run_id ~= known[3] then
@@ -52,7 +52,8 @@ end
 -- Events say when they were stored, by Redis' clock, which is read once per call. Without the right to read it (`+time`,
 -- which earlier versions did not need) they say nothing.
 local clock = count > 0 and redis.pcall('TIME')
-local stamp = clock and not clock.err and '"stored_at_us":' .. digits(clock[1] * 1000000 + clock[2]) .. ',' or ''
+local us = clock and not clock.err and digits(clock[1] * 1000000 + clock[2])
+local stamp = us and '"stored_at_us":' .. us .. ',' or ''
 
 local function now_ms()
   local now = clock or redis.pcall('TIME')
@@ -215,6 +216,18 @@ local function place_of(number)
   return number .. '-' .. (taken and digits(taken + 1) or '0')
 end
 
+-- `rising`: since which offset, up to which one, and up to what stamp no event has an earlier stamp than the one before
+-- it. That far a reader can bisect by time. It begins anew where the clock was set back, where there is no stamp, and
+-- after an event that an earlier version has stored.
+local rising_from, to, last_us = (known[9] or ''):match('^(%d+):(%d+):(%d+)$')
+if not (us and to and to == known[2] and tonumber(us) >= tonumber(last_us)) then
+  rising_from = digits(offset + 1)
+end
+
+local function rising(number)
+  return us and rising_from .. ':' .. number .. ':' .. us or ''
+end
+
 local reply = {}
 local number, refused
 for i = 1, count do
@@ -222,7 +235,8 @@ for i = 1, count do
   local position, receivers = given[i] or given[id], -1
   if not position then
     number = digits(offset + 1)
-    local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until)
+    local counted = redis.pcall('HSET', meta, 'offset', number, 'ids_offset', number .. old_until, 'rising',
+      rising(number))
     if failed(counted) then
       refused = counted
       break
@@ -269,7 +283,8 @@ if #new > 0 then
   redis.call('HSET', ids, unpack(new))
 end
 if refused then  -- as if this event had not been
-  redis.pcall('HSET', meta, 'offset', digits(offset), 'ids_offset', digits(offset) .. old_until)
+  local last = digits(offset)
+  redis.pcall('HSET', meta, 'offset', last, 'ids_offset', last .. old_until, 'rising', rising(last))
   local is_right = refused.err:find('NOPERM') or refused.err:find("script can't", 1, true)
   return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
 end

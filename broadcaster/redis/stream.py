@@ -3,7 +3,8 @@
 Per channel, under one hash tag so that a cluster keeps them together:
 
     {ch}:meta    hash: epoch, offset of the last event, run_id of the Redis that began the epoch,
-                 epochs: those of which there are events, each with its first offset ("a1:1 b2:451")
+                 epochs: those of which there are events, each with its first offset ("a1:1 b2:451"),
+                 rising: since which offset events are in the order of their stamps
     {ch}:log     stream: the events, id <offset>-0, about the last `history.max_events` of them
     {ch}:id:odd  hash: per event_id the position an event was given: a retry is answered with it. Two hashes take
     {ch}:id:even turns of `history.dedupe_s`, and each is dropped whole after the turn of the other
@@ -18,6 +19,7 @@ Storing and publishing is one step of Redis: there is no event that was publishe
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +113,11 @@ def peek_epochs(channel: str) -> Command:
     return ("HMGET", _keys(channel)[0], "epochs", "offset")
 
 
+def peek_rising(channel: str) -> Command:
+    """Build the command that only reads since where a channel's stamps rise; the reply is for `read_rising`."""
+    return ("HMGET", _keys(channel)[0], "rising", "offset")
+
+
 def page(channel: str, first: int, count: int, max_bytes: int) -> Command:
     """Build the command for the stored events from an offset on; the reply is for `read_page`.
 
@@ -176,6 +183,31 @@ def read_peeked_head(reply: Any, run_id: str) -> Position | None:
     return position if run_id and began_by == run_id else None
 
 
+def read_rising(reply: Any) -> int | None:
+    """The first offset from which on no event says an earlier `stored_at_us` than the one before it.
+
+    None if that is not known: the last event was stored by an earlier version, or does not say.
+
+    Raises:
+        RedisUnavailable: This is no such reply.
+    """
+    try:
+        rising, offset = reply
+        match = _RISING(rising or b"")
+        return int(match[1]) if match and offset == match[2] else None
+    except (TypeError, ValueError):
+        raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def read_time(reply: Any) -> int | None:
+    """Redis' clock, in microseconds since 1970; None if it does not tell (an error: `TIME` is refused)."""
+    try:
+        seconds, microseconds = reply
+        return int(seconds) * 1_000_000 + int(microseconds)
+    except (TypeError, ValueError):
+        return None
+
+
 def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
     """Offset and payload of each event, in order, and whether nothing comes after them.
 
@@ -194,3 +226,6 @@ def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
 
 def _keys(channel: str) -> tuple[str, str, str, str]:
     return f"{{{channel}}}:meta", f"{{{channel}}}:log", f"{{{channel}}}:id:odd", f"{{{channel}}}:id:even"
+
+
+_RISING: Final = re.compile(rb"([1-9][0-9]{0,15}):([0-9]{1,16}):[0-9]+").fullmatch

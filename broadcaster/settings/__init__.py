@@ -27,7 +27,7 @@ from broadcaster.settings.tables import (
     SubscriberTable,
 )
 from broadcaster.settings.types import is_loopback
-from broadcaster.settings.urls import redis_database, redis_server, websocket_url
+from broadcaster.settings.urls import redis_database, redis_server, websocket_url, without_credentials
 
 __all__ = [
     "CONFIG_FILE",
@@ -55,4 +55,5 @@ __all__ = [
     "redis_database",
     "redis_server",
     "websocket_url",
+    "without_credentials",
 ]

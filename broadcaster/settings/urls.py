@@ -166,6 +166,15 @@ def _split(url: str, *schemes: str) -> SplitResult:
     return parts
 
 
+def without_credentials(url: str) -> str:
+    """A valid URL of Redis, or several, without users and passwords: what is left says where it is, and how."""
+    if len(urls := split_urls(url)) > 1:
+        return ",".join(map(without_credentials, urls))
+    parts = split_url(url)
+    pairs = [pair for pair in parts.query.split("&") if pair.partition("=")[0] not in _PASSWORDS | {"username"}]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(pairs)).geturl()
+
+
 def with_password(url: str, password: str) -> str:
     """A Redis URL with this password, if it has none of its own."""
     scheme, mark, rest = url.partition("://")

@@ -142,20 +142,21 @@ class Connector:
         Args:
             again: A connection was lost, and said so: even the first attempt waits, as all clients reconnect now.
         """
-        waits_s = self._backoff.waits_s()
+        timeout_s, waits_s = self._settings.connect_timeout_s, self._backoff.waits_s()
         while True:
             if again:
                 hint_s, self._hint_s = self._hint_s, 0.0
                 await asyncio.sleep(hint_s + next(waits_s))
             url = self._url()
             try:
-                connection = await client.open_connection(
-                    url,
-                    timeout_s=self._settings.connect_timeout_s,
-                    max_queue=self._settings.queue_events,
-                    token=self._token() if callable(self._token) else self._token,
-                    tls=self._tls,
-                )
+                async with asyncio.timeout(timeout_s):
+                    connection = await client.open_connection(
+                        url,
+                        close_timeout_s=timeout_s,
+                        max_queue=self._settings.queue_events,
+                        token=self._token() if callable(self._token) else self._token,
+                        tls=self._tls,
+                    )
             except (OSError, TimeoutError, client.InvalidHandshake) as error:
                 if isinstance(error, client.InvalidHandshake):
                     if answer := client.final_refusal(error):

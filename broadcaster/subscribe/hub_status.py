@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import HubUnavailable
 from broadcaster.core.position import Position
 from broadcaster.core.redaction import redact
@@ -222,10 +223,14 @@ def _get(url: str, timeout_s: float, context: ssl.SSLContext | None, token: str 
     return _exchange(url, timeout_s, context, token)[0]
 
 
-def _exchange(
+def connect_to(
     url: str, timeout_s: float, context: ssl.SSLContext | None, token: str
-) -> tuple[dict[str, Any], tuple[int, int]]:
-    """A JSON object, and the instants (CLOCK_MONOTONIC, ns) before it was asked for and after it began to come."""
+) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """An open connection; and target and headers of the request for what is at the URL.
+
+    Raises:
+        OSError, ValueError: It cannot be opened.
+    """
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     headers = {"Host": parts.netloc.rpartition("@")[2]}
@@ -233,23 +238,28 @@ def _exchange(
         headers["Authorization"] = f"Bearer {token}"
     elif user:
         headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
+    host, port = parts.hostname or "", parts.port or (443 if context else 80)
+    connection = http.client.HTTPConnection(host, port)
+    connection.sock = dialing.connect_blocking(host, port, timeout_s)
+    if context:
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=host)
+    return connection, parts._replace(scheme="", netloc="").geturl(), headers
+
+
+def _exchange(
+    url: str, timeout_s: float, context: ssl.SSLContext | None, token: str
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """A JSON object, and the instants (CLOCK_MONOTONIC, ns) before it was asked for and after it began to come."""
     try:
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                *(parts.hostname or "", parts.port), timeout=timeout_s, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+        connection, target, headers = connect_to(url, timeout_s, context, token)
         with contextlib.closing(connection):
-            connection.connect()
             sent_ns = CLOCK.monotonic_ns()
-            connection.request("GET", parts._replace(scheme="", netloc="").geturl(), headers=headers)
+            connection.request("GET", target, headers=headers)
             response = connection.getresponse()
             received_ns = CLOCK.monotonic_ns()
             if response.status in (401, 403):
                 raise MonitoringRefused(f"it asks for a token that may monitor (HTTP {response.status})")
-            if response.status != 200 and parts.path != _READINESS:
+            if response.status != 200 and target != _READINESS:
                 raise HubUnavailable(f"no answer (HTTP {response.status} {response.reason})")
             body = json.load(response)
     except (http.client.HTTPException, OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from broadcaster.core.event import Event
-from broadcaster.core.position import Cause, Gap, Position, is_timed, read_position
+from broadcaster.core.position import Cause, Gap, Instant, Position, is_timed, read_position, read_since
 
 
 class ResumeState:
@@ -33,7 +33,8 @@ class ResumeState:
         """Parse the URL; for the arguments see `Subscriber`.
 
         Raises:
-            ValueError: `since` is no position, or one for several channels; `last` is no number of events.
+            ValueError: `since` says no place to begin, or a position for several channels; `last` is no number of
+                events.
         """
         if last is not None and last < 0:
             raise ValueError("last is a number of events")
@@ -44,7 +45,8 @@ class ResumeState:
         for key, values in (("type", types), ("source", sources), ("severity", severities)):
             self._filters += [(key, value) for value in values]
         given_last = next((value for key, value in given if key == "last" and value), None)
-        self._last = given_last if last is None else str(last)
+        number = given_last if last is None else str(last)
+        self._begin = None if number is None else ("last", number)  # of channels whose positions are not known yet
         self._begun: set[str] = set()
         since = since or next((value for key, value in given if key == "since"), None)
         self.positions: dict[str, Position] = {}
@@ -53,9 +55,13 @@ class ResumeState:
             self.positions.update(since)
             self._channels = self._channels or list(since)
         elif since is not None:
-            if len(self._channels) > 1:
+            begins = _read(str(since))
+            if isinstance(begins, Instant):
+                self._begin = ("since", str(since))
+            elif len(self._channels) > 1:
                 raise ValueError("one position cannot be that of several channels")
-            self.positions["".join(self._channels)] = Position.parse(str(since))
+            else:
+                self.positions["".join(self._channels)] = begins
         self.has_one_channel = len(self._channels) <= 1
         self.sees_everything = self.has_one_channel and not self._filters
 
@@ -70,12 +76,12 @@ class ResumeState:
             query.append(("channel", channel))
             if channel in self.positions:
                 query.append(("since", str(self.positions[channel])))
-            elif self._last is not None and channel not in self._begun:
-                query.append(("last", self._last))
+            elif self._begin is not None and channel not in self._begun:
+                query.append(self._begin)
         if not self._channels and self.positions:
             query.append(("since", str(next(iter(self.positions.values())))))
-        elif not self._channels and self._last is not None and not self._begun:
-            query.append(("last", self._last))
+        elif not self._channels and self._begin is not None and not self._begun:
+            query.append(self._begin)
         return urlunsplit(self._parts._replace(query=urlencode(query + self._filters)))
 
     def on_welcome(self, frame: Mapping[str, Any]) -> Gap | None:
@@ -143,6 +149,7 @@ class ResumeState:
             if end is not None and _is_within(end, known):
                 return None
             gap = replace(gap, epoch=known.epoch, first=known.offset + 1)
+        self._begun.add(gap.channel)
         self._move(gap.channel, gap.position)
         return gap
 
@@ -153,7 +160,7 @@ class ResumeState:
             known = self.positions.get(channel)
             first = None if known is None else known.offset + 1
             gaps.append(Gap(channel, Cause.CLOSED, known and known.epoch, first))
-        self._last = None
+        self._begin = None
         self.positions.clear()
         self._welcomed.clear()  # what is missed before the next welcome lies in these gaps
         return gaps
@@ -174,6 +181,13 @@ class ResumeState:
             if "" in self.positions:  # given before the name of the channel was known
                 del self.positions[""]
             self.positions[channel] = position
+
+
+def _read(since: str) -> Position | Instant:
+    try:
+        return read_since(since)
+    except ValueError as error:
+        raise ValueError(f"since {error}") from None
 
 
 def _is_within(position: Position, known: Position) -> bool:

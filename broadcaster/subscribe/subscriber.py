@@ -15,10 +15,10 @@ from broadcaster.core.errors import ConfigurationError, InvalidEvent
 from broadcaster.core.event import Event
 from broadcaster.core.position import Cause, Gap, Position, read_place
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.core.status_events import Fresh, Received, Stale
 from broadcaster.settings import Settings, load, websocket_url
 from broadcaster.subscribe.connector import Connector
 from broadcaster.subscribe.resume_state import ResumeState
+from broadcaster.subscribe.status_events import Fresh, Received, Stale
 from broadcaster.wire import client, read_control, tls
 from broadcaster.wire.bearer import authorization
 
@@ -72,7 +72,9 @@ class Subscriber:
             url: ws:// or wss:// address of a hub, such as `ws://127.0.0.1:8765/ws`; None takes the configured.
             settings: None reads broadcaster.toml and the environment.
             channels: Which to receive; none: those of the url, or the hub's default.
-            since: Begin after this position, as `positions` had it; None: now. With several channels: for each.
+            since: Begin after this position, as `positions` had it, with several channels for each; or with what
+                was stored so long ago (`10m`; s, m, h, d), or at a time (ISO 8601 with its zone), or later, by the
+                clock of Redis; or with all that is stored (`all`); what of that has expired is a `Gap`. None: now.
             last: Begin so many events before the newest one, of each channel without a position in `since`.
             types: Receive only events of these types; none: all.
             sources: Receive only events of these sources; none: all.
@@ -84,8 +86,8 @@ class Subscriber:
         Raises:
             ConfigurationError: `url` cannot be connected to, no header can carry `token`, or `subscriber.tls_ca`
                 cannot be read. Nothing secret is in the message.
-            ValueError: `since` is no position, or one for several channels; `last` is no number of
-                events; or there is no such severity.
+            ValueError: `since` says no place to begin, or a position for several channels; `last` is no number
+                of events; or there is no such severity.
         """
         settings = settings or load().settings
         self._max_bytes = settings.event.max_bytes

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import ssl
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
 
+from broadcaster.core import dialing
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.event import LARGEST_BYTES
 from broadcaster.core.redaction import redact, scrub
@@ -37,7 +40,7 @@ _MESSAGE_MAX_BYTES: Final = LARGEST_BYTES + 2**16
 
 
 async def open_connection(
-    url: str, *, timeout_s: float, max_queue: int, token: str = "", tls: ssl.SSLContext | None = None
+    url: str, *, close_timeout_s: float, max_queue: int, token: str = "", tls: ssl.SSLContext | None = None
 ) -> ClientConnection:
     """Open a subscriber's connection to a hub.
 
@@ -45,31 +48,38 @@ async def open_connection(
 
     Args:
         url: ws:// or wss://.
-        timeout_s: For the opening and for the closing handshake.
+        close_timeout_s: For the closing handshake; who opens has a deadline of its own.
         max_queue: Messages that may wait; then reading stops.
         token: Sent as bearer token; empty: none.
         tls: TLS context for wss://.
 
     Raises:
         ConfigurationError: No header can carry the token, or nothing can connect to such a URL.
-        OSError, TimeoutError: There is no connection, or it has ended.
+        OSError: There is no connection, or it has ended.
         InvalidHandshake: The hub refuses, or there is another server.
     """
+    opened = partial(
+        connect,
+        url,
+        subprotocols=[Subprotocol(V1)],
+        compression=None,
+        proxy=None,
+        open_timeout=None,
+        close_timeout=close_timeout_s,
+        max_queue=max_queue,
+        max_size=_MESSAGE_MAX_BYTES,
+        additional_headers=authorization(token),
+        ssl=tls,
+    )
     try:
-        return await connect(
-            url,
-            subprotocols=[Subprotocol(V1)],
-            compression=None,
-            proxy=None,
-            open_timeout=timeout_s,
-            close_timeout=timeout_s,
-            max_queue=max_queue,
-            max_size=_MESSAGE_MAX_BYTES,
-            additional_headers=authorization(token),
-            ssl=tls,
-        )
+        hub = parse_uri(url)
+        return await opened(sock=await dialing.connected_socket(hub.host, hub.port))
     except InvalidURI:  # its message has the whole URL
         raise ConfigurationError(f"{redact(url)} is no URL of a WebSocket") from None
+    except ValueError as error:
+        if not isinstance(error.__cause__, InvalidStatus):
+            raise
+        return await opened()  # a redirect, which the library follows only if all connections are its own
     except (ConnectionClosed, AssertionError) as error:
         # So the library fails if the hub hangs up, or refuses, before the request is sent (with uvloop).
         raise ConnectionAbortedError("the hub has hung up") from error

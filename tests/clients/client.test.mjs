@@ -46,6 +46,17 @@ test("where to begin is said until a welcome says which position that is", () =>
   assert.equal(state.query(), "since=e-40");
 });
 
+test("a time is asked for until it is a position, and without history once", () => {
+  const state = new ResumeState({ url: URL_, channels: ["c", "d"], since: "10m" });
+  assert.equal(state.query(), "channel=c&since=10m&channel=d&since=10m");
+  state.onWelcome({ channel: "c", position: "e-40", recovered: false });
+  state.onGap(gap("e", null, 40, { epoch: "e", offset: 40 }));
+  assert.equal(state.query(), "channel=c&since=e-40&channel=d&since=10m");
+  state.onWelcome({ channel: "d", position: null, recovered: false });
+  state.onGap({ ...gap(null, null, null, null, "no_history"), channel: "d" });
+  assert.equal(state.query(), "channel=c&since=e-40&channel=d");
+});
+
 test("one position cannot be that of several channels", () => {
   assert.throws(() => new ResumeState({ url: URL_, channels: ["a", "b"], since: "e-1" }), RangeError);
   assert.throws(() => new ResumeState({ url: URL_, since: { a: "nonsense" } }), RangeError);

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,3 +314,31 @@ def test_few_rights_are_enough_at_a_replica_and_one_that_refuses_is_left(tmp_pat
             assert another.stats()["pages_read"]
             assert str(good.server.port) in another.stats()["redis_node"]
             assert_calm(another)
+
+
+def test_stored_events_and_times_are_read_at_the_replica(tmp_path: Path) -> None:
+    """`/events`, and a `since` that is a time: all that the master has, also where the replica lags."""
+
+    def served(server: RedisServer) -> int:
+        """How many scripts it has run: pages, and what is stored."""
+        with redis_client(server) as client:
+            found = re.search(rb"cmdstat_evalsha:calls=(\d+)", client.command("INFO", "commandstats"))
+        return int(found[1]) if found else 0
+
+    with at_work(tmp_path) as scene, Ledger() as ledger:
+        used, settings = scene.used, settings_for(scene.master.url)
+        ledger.publish(settings)
+        ledger.flows(30)
+        before = served(used.server)
+        used.link.change(used.link.answers, delay_s=0.3)
+        ledger.flows(10)
+        ledger.subscribe(raw := Raw("v1", f"{scene.hub.url}?since=1h"))
+        eventually(lambda: len(raw.got) > 40, "what was stored does not come")
+        status, body = scene.hub.get("/events?limit=1000")
+        assert (status, body["complete"]) == (200, True)
+        assert [event["offset"] for event in body["events"]] == [*range(1, len(body["events"]) + 1)]
+        assert len(body["events"]) > 40
+        status, body = scene.hub.get("/events?last=5&limit=5")
+        assert (status, len(body["events"])) == (200, 5)
+        assert served(used.server) >= before + 3
+        assert_calm(scene.hub)

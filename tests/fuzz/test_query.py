@@ -23,7 +23,7 @@ from websockets.datastructures import Headers
 
 from broadcaster import wire
 from broadcaster.auth.access import CAUSES, Access, Denied, Grant
-from broadcaster.core.position import Last, Position
+from broadcaster.core.position import Instant, Last, Position
 from broadcaster.hub.connections.admission import REFUSALS, AdmissionControl, Admitted
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.redis.server import RedisServer
@@ -61,6 +61,15 @@ def position(text: str) -> tuple[str, int] | None:
     return (epoch, int(offset)) if right and len(offset) <= 16 and int(offset) < 2**53 else None
 
 
+def instant(value: str) -> tuple[str, int] | None:
+    """A duration back from now in microseconds, or all there is; None if it is neither."""
+    if value == "all":
+        return ("at", 0)
+    unit_s = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(value[-1:])
+    right = unit_s and 1 <= len(value[:-1]) <= 9 and set(value[:-1]) <= set("0123456789")
+    return ("ago", int(value[:-1]) * unit_s * 1_000_000) if right and unit_s else None
+
+
 def number(value: str) -> tuple[str, int] | None:
     """A number of events that may be asked for; None if it is none."""
     right = 1 <= len(value) <= 8 and set(value) <= set("0123456789") and int(value) <= 10_000
@@ -77,7 +86,7 @@ def wanted(pairs: Pairs) -> Wanted | None:
         if key == "channel":
             current = value
         elif key in ("since", "last") and value:
-            begin = position(value) if key == "since" else number(value)
+            begin = (position(value) or instant(value)) if key == "since" else number(value)
             if current is None or channels[current] is not None or begin is None:
                 return None
             channels[current] = begin
@@ -96,7 +105,9 @@ def wanted(pairs: Pairs) -> Wanted | None:
     return Wanted(channels, *map(frozenset, values.values()))
 
 
-def where(since: Position | Last) -> tuple[str, int]:
+def where(since: Position | Last | Instant) -> tuple[str, int]:
+    if isinstance(since, Instant):
+        return ("ago" if since.ago else "at", since.us)
     return ("last", since.events) if isinstance(since, Last) else (since.epoch, since.offset)
 
 
@@ -127,6 +138,7 @@ KEYS: Final = st.sampled_from(
 VALUES: Final = st.one_of(
     st.sampled_from(["events.critical", "events.a", "events.b", "e1-5", "e1-0", "critical", "info", "warning"]),
     st.sampled_from(["", "*", "a" * 128, "a" * 129, "x" * 256, "x" * 257, "e1-9007199254740992", "٣-3", "e1-٣"]),
+    st.sampled_from(["all", "10m", "0s", "999999999d", "1234567890s", "m", "-1h", "٣m", "2026-11-27", "10M"]),
     st.text(max_size=8),
 )
 PAIRS: Final = st.lists(st.tuples(KEYS, VALUES), max_size=8)

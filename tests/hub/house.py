@@ -138,6 +138,8 @@ class Memory:
         gate: Answers arrive only while it is set.
         opened_to: The process to which the connection was opened, if another one answers there now.
         looks, pages: How often each was asked for.
+        now_us: Its clock.
+        rising: Since which offset events of all channels are in the order of their stamps; 0: not known.
     """
 
     def __init__(self, *, timed: bool = False) -> None:
@@ -155,6 +157,8 @@ class Memory:
         self.opened_to: int | None = None
         self.looks = 0
         self.pages: list[tuple[str, int]] = []
+        self.now_us = 0
+        self.rising = 0
         self._epochs = 0
 
     # As a publisher
@@ -263,15 +267,23 @@ class Memory:
             "COMMAND": lambda: [b"known"] * len(command[2:]),
             "CONFIG": list[bytes],
             "PUBLISH": lambda: self._publish(command[2]),
-            "HMGET": lambda: self._peek(_channel_of(command[1])),
+            "HMGET": lambda: self._peek(_channel_of(command[1]), command[2:]),
+            "TIME": lambda: [b"%d" % part for part in divmod(self.now_us, 1_000_000)],
         }
         return answers[word]()
 
-    def _peek(self, channel: str) -> list[bytes | None]:
+    def _peek(self, channel: str, names: Sequence[str]) -> list[bytes | None]:
         known = self.shelves.get(channel)
         if known is None or not known.epochs:
-            return [None, None, None]
-        return [known.epochs[-1].epoch.encode(), b"%d" % known.offset, b"%d" % known.began_by]
+            return [None] * len(names)
+        values = {
+            "epoch": known.epochs[-1].epoch,
+            "offset": known.offset,
+            "run_id": known.began_by,
+            "epochs": " ".join(f"{epoch}:{first}" for epoch, first in _listed(known)),
+            "rising": f"{self.rising}:{known.offset}:1" if self.rising else "",
+        }
+        return [str(values[name]).encode() for name in names]
 
     def _page(self, key: str, first: int, count: int, max_bytes: int) -> list[Any]:
         """As `page.lua` does."""
@@ -571,6 +583,7 @@ class House:
         self.timer = Timer(self.settings.hub, self.context, self.channels, self.admission)
         self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
         self.tasks.spawn(self.pages.run, "pages")
+        self.tasks.spawn(self.pages.times.run, "times")
         self.count = 0
 
     @classmethod

@@ -678,6 +678,82 @@ def test_a_body_that_is_too_large_is_refused_before_it_comes(guarded: Hub) -> No
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
 
 
+@contextlib.contextmanager
+def sending(
+    port: int, size: int, tls: ssl.SSLContext | None = None, chunked: bool = False
+) -> Iterator[socket.socket]:
+    """A connection over which the head of a request was sent, and then all of a body, whatever is answered."""
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10 * UNIT_S))
+        connection: socket.socket = plain
+        if tls:
+            connection = stack.enter_context(tls.wrap_socket(plain, server_hostname="127.0.0.1"))
+        connection.sendall(f"POST /publish HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n".encode())
+        piece = b"x" * 65_536
+        if chunked:
+            piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+        for _ in range(size // 65_536):
+            connection.sendall(piece)
+            time.sleep(0.001)  # long after the answer there is more to come
+        yield connection
+
+
+def all_of(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
+def test_who_goes_on_sending_reads_the_refusal(guarded: Hub, chunked: bool) -> None:
+    """The answer to a body beyond the limit is never overtaken by a reset, whenever it is read."""
+    with sending(guarded.port, 4 * 2**20, chunked=chunked) as connection:
+        answer = all_of(connection)
+    assert status_of(answer) == 413
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_who_goes_on_sending_over_tls_reads_the_refusal(
+    steady_redis: RedisServer, certificates: Certificates
+) -> None:
+    """There a connection cannot be ended in one direction; the answer says how long it is."""
+    tls = {"BROADCASTER_HUB__TLS_CERT": certificates.certificate, "BROADCASTER_HUB__TLS_KEY": certificates.key}
+    with HubThread(steady_redis.url, None, **GUARDED, **tls) as hub:
+        hub.said("events get through")
+        context = ssl.create_default_context(cafile=certificates.authority)
+        with sending(hub.port, 2**20, context) as connection:
+            assert status_of(connection.recv(65_536)) == 413
+
+
+def test_who_asks_too_much_reads_it_too(steady_redis: RedisServer) -> None:
+    """A request that is over its limit is refused at once, and its body may still come."""
+    with HubThread(steady_redis.url, None, BROADCASTER_HUB__REQUESTS_PER_ADDRESS="1") as hub:
+        hub.until_ready()
+        ask(hub.port, b"GET /stats HTTP/1.1\r\nHost: a\r\n\r\n")
+        with sending(hub.port, 2**20) as connection:
+            answer = all_of(connection)
+        assert status_of(answer) == 429
+
+
+def test_who_sends_without_end_is_cut(steady_redis: RedisServer) -> None:
+    """By bytes: 16 MiB; and by time: `hub.handshake_timeout_s`."""
+    with HubThread(steady_redis.url, None, **GUARDED, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S="1") as hub:
+        hub.until_ready()
+        with pytest.raises(ConnectionError), sending(hub.port, 64 * 2**20):
+            pass
+        with sending(hub.port, 2**20) as connection:
+            assert status_of(connection.recv(65_536)) == 413
+            eventually(lambda: is_cut(connection), "it may send for ever")
+
+
+def is_cut(connection: socket.socket) -> bool:
+    """Whether the other end is gone: what is sent is answered by a reset."""
+    try:
+        connection.send(b"x")
+    except ConnectionError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("scheme", ["", "Token ", "XBearer ", "Basic ", "Bearer", "Bearer: "])
 def test_another_scheme_shows_no_token_here_either(guarded: Hub, scheme: str) -> None:
     """A token stands behind `Bearer`, as at the upgrade, or there is none."""

@@ -343,7 +343,7 @@ def test_who_comes_back_goes_on_after_the_last_id(scene: Scene) -> None:
 
 NO_POSITION = "Last-Event-ID: a position is <epoch>-<offset>"
 REFUSED: list[tuple[str, tuple[str, ...], int, str]] = [
-    ("?since=x", (), 400, "a position is"),
+    ("?since=x", (), 400, "since is a position"),
     ("?channel=events.a&channel=events.b", (), 400, "more than 1 channel"),
     ("?channels=events.a", (), 400, "unknown query parameter 'channels'"),
     ("?severity=low", (), 400, "severity is one of"),

@@ -1,4 +1,4 @@
-"""SIGHUP: a hub re-reads keys, origins, limits and certificates, and nothing else happens."""
+"""SIGHUP: a hub re-reads keys, origins, limits, certificates and Redis' password, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli_w
+from pydantic import SecretStr
 
+from broadcaster.hub.reload import _with_credentials
 from broadcaster.redis.server import RedisServer
+from broadcaster.settings import RedisTable
 from tests.certificates import Certificates, make
 from tests.hub.test_access import Guest, ask, bearer, status_of
 from tests.support import HubProcess, RedisClient, event_payload, eventually, upgrade_request
@@ -135,3 +139,54 @@ def test_a_certificate_is_renewed(steady_redis: RedisServer, tmp_path: Path) -> 
         Path(shown[1]).write_text("no key")
         assert "nothing has changed: hub.tls_cert" in one.reload({})
         assert trusts(second)
+
+
+def clients_of(client: RedisClient, kind: str) -> dict[str, str]:
+    """Who is connected to Redis: by the number of the connection its last command."""
+    lines = client.command("CLIENT", "LIST", "TYPE", kind).decode().splitlines()
+    fields = [dict(word.partition("=")[::2] for word in line.split()) for line in lines]
+    return {each["id"]: each["cmd"] for each in fields if not each["cmd"].startswith("client")}
+
+
+def test_the_password_of_redis_changes_and_no_connection_is_cut(
+    redis: RedisServer, publish: RedisClient, tmp_path: Path
+) -> None:
+    """What is open stays; new connections log in with the new one, those for events over HTTP, too."""
+    secret = tmp_path / "password"
+    secret.write_text("old-word-7\n")
+    publish.command("ACL", "SETUSER", "default", "resetpass", ">old-word-7", ">new-word-7")
+    with HubProcess(redis.url, BROADCASTER_REDIS__PASSWORD_FILE=str(secret)) as hub:
+        hub.until_ready()
+        before = {kind: set(clients_of(publish, kind)) for kind in ("pubsub", "normal")}
+        assert all(before.values())
+        secret.write_text("new-word-7\n")
+        hub.signal(signal.SIGHUP)
+        hub.said("the password of Redis were read again")
+        publish.command("ACL", "SETUSER", "default", "<old-word-7")
+        assert {kind: set(clients_of(publish, kind)) for kind in before} == before
+        for kind in before:
+            publish.command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        eventually(lambda: hub.stats()["redis_reconnects"] == 1, "it does not come back")
+        hub.until_ready()
+        assert "restart is needed" not in hub.output
+        assert "word-7" not in hub.output
+
+
+AGAIN = {
+    "another password": ("redis://hub:a@h/0", "redis://hub:b@h/0", True),
+    "another user": ("redis://hub:a@h/0", "redis://other:a@h/0", True),
+    "a password as an option": ("rediss://h/0?db=0&password=a", "rediss://h/0?db=0&password=b", True),
+    "another host": ("redis://hub:a@h/0", "redis://hub:b@g/0", False),
+    "another socket": ("unix:///run/a@1.sock", "unix:///run/b@1.sock", False),
+    "another option": ("rediss://hub:a@h", "rediss://hub:b@h?ssl_cert_reqs=none", False),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "is_used"), AGAIN.values(), ids=AGAIN.keys())
+def test_only_who_logs_in_changes_not_where(before: str, after: str, is_used: bool) -> None:
+    """In a URL, too; so it is with those of replicas."""
+    old, new = (RedisTable(url=url, password=SecretStr(word)) for url, word in ((before, "1"), (after, "2")))
+    used = _with_credentials(old, new)
+    assert (used.url, used.password) == (after if is_used else before, SecretStr("2"))
+    several = [RedisTable(subscribe_url=f"{url},redis://i:{word}@i/0") for url, word in ((before, 1), (after, 2))]
+    assert _with_credentials(*several).subscribe_url == several[is_used].subscribe_url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broadcaster.core.position import MAX_OFFSET, Last, Position
+from broadcaster.core.position import MAX_OFFSET, OLDEST, Beginning, Instant, Last, Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.connections.request import SubscribeRequest, read_query
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
@@ -18,7 +18,7 @@ def ask(query: str) -> SubscribeRequest:
     return read_query(Target.parse(f"/ws?{query}").query, DEFAULT)
 
 
-CHANNELS: list[tuple[str, str, list[tuple[str, Position | Last | None]]]] = [
+CHANNELS: list[tuple[str, str, list[tuple[str, Beginning]]]] = [
     ("nothing", "", [(DEFAULT, None)]),
     ("only a position", "since=a-5", [(DEFAULT, P("a-5"))]),
     ("only a filter", "type=A", [(DEFAULT, None)]),
@@ -39,12 +39,27 @@ CHANNELS: list[tuple[str, str, list[tuple[str, Position | Last | None]]]] = [
         [("x", Last(0)), ("y", Last(10_000))],
     ),
     ("an empty number", "last=&since=a-5", [(DEFAULT, P("a-5"))]),
+    ("a duration", "since=10m", [(DEFAULT, Instant(600_000_000, ago=True))]),
+    (
+        "seconds, hours, days",
+        "channel=x&since=30s&channel=y&since=2h&channel=z&since=1d",
+        [
+            ("x", Instant(30_000_000, ago=True)),
+            ("y", Instant(7_200_000_000, ago=True)),
+            ("z", Instant(86_400_000_000, ago=True)),
+        ],
+    ),
+    ("a time", "since=2026-11-27T02:00:00Z", [(DEFAULT, Instant(1_795_744_800_000_000))]),
+    ("a time of a zone", "since=2026-11-27T02:00:00.5%2B02:00", [(DEFAULT, Instant(1_795_737_600_500_000))]),
+    ("its + not escaped", "since=2026-11-27T02:00:00+02:00", [(DEFAULT, Instant(1_795_737_600_000_000))]),
+    ("a time before all times", "since=1066-10-14T09:00:00Z", [(DEFAULT, Instant(0))]),
+    ("all", "since=all", [(DEFAULT, OLDEST)]),
     ("empty parts", "&&channel=x&", [("x", None)]),
 ]
 
 
 @pytest.mark.parametrize(("query", "channels"), [case[1:] for case in CHANNELS], ids=[c[0] for c in CHANNELS])
-def test_channels_and_their_positions(query: str, channels: list[tuple[str, Position | Last | None]]) -> None:
+def test_channels_and_their_positions(query: str, channels: list[tuple[str, Beginning]]) -> None:
     """In the order of asking; a position belongs to the channel before it, or to the default one."""
     assert ask(query).channels == tuple(channels)
 
@@ -101,10 +116,17 @@ REFUSED: list[tuple[str, str, str]] = [
     ("two positions of one channel", "channel=x&since=a-5&since=a-6", "given twice"),
     ("two positions of the default one", "since=a-5&since=a-6", "given twice"),
     ("the same position twice", "since=a-5&since=a-5", "given twice"),
-    ("a number", "since=5", "a position is"),
-    ("a time", "since=2026-01-10T12:00:00Z", "a position is"),
-    ("a position that is too high", f"since=a-{MAX_OFFSET + 1}", "a position is"),
-    ("a negative position", "since=a--1", "a position is"),
+    ("a number", "since=5", "^since is a position, a duration such as 10m, a time such as .*, or all, got '5'$"),
+    ("a unit that there is not", "since=2w", "^since is a position"),
+    ("a negative duration", "since=-10m", "^since is a position"),
+    ("a duration of two units", "since=1h30m", "^since is a position"),
+    ("all in other case", "since=ALL", "^since is a position"),
+    ("a time without a zone", "since=2026-01-10T12:00:00", "^since is a time without its zone"),
+    ("a day", "since=2026-01-10", "^since is a time without its zone"),
+    ("a time that there is not", "since=2026-02-30T12:00:00Z", "^since is a position"),
+    ("digits of another script", "since=٣m", "^since is a position"),
+    ("a position that is too high", f"since=a-{MAX_OFFSET + 1}", "^since is a position"),
+    ("a negative position", "since=a--1", "^since is a position"),
     ("an unknown severity", "severity=fatal", "severity is one of critical, warning, info"),
     ("a severity in other case", "severity=Critical", "severity is one of"),
     ("an empty severity", "severity=", "severity is one of"),

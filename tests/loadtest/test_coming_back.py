@@ -380,7 +380,7 @@ def test_an_address_with_a_wrong_position_is_told() -> None:
     """It is a ConfigurationError that names the key."""
 
     async def story() -> None:
-        with pytest.raises(ConfigurationError, match=r"fleet\.url: a position is"):
+        with pytest.raises(ConfigurationError, match=r"fleet\.url: since is a position"):
             Fleet("ws://127.0.0.1:1/ws?since=nonsense", clients=1, ramp_per_s=1.0)
 
     run_async(story())

@@ -56,6 +56,24 @@ async def test_one_that_was_left_lately_is_no_other_one() -> None:
     assert nodes.has_another(10.0)
 
 
+@in_loop
+async def test_another_password_changes_neither_the_node_nor_the_order() -> None:
+    nodes, clock = nodes_of(A, B, C)
+    order = []
+    for _ in range(3):
+        order.append(nodes.url)
+        clock.move(1.0)
+        nodes.leave("it is gone")
+    others = [url.replace("word", "other") for url in (A, B, C)]
+    nodes.use(RedisTable.model_validate({"url": "redis://m/0", "subscribe_url": others}))
+    seen = []
+    for _ in range(3):
+        seen.append(nodes.url)
+        clock.move(1.0)
+        nodes.leave("it is gone")
+    assert seen == [url.replace("word", "other") for url in order]
+
+
 def test_hubs_with_the_same_list_spread() -> None:
     """Each begins with one by chance."""
 

@@ -240,6 +240,49 @@ def test_without_the_right_to_ask_for_the_time_events_do_not_say_it(
     assert not stream.is_unstamped(ask(client, stream.store(CHANNEL, batch("b"), TABLE)))
 
 
+def rising(client: RedisClient) -> int | None:
+    return stream.read_rising(say(client, stream.peek_rising(CHANNEL)))
+
+
+def test_it_is_known_since_where_the_stamps_rise(steady_redis: RedisServer, client: RedisClient) -> None:
+    """From the first event on; anew where the clock went back, or an event was stored by an earlier version."""
+    assert rising(client) is None
+    store(client, "a b")
+    store(client, "c")
+    store(client, "b c")  # retries store nothing
+    assert rising(client) == 1
+    first, last, us = client.command("HGET", META, "rising").split(b":")
+    assert (first, last, int(us)) == (b"1", b"3", stored_fields(client)["c"]["stored_at_us"])
+    client.command("HSET", META, "rising", b"1:3:%d" % (int(us) + 10**9))  # as if the clock had been ahead
+    store(client, "d e")
+    assert rising(client) == 4
+    store(client, "f")
+    assert rising(client) == 4
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "resetchannels", "+@all")
+    with redis_client(steady_redis) as weak:  # what is refused is not stored, and changes nothing
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        assert isinstance(say(weak, stream.store(CHANNEL, batch("refused"), TABLE)), Exception)
+    assert rising(client) == 4
+    client.command("HSET", META, "offset", "7")  # as an earlier version stores one
+    assert rising(client) is None
+    store(client, "g")
+    assert rising(client) == 8
+
+
+def test_what_does_not_say_when_it_was_stored_ends_what_rises(
+    steady_redis: RedisServer, client: RedisClient
+) -> None:
+    """Nothing is known until there are stamps again."""
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", "~*", "&*", "+@all", "-time")
+    store(client, "a")
+    with redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        say(weak, stream.store(CHANNEL, batch("b"), TABLE))
+    assert rising(client) is None
+    store(client, "c")
+    assert rising(client) == 3
+
+
 def redis_us(client: RedisClient) -> int:
     seconds, microseconds = client.command("TIME")
     return int(seconds) * 1_000_000 + int(microseconds)

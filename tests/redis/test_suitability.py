@@ -18,13 +18,22 @@ def test_a_command_that_redis_does_not_have_is_named(name: str) -> None:
 
 
 def test_a_hub_without_xadd_says_so_and_is_not_ready() -> None:
-    """Nobody could publish, although the hub itself has everything that it needs."""
+    """Nobody could publish, although the hub itself has everything that it needs; its log says so once, too."""
     with (
         RedisServer.start(None, "--rename-command", "XADD", "") as server,
-        HubThread(server.url, BROADCASTER_HUB__PROVE_INTERVAL_S="0.05") as hub,
+        HubThread(
+            server.url,
+            BROADCASTER_HUB__PROVE_INTERVAL_S="0.05",
+            BROADCASTER_REDIS__SILENCE_TIMEOUT_S="1",
+        ) as hub,
     ):
         eventually(lambda: "no XADD" in hub.get("/health/ready")[1].get("trouble", ""), "not told", within=5.0)
         assert hub.get("/health/ready")[0] == 503
+        line = hub.said("not ready: Redis has no XADD, ")
+        assert "(take its rename-command out of redis.conf" in line
+        before = hub.stats()["uptime_s"]
+        eventually(lambda: hub.stats()["uptime_s"] > before + 0.5, "time stands still", within=5.0)
+        assert sum("no XADD" in line for line in hub.lines) == 1
 
 
 SETTINGS = {

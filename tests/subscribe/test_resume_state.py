@@ -83,7 +83,7 @@ def test_the_address_says_where_to_begin(asking: ResumeState, url: str) -> None:
 def test_what_is_no_position_is_refused(since: str) -> None:
     """A text that no hub has ever said is an error at once; the empty one is none."""
     if since:
-        with pytest.raises(ValueError, match="a position is"):
+        with pytest.raises(ValueError, match="since is a position"):
             places(since=since)
     else:
         assert places(since=since).positions == {}
@@ -409,6 +409,41 @@ def test_a_position_that_is_none_is_passed_over(position: object) -> None:
     known.on_welcome({"control": "welcome", "channel": C, "position": position})
     known.on_beat({"control": "beat", "channel": C, "position": position})
     assert known.positions[C] == A
+
+
+def test_a_time_is_asked_for_until_it_is_a_position() -> None:
+    """Also where what had expired is told first; of several channels each has its own, and none begins anew."""
+    state = ResumeState("ws://hub/ws", (), "10m", ["A"], (), ())
+    assert state.url() == "ws://hub/ws?since=10m&type=A"
+    state.on_welcome({"channel": "c", "position": "e-40", "recovered": False})
+    assert state.url() == "ws://hub/ws?since=10m&type=A"
+    gap = Gap("c", "expired", "e", None, 40, Position("e", 40))
+    assert state.on_gap(gap) == gap
+    assert state.url() == "ws://hub/ws?since=e-40&type=A"
+    state = ResumeState("ws://hub/ws?since=1d", ("x", "y"), "2026-11-27T02:00:00+02:00", (), (), (), 5)
+    asked = "since=2026-11-27T02%3A00%3A00%2B02%3A00"
+    assert state.url() == f"ws://hub/ws?channel=x&{asked}&channel=y&{asked}"
+    state.on_welcome({"channel": "x", "position": "e-7", "recovered": True})
+    assert state.url() == f"ws://hub/ws?channel=x&since=e-7&channel=y&{asked}"
+    state.forget()
+    assert state.url() == "ws://hub/ws?channel=x&channel=y"
+    assert ResumeState("ws://hub/ws?since=all", (), None, (), (), ()).url() == "ws://hub/ws?since=all"
+
+
+def test_without_history_a_time_is_asked_for_once() -> None:
+    """The hub tells that as a gap without a position: what is missed afterwards is another one."""
+    state = ResumeState("ws://hub/ws", (), "10m", (), (), ())
+    state.on_welcome({"channel": "c", "position": None, "recovered": False})
+    state.on_gap(Gap("c", "no_history"))
+    assert state.url() == "ws://hub/ws"
+    assert state.on_welcome({"channel": "c", "position": None, "recovered": None}) == Gap("c", "no_history")
+
+
+@pytest.mark.parametrize("since", ["yesterday", "10", "10w", "-1h", "2026-11-27T02:00:00", "2026-11-27"])
+def test_a_since_that_says_no_place_is_an_error_that_names_it(since: str) -> None:
+    """Also a time without its zone: it would be another one on each machine."""
+    with pytest.raises(ValueError, match=r"^since is "):
+        ResumeState("ws://hub/ws", (), since, (), (), ())
 
 
 def test_the_last_events_are_asked_for_until_it_is_known_where_they_begin() -> None:

@@ -20,11 +20,11 @@ from websockets.typing import Subprotocol
 from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale, Subscriber
 from broadcaster.core.errors import HubRefused
 from broadcaster.core.runtime import LIMITS
-from broadcaster.core.status_events import Received
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import EventTable, HubTable, RedisTable, SubscriberTable
 from broadcaster.subscribe import connector
 from broadcaster.subscribe.connector import Connector
+from broadcaster.subscribe.status_events import Received
 from broadcaster.wire import CloseCode, close_frame
 from tests.support import (
     Hub,
@@ -566,7 +566,7 @@ def test_what_is_no_position_is_an_error_at_once(since: Any) -> None:
     if since == "":
         assert Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since).positions == {}
         return
-    with pytest.raises(ValueError, match="a position is"):
+    with pytest.raises(ValueError, match="since is a position"):
         Subscriber("ws://127.0.0.1:1/ws", settings=SETTINGS, since=since)
 
 

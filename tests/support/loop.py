@@ -33,7 +33,7 @@ class _Watch:
         for function in self._blockbuster.functions.values():
             # Before it serves: settings are files, and Sanic reads the source of its routes.
             function.can_block_in("tests/support/hub.py", "settings_of")
-            function.can_block_in("broadcaster/hub/serve.py", "_listen")
+            function.can_block_in("broadcaster/hub/deployment/listening.py", "begin")
             function.can_block_predicate = self._unless_watched(function.can_block_predicate)
 
     def _unless_watched(self, may_block: Callable[..., bool]) -> Callable[..., bool]:

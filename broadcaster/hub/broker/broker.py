@@ -12,6 +12,7 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position
 from broadcaster.core.subscription import SubscriptionHandlers
 from broadcaster.publish.publisher import Published
+from broadcaster.settings import RedisTable
 
 Whereabouts = Position | None | RedisUnavailable | RedisRefused
 """Where a channel stands; None if that cannot be known; an error if Redis answers with one for this channel."""
@@ -74,6 +75,9 @@ class Broker(Protocol):
             What is wrong, and where.
         """
 
+    def use(self, redis: RedisTable) -> None:
+        """Log in as this table says on new connections, and cut none."""
+
     async def run(self, handlers: SubscriptionHandlers) -> None:
         """Keep the subscriptions until cancelled.
 
@@ -106,6 +110,15 @@ class Broker(Protocol):
             count: The most events.
             max_bytes: The most bytes, one larger event excepted.
             floor: See `ensure_epoch`.
+        """
+
+    async def peek(self, channel: str, first: int, *, count: int, max_bytes: int) -> StoredEvents | None:
+        """As `page`, but nothing is begun, or kept from being forgotten; None of a channel that is not known."""
+
+    async def stamps(self, channel: str) -> tuple[int | None, int | None]:
+        """The time by the clock that stamps events, and since which offset those of a channel are in its order.
+
+        The time is in microseconds since 1970; None if it is not told. The offset is None if that is not known.
         """
 
     async def probe(

@@ -22,11 +22,11 @@ from broadcaster.hub.broker.replica import Replica
 from broadcaster.publish.publisher import Published, Publisher
 from broadcaster.redis import stream
 from broadcaster.redis.commands import CommandLink, server_info
-from broadcaster.redis.connection import Command
+from broadcaster.redis.connection import Command, check_tls
 from broadcaster.redis.nodes import REPLICATION
 from broadcaster.redis.pubsub import PubSubLink
 from broadcaster.redis.suitability import ASK_COMMANDS, ASK_SETTINGS, missing_commands, warnings
-from broadcaster.settings import HistoryTable, Settings
+from broadcaster.settings import HistoryTable, RedisTable, Settings
 
 log = logging.getLogger("broadcaster.redis")
 
@@ -76,7 +76,14 @@ class RedisBroker:
 
     @classmethod
     def of(cls, settings: Settings, runtime: Runtime = RUNTIME) -> RedisBroker:
-        """The broker that the settings describe."""
+        """The broker that the settings describe.
+
+        Raises:
+            ConfigurationError: A file that a URL of Redis names for TLS cannot be used.
+        """
+        if settings.redis.subscribe_url:
+            for url in settings.redis.node_urls:
+                check_tls("redis.subscribe_url", url)
         longest_s = max(0.1, settings.hub.handshake_timeout_s - _SPARE_S)
         deadline_s = min(settings.publisher.publish_deadline_s, longest_s)
         limits = settings.publisher.model_copy(update={"publish_deadline_s": deadline_s})
@@ -124,6 +131,10 @@ class RedisBroker:
     def distrust(self, why: str) -> str:
         return self._replica.distrust(why) if self._replica else why
 
+    def use(self, redis: RedisTable) -> None:
+        for link in (self._commands, self._pages, self._pubsub, self._publisher):
+            link.use(redis)
+
     async def run(self, handlers: SubscriptionHandlers) -> None:
         await self._pubsub.run(handlers)
 
@@ -140,14 +151,31 @@ class RedisBroker:
     async def page(
         self, channel: str, first: int, *, count: int, max_bytes: int, floor: Position | None
     ) -> StoredEvents:
+        found = await self._read(self._ensure_epoch(channel, floor), channel, first, count, max_bytes)
+        assert found is not None  # its epoch has begun
+        return found
+
+    async def peek(self, channel: str, first: int, *, count: int, max_bytes: int) -> StoredEvents | None:
+        return await self._read(stream.peek_epochs(channel), channel, first, count, max_bytes)
+
+    async def _read(
+        self, ask: Command, channel: str, first: int, count: int, max_bytes: int
+    ) -> StoredEvents | None:
+        """A page; `ask` is the command that says where the channel stands."""
         if self._replica is not None:
-            head, info = await self._pages.execute(self._ensure_epoch(channel, floor), REPLICATION)
+            head, info = await self._pages.execute(ask, REPLICATION)
+            if head == [None, None]:
+                return None
             at = stream.read_head(head)
             return await self._replica.page(channel, first, count=count, max_bytes=max_bytes, head=at, master=info)
-        head, listed = await self._pages.execute(
-            self._ensure_epoch(channel, floor), stream.page(channel, first, count, max_bytes)
-        )
-        return StoredEvents(stream.read_head(head), *stream.read_page(listed))
+        head, listed = await self._pages.execute(ask, stream.page(channel, first, count, max_bytes))
+        return None if head == [None, None] else StoredEvents(stream.read_head(head), *stream.read_page(listed))
+
+    async def stamps(self, channel: str) -> tuple[int | None, int | None]:
+        time, rising = await self._pages.execute_each(("TIME",), stream.peek_rising(channel))
+        if isinstance(rising, Exception):
+            raise rising
+        return stream.read_time(time), stream.read_rising(rising)
 
     def _ensure_epoch(self, channel: str, floor: Position | None) -> tuple[Any, ...]:
         return stream.ensure_epoch(channel, self._history, floor=floor, runtime=self._runtime)
@@ -250,7 +278,10 @@ class RedisBroker:
         commands, *settings = await self._ask_master(ASK_COMMANDS, *asked)
         if missing := missing_commands(commands):
             names = ", ".join(missing)
-            raise RedisUnavailable(f"Redis has no {names}, without which nobody can publish: disabled, or renamed")
+            raise RedisUnavailable(
+                f"Redis has no {names}, without which nobody can publish: disabled, or renamed "
+                "(take its rename-command out of redis.conf, and restart Redis)"
+            )
         if settings:
             self._suitable = True
             for warning in warnings(*settings):

@@ -46,7 +46,7 @@ class Replica:
         database = redis_database(redis.url)  # which the URL of a replica need not repeat
         greeting = (("SELECT", database), stream.LOAD_PAGE) if database else (stream.LOAD_PAGE,)
         self._commands = CommandLink(redis, *greeting, runtime=runtime, url=lambda: self.nodes.url)
-        self._leads_to = self.nodes.url
+        self._leads_to = self.nodes.number
         self._clock = runtime.clock
         self._chance = runtime.chance
         self._lag_max_s = redis.replica_lag_max_s
@@ -108,8 +108,8 @@ class Replica:
 
     async def _execute(self, *commands: Any) -> list[Any]:
         """Ask the node at which the hub subscribes now."""
-        if self._leads_to != self.nodes.url:
-            self._leads_to = self.nodes.url
+        if self._leads_to != self.nodes.number:
+            self._leads_to = self.nodes.number
             await self._commands.reset()
         return await self._commands.execute(*commands)
 

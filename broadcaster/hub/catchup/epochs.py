@@ -76,6 +76,16 @@ class EpochOrder:
         begun = next((first for first in reversed(epochs) if first.offset - 1 <= offset), epochs[0])
         return Position(begun.epoch, max(offset, begun.offset - 1))
 
+    def gap_before(self, oldest: Position) -> Gap | None:
+        """What there was before the oldest event that there is; since when it is missing cannot be told."""
+        if oldest.offset <= 1:
+            return None
+        at = oldest._replace(offset=oldest.offset - 1)
+        begun = next((first.offset for first in self._epochs if first.epoch == oldest.epoch), oldest.offset)
+        if begun < oldest.offset:
+            return Gap(self._channel, Cause.EXPIRED, oldest.epoch, None, at.offset, at)
+        return Gap(self._channel, Cause.REDIS_RESTARTED, position=at)
+
     def gaps(self, position: Position, found: Position) -> list[Gap]:
         """What is missing when the event after `position` turns out to be `found`."""
         if position.epoch == found.epoch:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused
-from broadcaster.core.position import Head, Position
+from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused, RedisUnavailable
+from broadcaster.core.position import Head, Position, read_place, read_stamp
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Broker, StoredEvents
 from broadcaster.hub.fanout.message import Message, read_message
@@ -30,6 +31,24 @@ class Page:
     messages: tuple[Message, ...]
     refused: tuple[Position, ...]
     last: Position | None
+    complete: bool
+
+
+Unreadable = RedisUnavailable | RedisRefused
+"""Why a log cannot be read."""
+
+
+class StampedPage(NamedTuple):
+    """When stored events were stored.
+
+    Attributes:
+        head: Where the channel stood when they were read.
+        events: Per event its position, and its `stored_at_us`, if it says that.
+        complete: Whether nothing came after them.
+    """
+
+    head: Head
+    events: list[tuple[Position, int | None]]
     complete: bool
 
 
@@ -68,6 +87,37 @@ class EventLog:
         count, max_bytes = self._limits.page_events, self._limits.page_bytes
         stored = await self._broker.page(channel, first, count=count, max_bytes=max_bytes, floor=floor)
         return await self._decode(stored, first)
+
+    async def peek(self, channel: str, first: int, count: int) -> Page | None:
+        """The same, of at most so many events; nothing begins in Redis. None if it knows nothing of the channel.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `Broker`.
+        """
+        count = min(count, self._limits.page_events)
+        stored = await self._broker.peek(channel, first, count=count, max_bytes=self._limits.page_bytes)
+        return None if stored is None else await self._decode(stored, first)
+
+    async def stamped(self, channel: str, first: int, count: int) -> StampedPage | None:
+        """The places and stamps of stored events from an offset on; the rest of them is not looked at.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `Broker`.
+        """
+        stored = await self._broker.peek(channel, first, count=count, max_bytes=self._limits.page_bytes)
+        if stored is None:
+            return None
+        events = list[tuple[Position, int | None]]()
+        for offset, payload in stored.items:
+            place = read_place(payload)
+            known = place is not None and place[1].offset == offset
+            position = place[1] if place is not None and known else _position_of(offset, stored.head, None)
+            events.append((position, read_stamp(payload)))
+        return StampedPage(stored.head, events, stored.complete)
+
+    async def stamps(self, channel: str) -> tuple[int | None, int | None]:
+        """See `Broker.stamps`."""
+        return await self._broker.stamps(channel)
 
     async def _decode(self, stored: StoredEvents, first: int) -> Page:
         """Check the events of a page, in slices: a page of large ones must not delay what is live meanwhile."""

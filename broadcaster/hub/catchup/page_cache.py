@@ -21,12 +21,12 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.catchup.event_log import EventLog, Page, is_of_channel
+from broadcaster.hub.catchup.event_log import EventLog, Page, Unreadable, is_of_channel
+from broadcaster.hub.catchup.times import Times
 from broadcaster.hub.fanout.message import Message
 
 log = logging.getLogger("broadcaster.hub")
 
-Unreadable = RedisUnavailable | RedisRefused
 Serve = Callable[["CachedPage | Unreadable"], None]
 """Called with a page that was read, or with the error because of which it cannot be."""
 
@@ -92,11 +92,13 @@ class PageCache:
 
     Attributes:
         log: Where they are read.
+        times: Finds the time in the log at which a reader wants to begin.
         read: How many were read.
     """
 
     def __init__(self, event_log: EventLog, runtime: Runtime = RUNTIME) -> None:
         self.log = event_log
+        self.times = Times(event_log, runtime)
         self._clock = runtime.clock
         self._chance = runtime.chance
         self._limits = runtime.limits

@@ -11,8 +11,8 @@ from broadcaster import wire
 from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
-from broadcaster.hub.catchup.event_log import Page
-from broadcaster.hub.catchup.page_cache import CachedPage, PageCache, Unreadable
+from broadcaster.hub.catchup.event_log import Page, Unreadable
+from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
@@ -60,14 +60,15 @@ class Replay:
     def begin(self, subscription: Subscription) -> None:
         """Take in a subscription with `since`, which the sequencer must have looked up if it did not know it.
 
+        Where events are not stored it may have asked for an instant instead.
+
         It is fed from the ring buffer if that reaches back so far, else from the log.
         """
         since, head = subscription.since, self._fanout.position
-        assert since is not None
         self.resumed += subscription.asked
-        if head is None:
-            gap = Gap(self._fanout.channel, Cause.NO_HISTORY, since.epoch, since.offset + 1)
-            self._go_live(subscription, gap)
+        if head is None or since is None:
+            asked = (since.epoch, since.offset + 1) if since else (None, None)
+            self._go_live(subscription, Gap(self._fanout.channel, Cause.NO_HISTORY, *asked))
         elif self._sequencer.order.is_after(since, head):
             gap = Gap(self._fanout.channel, Cause.POSITION_UNKNOWN, since.epoch, since.offset + 1, None, head)
             self._go_live(subscription, gap)
@@ -215,12 +216,16 @@ class Replay:
             self._welcome(subscription, since, recovered=not missing)
 
     def _welcome(self, subscription: Subscription, position: Position | None, *, recovered: bool) -> None:
+        before, subscription.before = subscription.before, None
+        recovered = recovered and before is None
         self.recovered += recovered and subscription.asked
-        subscription.since = None
+        subscription.since = subscription.instant = None
         if subscription.sink.wants_control:
             told = recovered if subscription.asked else None
             frame = wire.welcome_frame(self._fanout.channel, position, self._terms, told)
             subscription.sink.tell(frame)
+            if before is not None:
+                subscription.sink.tell(wire.gap_frame(before))
 
 
 def _told(gaps: list[Gap], page: Page) -> list[Entry]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from broadcaster import wire
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
-from broadcaster.core.position import Position
+from broadcaster.core.position import Instant, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Whereabouts
+from broadcaster.hub.catchup.event_log import Unreadable
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.catchup.replay import Replay
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
+from broadcaster.hub.catchup.times import Asked, Found
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.scheduler import Scheduler
@@ -82,6 +84,8 @@ class Channel:
         self._scheduler = scheduler
         self._unavailable_s = runtime.limits.unavailable_s
         self._waiting: dict[Subscription, int] = {}  # and how many sync rounds had begun when it came
+        self._times = pages.times
+        self._looking: set[Subscription] = set()  # that have asked for an instant, whose position is looked for
         self._beat: tuple[object, bytes] = (None, b"")
         self.listeners = 0
         self.opened_by = ""
@@ -159,7 +163,7 @@ class Channel:
         """Close those who listen, if Redis has refused this channel for some time."""
         if self.refusal is None or self._clock.loop_s() - self._refused_at < self._unavailable_s:
             return
-        for subscription in [*self._waiting, *self.fanout.subscriptions()]:
+        for subscription in [*self._waiting, *self._looking, *self.fanout.subscriptions()]:
             self.unsubscribe(subscription)
             self.fanout.end_unavailable(subscription, "Redis refuses it to the hub")
 
@@ -171,10 +175,12 @@ class Channel:
         if subscription.sink.closing:
             return  # because of another channel of its connection
         since = subscription.since
+        subscription.behind_since = self._clock.loop_s()
         if self.sequencer.caught_up and (since is None or self.sequencer.knows(since)):
             self._start(subscription)
         else:
-            if since is None:  # whatever comes from now on is promised, also what Redis' subscription may miss
+            if since is None and subscription.instant is None:
+                # Whatever comes from now on is promised, also what Redis' subscription may miss.
                 subscription.since = self.sequencer.position
             self._waiting[subscription] = self.sequencer.sync_round
 
@@ -187,6 +193,7 @@ class Channel:
     def unsubscribe(self, subscription: Subscription) -> None:
         """Deliver nothing more to a subscription; does nothing the second time."""
         self._waiting.pop(subscription, None)
+        self._looking.discard(subscription)
         self.replay.forget(subscription)
         self.fanout.leave(subscription)
 
@@ -214,8 +221,11 @@ class Channel:
     def _start(self, subscription: Subscription) -> None:
         if subscription.sink.closing:
             return  # it was closed in this turn of the loop, and is not settled yet
+        if subscription.instant is not None and self.fanout.position is not None:
+            self._look_for(subscription, subscription.instant)
+            return
         self._go_back(subscription)
-        if subscription.since is None:
+        if subscription.since is None and subscription.instant is None:
             if subscription.sink.wants_control:
                 position = self.fanout.position
                 subscription.sink.tell(wire.welcome_frame(self.name, position, self._terms, None))
@@ -226,6 +236,25 @@ class Channel:
             self.fanout.fall_behind(subscription)
         if subscription.is_behind:
             subscription.sink.catch_up()
+
+    def _look_for(self, subscription: Subscription, instant: Instant) -> None:
+        """An instant becomes a position, as soon as that is found; it goes on as with any other one."""
+        self._looking.add(subscription)
+
+        def on_found(found: Found | Unreadable) -> None:
+            if subscription not in self._looking:
+                return  # its client has gone
+            self._looking.discard(subscription)
+            if isinstance(found, Exception):
+                self.fanout.end_unavailable(subscription, f"its log cannot be read: {found}")
+                return
+            subscription.instant = None
+            subscription.since, subscription.before = found
+            self._waiting[subscription] = self.sequencer.sync_round
+            if self.sequencer.caught_up:
+                self._scheduler.add(self._start_one)
+
+        self._times.want(self.name, Asked(instant, subscription.behind_since), on_found)
 
     def _go_back(self, subscription: Subscription) -> None:
         """A number of events before the newest one becomes a position, now that it is known where that stands."""

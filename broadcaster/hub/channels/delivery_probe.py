@@ -65,6 +65,7 @@ class DeliveryProbe:
         self._expected = b""
         self._wake = asyncio.Event()
         self._logged_healthy: bool | None = None
+        self._began_at = math.inf
         self._log = ThrottledLog(log, clock=runtime.clock)
         self.channel = f"{HUB_CHANNELS}{redis_database(settings.redis.url)}.{runtime.chance.hex(8)}"
         self.proven = False
@@ -120,6 +121,7 @@ class DeliveryProbe:
             RedisRefused: Redis does not let the hub write or publish, or refuses it the default channel, and has
             done so from the beginning.
         """
+        self._began_at = self._clock.loop_s()
         while True:
             self._wake.clear()
             try:
@@ -142,7 +144,7 @@ class DeliveryProbe:
     def _conclude(self, problem: str) -> None:
         if problem or self.proven or not self._wake.is_set():  # else it was marked suspect meanwhile
             self.proven, self._problem = not problem, problem
-        if self.healthy != self._logged_healthy and (self.healthy or self.rounds or problem.startswith(SAYS)):
+        if self.healthy != self._logged_healthy and (self.healthy or self._is_worth_a_line(problem)):
             level, state = (
                 (logging.INFO, READY) if self.healthy else (logging.WARNING, f"not ready: {self.problem}")
             )
@@ -151,6 +153,11 @@ class DeliveryProbe:
         self.rounds += self.healthy
         if not problem and not self._default.refusal and not self._default.sequencer.caught_up:
             self.probe_now()  # it will be caught up at any moment
+
+    def _is_worth_a_line(self, problem: str) -> bool:
+        """Whether it is no part of a start that the hub is not ready: Redis may begin at the same time."""
+        begun = self._clock.loop_s() - self._began_at >= self._timeout_s
+        return bool(self.rounds) or begun or problem.startswith(SAYS)
 
     async def _round(self) -> None:
         """One round.

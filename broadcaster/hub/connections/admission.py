@@ -17,7 +17,12 @@ from broadcaster.core.ratelimit import TokenBucket, TokenBuckets
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.registry import ConnectionRegistry
-from broadcaster.hub.connections.request import SubscribeRequest, read_query
+from broadcaster.hub.connections.request import (
+    EventsRequest,
+    SubscribeRequest,
+    read_events_query,
+    read_query,
+)
 from broadcaster.settings import Settings, is_loopback, origin
 
 log = logging.getLogger("broadcaster.hub")
@@ -164,14 +169,9 @@ class AdmissionControl:
         address = _network_of(address)
         if registry.by_address[address] >= hub.max_per_address:
             return self._refuse_for_now(address, "address_full", "too many of this address")
-        if target.fault:
-            return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
-        if not self.allows_origin(target) or (is_stream and not self.allows_host(target)):
-            return self._refuse(address, "origin", 403, "this origin is not allowed")
-        try:
-            grant = self._access.grant(target.token)
-        except Denied as denied:
-            return self._refuse(address, f"token_{denied.cause}", 401, str(denied), detail=denied.detail)
+        grant = self._grant(target, address, is_plain=is_stream)
+        if isinstance(grant, wire.Refusal):
+            return grant
         try:
             most_back = self._settings.history.max_events
             request = read_query(target.query, self._channels.default, self._limits, most_back)
@@ -181,6 +181,31 @@ class AdmissionControl:
             return refusal
         return Admitted(request, address, grant)
 
+    def admit_reader(self, target: wire.Target, address: str) -> EventsRequest | wire.Refusal:
+        """Admit a request for stored events, or say why not: as for an event stream, but no channel is opened."""
+        if self.stopping:
+            return self._refuse(address, "stopping", 503, "the hub is stopping", retry_after_s=1)
+        grant = self._grant(target, address, is_plain=True)
+        if isinstance(grant, wire.Refusal):
+            return grant
+        try:
+            most_back = self._settings.history.max_events
+            request = read_events_query(target.query, self._channels.default, self._limits, most_back)
+        except ValueError as error:
+            return self._refuse(address, "query", 400, str(error))
+        return self._refuse_channel(request.channel, grant, address) or request
+
+    def _grant(self, target: wire.Target, address: str, *, is_plain: bool) -> Grant | wire.Refusal:
+        """What the token of a request allows, if it is well-formed, and of a page that may ask."""
+        if target.fault:
+            return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
+        if not self.allows_origin(target) or (is_plain and not self.allows_host(target)):
+            return self._refuse(address, "origin", 403, "this origin is not allowed")
+        try:
+            return self._access.grant(target.token)
+        except Denied as denied:
+            return self._refuse(address, f"token_{denied.cause}", 401, str(denied), detail=denied.detail)
+
     def _refuse_channels(
         self, request: SubscribeRequest, grant: Grant, address: str, most: int | None
     ) -> wire.Refusal | None:
@@ -189,20 +214,24 @@ class AdmissionControl:
         if len(names) > most:
             return self._refuse(address, "query", 400, f"more than {most} channel{'s'[: most > 1]}")
         for name in names:
-            if grant is not UNRESTRICTED and not grant.may_subscribe(name):
-                return self._refuse(address, "forbidden_channel", 403, f"not for you: {name}")
-            if not self._channels.is_allowed(name):
-                return self._refuse(address, "unknown_channel", 404, f"no such channel here: {name}")
-            if self._channels.is_unavailable(name):
-                return self._refuse_for_now(
-                    address, "channel_unavailable", f"Redis refuses this channel to the hub: {name}"
-                )
+            if refusal := self._refuse_channel(name, grant, address):
+                return refusal
         if not self._channels.has_room_for(*names):
             return self._refuse_for_now(address, "no_room", "too many channels are open")
         if not self._channels.may_open(address, *names):
             return self._refuse_for_now(
                 address, "channel_share", "this address has its share of the open channels"
             )
+        return None
+
+    def _refuse_channel(self, name: str, grant: Grant, address: str) -> wire.Refusal | None:
+        if grant is not UNRESTRICTED and not grant.may_subscribe(name):
+            return self._refuse(address, "forbidden_channel", 403, f"not for you: {name}")
+        if not self._channels.is_allowed(name):
+            return self._refuse(address, "unknown_channel", 404, f"no such channel here: {name}")
+        if self._channels.is_unavailable(name):
+            reason = f"Redis refuses this channel to the hub: {name}"
+            return self._refuse_for_now(address, "channel_unavailable", reason)
         return None
 
     def allows_origin(self, target: wire.Target) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 from broadcaster import wire
 from broadcaster.auth.access import UNRESTRICTED, Grant
 from broadcaster.core.logs import ThrottledLog
-from broadcaster.core.position import Last, Position
+from broadcaster.core.position import Beginning
 from broadcaster.core.ratelimit import leaked
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channel import Channel
@@ -34,9 +34,7 @@ class Membership(Subscription):
 
     __slots__ = ("channel",)
 
-    def __init__(
-        self, connection: Connection, channel: Channel, wanted: Filter, since: Position | Last | None
-    ) -> None:
+    def __init__(self, connection: Connection, channel: Channel, wanted: Filter, since: Beginning) -> None:
         super().__init__(connection, wanted, since)
         self.channel = channel
 
@@ -128,7 +126,7 @@ class Connection(asyncio.Protocol):
         self.alive = True
         self._rate_level = self._rate_at = 0.0
 
-    def open(self, channels: Iterable[tuple[Channel, Position | Last | None]], wanted: Filter) -> None:
+    def open(self, channels: Iterable[tuple[Channel, Beginning]], wanted: Filter) -> None:
         """Register, and begin to deliver; called once.
 
         Args:

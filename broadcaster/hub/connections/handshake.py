@@ -21,6 +21,7 @@ from httptools.parser.errors import HttpParserInvalidURLError
 from sanic.server import HttpProtocol
 
 from broadcaster import wire
+from broadcaster.core.event import LARGEST_BYTES
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.admission import AdmissionControl, Admitted
 from broadcaster.hub.connections.connection import Connection, ConnectionContext
@@ -33,6 +34,9 @@ _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) (\S+) HTTP/1\.[01]\r\n")
 _WEBSOCKET_PATHS: Final = ("/ws", "/ws/")
 _STREAM_PATHS: Final = ("/sse", "/sse/")
 _RETRY: Final = "Retry-After: 1\r\n"
+_HAS_BODY: Final = re.compile(rb"\r\n(Content-Length:\s*[1-9]|Transfer-Encoding:)", re.IGNORECASE).search
+_LINGER_BYTES: Final = LARGEST_BYTES
+"""So many bytes of a body that nobody wants are read and dropped: as many as the largest event may have."""
 
 
 _Answer = Callable[[bytes, asyncio.Transport, str], None]
@@ -133,7 +137,7 @@ class HandshakeProtocol(asyncio.Protocol):
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
         else:
-            self._refuse(429, "too many requests", _RETRY)
+            self._refuse(429, "too many requests", _RETRY, lingers=_HAS_BODY(self._head) is not None)
 
     def _address(self) -> str:
         assert self._transport is not None
@@ -205,21 +209,37 @@ class HandshakeProtocol(asyncio.Protocol):
         protocol.connection_made(transport)  # type: ignore[no-untyped-call]
         protocol.data_received(head)
 
-    def _refuse(self, status: int, reason: str, header: str = "") -> None:
+    def _refuse(self, status: int, reason: str, header: str = "", *, lingers: bool = False) -> None:
         if status in (400, 431):
             self.admission.refused["malformed"] += 1
         self.admission.note_refused(self._address(), str(status), status, reason)
-        self._end(wire.refusal(status, reason, header))
+        self._end(wire.refusal(status, reason, header), lingers=lingers)
 
-    def _end(self, response: bytes) -> None:
+    def _end(self, response: bytes, *, lingers: bool = False) -> None:
         transport = self._transport
         self._release()
         assert transport is not None
         transport.write(response)
+        if lingers:
+            self.linger(transport)
+            return
         if transport.get_write_buffer_size():  # the rest has to be taken in time, too
             self._unsent = transport
             self.admission.watch(self)
         transport.close()
+
+    def linger(self, transport: asyncio.Transport) -> None:
+        """The answer is written, and the client goes on sending: let it read the answer (lingering close).
+
+        What it sends is read and dropped, until it has ended or the deadline passes. To close now would reset the
+        connection, and a reset overtakes the answer (RFC 9112, 9.6).
+        """
+        self._unsent = transport
+        self.admission.watch(self)
+        transport.set_protocol(_Lingering(self, transport))
+        transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
 
     def expire(self) -> None:
         """The deadline has passed, and the request is not complete, not answered, or its answer not taken."""
@@ -248,14 +268,48 @@ def _path_of(url: bytes) -> str | None:
     return None
 
 
+class _Lingering(asyncio.Protocol):
+    """Reads what a client sends behind its answer, and drops it: for a while, and so much."""
+
+    __slots__ = ("_handshake", "_left_bytes", "_transport")
+
+    def __init__(self, handshake: HandshakeProtocol, transport: asyncio.Transport) -> None:
+        self._handshake = handshake
+        self._transport = transport
+        self._left_bytes = _LINGER_BYTES
+
+    def data_received(self, data: bytes) -> None:
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._handshake.connection_lost(error)
+
+
 class _SanicProtocol(HttpProtocol):
     """A connection of Sanic's whose end is told to the handshake: it still counts as pending."""
 
-    __slots__ = ("_handshake",)
+    __slots__ = ("_handshake", "_served")
 
     def __init__(self, handshake: HandshakeProtocol, arguments: dict[str, Any]) -> None:
         super().__init__(**arguments)
         self._handshake = handshake
+        self._served: Any = None  # Sanic forgets its request before it closes
+
+    def _setup_connection(self, *args: Any, **options: Any) -> None:
+        super()._setup_connection(*args, **options)  # type: ignore[no-untyped-call]
+        self._served = self._http
+
+    def close(self, timeout: float | None = None) -> None:
+        """End the connection: at once, or when the client has done with a body that was not taken."""
+        served, transport, self._served = self._served, self.transport, None
+        if served is None or not served.request_body or transport is None or transport.is_closing():
+            super().close(timeout)
+            return
+        super().connection_lost(None)  # type: ignore[no-untyped-call]
+        self.transport = None  # for Sanic this is its end
+        self._handshake.linger(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._handshake.connection_lost(error)

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from broadcaster.core.event import SEVERITIES, channel_name
-from broadcaster.core.position import Last, Position
+from broadcaster.core.position import Beginning, Last, read_since
 from broadcaster.core.runtime import LIMITS, Limits
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
+
+DEFAULT_EVENTS: Final = 100
+MOST_EVENTS: Final = 1000
+"""Of one answer with stored events."""
 
 _BEGINNINGS: Final = ("since", "last")
 
@@ -17,8 +21,39 @@ _BEGINNINGS: Final = ("since", "last")
 class SubscribeRequest:
     """Channels, each with where it is to begin (None: now), and one filter for all of them."""
 
-    channels: tuple[tuple[str, Position | Last | None], ...]
+    channels: tuple[tuple[str, Beginning], ...]
     filter: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class EventsRequest:
+    """A channel, where to begin in what is stored of it (None: with the oldest), a filter, the most events."""
+
+    channel: str
+    begins: Beginning
+    filter: Filter
+    limit: int
+
+
+def read_events_query(
+    query: tuple[tuple[str, str], ...], default: str, limits: Limits = LIMITS, most_back: int = 10_000
+) -> EventsRequest:
+    """Read the parameters of a request for stored events: as `read_query`, of one channel, and `limit`.
+
+    Raises:
+        ValueError: As of `read_query`; or `limit` is no number of events.
+    """
+    given = [value for key, value in query if key == "limit"] or [str(DEFAULT_EVENTS)]
+    if len(given) > 1:
+        raise ValueError("limit is given twice")
+    [number] = given
+    if not (number.isascii() and number.isdecimal() and len(number) < 8 and 1 <= int(number) <= MOST_EVENTS):
+        raise ValueError(f"limit is a number of events from 1 to {MOST_EVENTS}, got {number[:40]!r}")
+    asked = read_query(tuple(pair for pair in query if pair[0] != "limit"), default, limits, most_back)
+    if len(asked.channels) > 1:
+        raise ValueError("channel is given twice: an answer has the events of one channel")
+    [(channel, begins)] = asked.channels
+    return EventsRequest(channel, begins, asked.filter, int(number))
 
 
 def read_query(
@@ -41,7 +76,7 @@ def read_query(
         ValueError: A parameter is unknown, stands in the wrong place, or has a wrong value.
     """
     names = [value for key, value in query if key == "channel"]
-    since: dict[str, Position | Last | None] = dict.fromkeys(names or [default])
+    since: dict[str, Beginning] = dict.fromkeys(names or [default])
     if len(since) < len(names):
         raise ValueError("a channel is asked for twice")
     wanted: dict[str, set[str]] = {"type": set(), "source": set(), "severity": set()}
@@ -56,7 +91,7 @@ def read_query(
                 raise ValueError(f"{key} belongs to the channel before it")
             if since[current] is not None:
                 raise ValueError(f"{key} is given twice for one channel, or since and last")
-            since[current] = Position.parse(value) if key == "since" else _last(value, most_back)
+            since[current] = _since(value) if key == "since" else _last(value, most_back)
         elif key in wanted:
             wanted[key].add(_label(key, value))
         else:
@@ -65,6 +100,13 @@ def read_query(
         raise ValueError(f"a filter has more than {limits.filter_values} values")
     filtered = Filter(*(frozenset(wanted[key]) for key in ("type", "source", "severity")))
     return SubscribeRequest(tuple(since.items()), filtered or EVERYTHING)
+
+
+def _since(value: str) -> Beginning:
+    try:
+        return read_since(value)
+    except ValueError as error:
+        raise ValueError(f"since {error}") from None
 
 
 def _last(value: str, most: int) -> Last:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from broadcaster import wire
-from broadcaster.core.position import Last, Position
+from broadcaster.core.position import Beginning, Gap, Instant, Last, Position
 from broadcaster.hub.fanout.filters import EVERYTHING, Filter
 from broadcaster.hub.fanout.format import Format
 
@@ -81,20 +81,24 @@ class Subscription:
         filter: Which events of the channel it wants.
         asked: Whether its client has asked to begin earlier than now.
         back: So many events before the newest one it begins, if that is earlier than `since`.
+        instant: When what it begins with was stored; None once that is a position, and if it was not asked for.
         since: The position after which it begins; None for "now", and once it has been welcomed.
+        before: What is missing before `since` of what it has asked for by time; None: nothing, or it was told.
         state: See `State`.
         cursor: While behind: number of the next ring entry to write; None while it has to read the log.
         position: While behind: where it stands; None if nobody needs to know, or events are not stored.
-        behind_since: Loop time at which it fell behind; while it replays, of its last progress.
+        behind_since: Loop time at which it came, then fell behind; while it replays, of its last progress.
         warned_at: Loop time of the last warning that it is slow.
     """
 
     __slots__ = (
         "asked",
         "back",
+        "before",
         "behind_since",
         "cursor",
         "filter",
+        "instant",
         "position",
         "since",
         "sink",
@@ -102,12 +106,14 @@ class Subscription:
         "warned_at",
     )
 
-    def __init__(self, sink: Sink, wanted: Filter = EVERYTHING, since: Position | Last | None = None) -> None:
+    def __init__(self, sink: Sink, wanted: Filter = EVERYTHING, since: Beginning = None) -> None:
         self.sink = sink
         self.filter = wanted
         self.asked = since is not None
         self.back = since.events if isinstance(since, Last) else 0
-        self.since = None if isinstance(since, Last) else since
+        self.instant = since if isinstance(since, Instant) else None
+        self.since = since if isinstance(since, Position) else None
+        self.before: Gap | None = None
         self.state = State.WAITING
         self.cursor: int | None = None
         self.position: Position | None = None

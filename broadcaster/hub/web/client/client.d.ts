@@ -100,7 +100,7 @@ export interface Options {
   types?: string[];
   sources?: string[];
   severities?: Severity[];
-  /** Begin after this position, or after those of each channel; default: now. */
+  /** Begin after this position, or after those of each channel; or at a time (`10m`, ISO 8601, `all`); default: now. */
   since?: string | Record<string, string | Position> | null;
   /** API key or token; a function is called before each connection, so that it can return a fresh one. */
   token?: string | (() => string | Promise<string>);

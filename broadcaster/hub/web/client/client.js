@@ -166,6 +166,7 @@ export class ResumeState {
       if (end && isWithin(end, known)) return null;
       gap = { ...gap, epoch: known.epoch, first: known.offset + 1 };
     }
+    this.#begun.add(gap.channel);
     this.#move(gap.channel, gap.position);
     return gap;
   }

@@ -1,0 +1,187 @@
+"""Finds where in the log of a channel a time is: an instant becomes the position after which a reader begins.
+
+Events are found by their `stored_at_us`. As long as these rise, which the script that stores them keeps book of,
+the log is bisected: some 14 reads of one event. Where Redis' clock was set back, or may have been, the log is read
+from its beginning: the first event that was stored then or later may stand before earlier ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from broadcaster.core.backoff import keep_trying
+from broadcaster.core.errors import RedisRefused, RedisUnavailable
+from broadcaster.core.logs import ThrottledLog
+from broadcaster.core.position import Gap, Instant, Position
+from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.hub.catchup.epochs import EpochOrder
+from broadcaster.hub.catchup.event_log import EventLog, StampedPage, Unreadable, is_of_channel
+
+log = logging.getLogger("broadcaster.hub")
+
+_SCANNED_EVENTS: Final = 64
+"""Read at a time where a log is not bisected: some 0.1 ms of the hub's time."""
+
+
+class Found(NamedTuple):
+    """Where a reader begins that has asked for a time.
+
+    Attributes:
+        position: All events after it are given.
+        before: What is no longer there and may have been stored then, or later; None if there is no such thing.
+    """
+
+    position: Position
+    before: Gap | None
+
+
+class Asked(NamedTuple):
+    """An instant, and the loop time at which it was asked for: a duration counts back from then."""
+
+    instant: Instant
+    at_s: float
+
+
+class _Want(NamedTuple):
+    channel: str
+    asked: Asked
+    serve: Callable[[Found | Unreadable], None]
+
+
+class Times:
+    """Finds instants in the logs, one channel after another."""
+
+    def __init__(self, event_log: EventLog, runtime: Runtime = RUNTIME) -> None:
+        self._log = event_log
+        self._clock = runtime.clock
+        self._chance = runtime.chance
+        self._limits = runtime.limits
+        self._wanted: list[_Want] = []
+        self._wake = asyncio.Event()
+        self._throttled = ThrottledLog(log, clock=runtime.clock)
+
+    def want(self, channel: str, asked: Asked, serve: Callable[[Found | Unreadable], None]) -> None:
+        """Have an instant looked for; `serve` is called with what was found, or why it cannot be."""
+        self._wanted.append(_Want(channel, asked, serve))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Find what is wanted until cancelled: all that is asked of one channel meanwhile with the same reads."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._wanted:
+                channel = self._wanted[0].channel
+                wants = [want for want in self._wanted if want.channel == channel]
+                self._wanted = [want for want in self._wanted if want.channel != channel]
+                try:
+                    results: Sequence[Found | Unreadable] = await self._keep_finding(channel, wants)
+                except (RedisUnavailable, RedisRefused) as error:
+                    results = [error] * len(wants)
+                for want, result in zip(wants, results, strict=True):
+                    want.serve(result)
+
+    async def _keep_finding(self, channel: str, wants: list[_Want]) -> list[Found]:
+        give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
+
+        def raise_in_the_end(error: Unreadable) -> None:
+            if is_of_channel(error) or self._clock.loop_s() > give_up_at:
+                raise error
+
+        async def attempt() -> list[Found]:
+            found = await self.find(channel, [want.asked for want in wants])
+            if found is None:
+                raise RedisUnavailable("Redis knows nothing of the channel")  # its epoch is about to begin
+            return found
+
+        def complain(said: str) -> None:
+            text = "%s: cannot look for a time in the log: %s; trying again"
+            self._throttled.log(logging.WARNING, channel + said, text, channel, said)
+
+        return await keep_trying(attempt, complain, self._chance, raise_in_the_end)
+
+    async def find(self, channel: str, asked: Sequence[Asked]) -> list[Found] | None:
+        """Where each of these instants is; None if Redis knows nothing of the channel.
+
+        Raises:
+            RedisUnavailable, RedisRefused: See `Broker`.
+        """
+        told_us, rising = await self._log.stamps(channel)
+        now_us, now_s = self._clock.wall_ns() // 1000 if told_us is None else told_us, self._clock.loop_s()
+        first = await self._log.stamped(channel, 0, 1)
+        if first is None:
+            return None
+        order = EpochOrder(channel, first.head.epochs)
+        if not first.events:
+            end = first.head.position
+            return [Found(end, order.gap_before(end._replace(offset=end.offset + 1)))] * len(asked)
+        oldest, oldest_us = first.events[0]
+        instants = [_us_of(each, now_us, now_s) for each in asked]
+        later = sorted({us for us in instants if oldest_us is not None and oldest_us < us})
+        is_rising = rising is not None and rising <= oldest.offset
+        search = self._bisect if is_rising else self._scan
+        places = dict(zip(later, await search(channel, oldest, first.head.position, later), strict=True))
+        begin = Found(oldest._replace(offset=oldest.offset - 1), order.gap_before(oldest))
+        return [Found(places[us], None) if us in places else begin for us in instants]
+
+    async def _bisect(
+        self, channel: str, oldest: Position, head: Position, instants: Sequence[int]
+    ) -> list[Position]:
+        """Per instant the position before the first event then or later; `oldest` was stored before them."""
+        read: dict[int, tuple[Position, int | None] | None] = {}  # many who ask at once ask for nearly the same
+
+        async def event_at(offset: int) -> tuple[Position, int | None] | None:
+            """The first event from an offset on; None if there is none."""
+            if offset not in read:
+                page = _known(await self._log.stamped(channel, offset, 1))
+                read[offset] = page.events[0] if page.events else None
+            return read[offset]
+
+        places = []
+        for us in instants:
+            await asyncio.sleep(0)  # where nothing has to be read any more
+            before, end = oldest.offset, head.offset + 1
+            place = head
+            while before + 1 < end:
+                middle = (before + end) // 2
+                event = await event_at(middle)
+                if event is not None and event[1] is not None and event[1] < us:
+                    before = event[0].offset
+                else:
+                    end = middle
+                    place = head if event is None else event[0]._replace(offset=event[0].offset - 1)
+            places.append(place)
+        return places
+
+    async def _scan(
+        self, channel: str, oldest: Position, head: Position, instants: Sequence[int]
+    ) -> list[Position]:
+        """The same, where stamps may have fallen; the instants rise."""
+        places = list[Position]()
+        offset = oldest.offset
+        while len(places) < len(instants):
+            page = _known(await self._log.stamped(channel, offset, _SCANNED_EVENTS))
+            for position, stored_us in page.events:
+                while len(places) < len(instants) and (stored_us is None or instants[len(places)] <= stored_us):
+                    places.append(position._replace(offset=position.offset - 1))
+            if page.complete or not page.events:
+                places += [head] * (len(instants) - len(places))
+            else:
+                offset = page.events[-1][0].offset + 1
+        return places
+
+
+def _us_of(asked: Asked, now_us: int, now_s: float) -> int:
+    """The instant that is meant, by Redis' clock."""
+    if not asked.instant.ago:
+        return asked.instant.us
+    return now_us - asked.instant.us - round((now_s - asked.at_s) * 1_000_000)
+
+
+def _known(page: StampedPage | None) -> StampedPage:
+    if page is None:
+        raise RedisUnavailable("Redis has forgotten the channel meanwhile")
+    return page

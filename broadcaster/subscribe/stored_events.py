@@ -1,0 +1,102 @@
+"""Stored events of a channel, read through a hub (`GET /events`) page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple
+from urllib.parse import urlencode
+
+from broadcaster.core.backoff import LONGEST_HINT_S
+from broadcaster.core.errors import HubRefused, HubUnavailable
+from broadcaster.core.event import read_answer
+from broadcaster.core.redaction import redact, scrub
+from broadcaster.subscribe.hub_status import connect_to
+from broadcaster.wire import tls
+from broadcaster.wire.frames import is_final_refusal
+from broadcaster.wire.retry_after import retry_after_s
+
+_MOST_EVENTS: Final = 1000
+_ATTEMPTS: Final = 5
+_TIMEOUT_S: Final = 10.0
+
+
+class StoredPage(NamedTuple):
+    """Some events as they are stored, oldest first, and whether nothing is missing before and between them."""
+
+    payloads: list[bytes]
+    complete: bool
+
+
+async def stored_pages(
+    url: str,
+    channel: str,
+    since: str,
+    filters: Sequence[tuple[str, str]] = (),
+    *,
+    most: int = _MOST_EVENTS,
+    tls_ca: str = "",
+    token: str = "",
+) -> AsyncIterator[StoredPage]:
+    """All events from `since` on, until there are no more.
+
+    Args:
+        url: `http://host:port` of the hub, or https.
+        channel: Whose events.
+        since: As in the query of `/events`.
+        filters: Pairs of `type`, `source` or `severity` and a wanted value.
+        most: Events of one page.
+        tls_ca: As `subscriber.tls_ca`.
+        token: Good for subscribing to the channel; empty: none.
+
+    Raises:
+        ConfigurationError: `tls_ca` cannot be read.
+        HubRefused: The hub refuses, and a retry would not help.
+        HubUnavailable: It did not answer, or not as a hub.
+    """
+    context = tls.client_context(url, tls_ca)
+    place: str | None = since
+    while place is not None:
+        query = urlencode([("channel", channel), ("since", place), ("limit", str(most)), *filters])
+        body = await _ask(f"{url.rstrip('/')}/events?{query}", redact(url), context, token)
+        try:
+            payloads, place, complete = read_answer(body)
+        except ValueError:
+            raise HubUnavailable(f"{redact(url)}: what answers there is no hub with stored events") from None
+        yield StoredPage(payloads, complete)
+
+
+async def _ask(url: str, where: str, context: ssl.SSLContext | None, token: str) -> bytes:
+    """The answer; where the hub is too busy it is asked again, when it says so."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        status, wait_s, body = await asyncio.to_thread(_exchange, url, where, context, token)
+        if status == 200:
+            return body
+        why = f"{where}: {status} {scrub(_reason(body))[:200]}"
+        if is_final_refusal(status):
+            raise HubRefused(why)
+        if attempt < _ATTEMPTS:
+            await asyncio.sleep(min(max(wait_s, 0.2), LONGEST_HINT_S))
+    raise HubUnavailable(why)
+
+
+def _exchange(url: str, where: str, context: ssl.SSLContext | None, token: str) -> tuple[int, float, bytes]:
+    """Status, `Retry-After` in seconds, and body of an answer."""
+    try:
+        connection, target, headers = connect_to(url, _TIMEOUT_S, context, token)
+        with contextlib.closing(connection):
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            return response.status, retry_after_s(response.headers.get("Retry-After", "")), response.read()
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise HubUnavailable(f"{where}: no answer ({tls.why_not_connected(error)})") from None
+
+
+def _reason(body: bytes) -> str:
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        return str(json.loads(body)["error"])
+    return body.decode(errors="replace").strip()
