@@ -185,5 +185,6 @@ class PubSubLink:
         while not link.lost.done():
             [answer] = link.send(("PING",))
             await asyncio.wait([link.lost], timeout=self._redis.ping_interval_s)
-            await asyncio.wait([link.lost, answer], return_when=FIRST_COMPLETED)
+            if not answer.done():  # as a rule it is: waiting for it all the same costs a turn of the loop
+                await asyncio.wait([link.lost, answer], return_when=FIRST_COMPLETED)
         return link.why

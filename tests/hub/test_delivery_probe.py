@@ -378,7 +378,8 @@ def test_a_script_that_is_flushed_does_no_harm(ward: Ward) -> None:
 
 
 def test_the_proof_keeps_a_silent_channel_in_memory(ward: Ward) -> None:
-    """While a hub listens, Redis does not forget where a channel stands."""
+    """While a hub listens, Redis does not forget where a channel stands that has had an event."""
+    store_by_script(ward.client, event_payload())
     assert ward.client.command("TTL", f"{{{CHANNEL}}}:meta") > 86_400
 
 
