@@ -119,7 +119,7 @@ WRONG_COMMANDS = """
     --set auth.mode=token hub  # 78 auth.jwt_keys
     fleet --clients many  # 2 --clients
     fleet --url nonsense  # 78 fleet.url: must begin with ws://
-    fleet --url ws://h/ws?since=x  # 78 a position is
+    fleet --url ws://h/ws?since=x  # 78 since is a position
     --set subscriber.tls_ca=nowhere fleet --url wss://127.0.0.1:1/ws  # 78 subscriber.tls_ca: nowhere
     report nowhere  # 65 there is no nowhere
     report folder  # 65 there is no broadcaster.toml
@@ -139,7 +139,7 @@ WRONG_COMMANDS = """
     subscribe --channel 'events.*'  # 2 not a pattern such as
     subscribe --channel 'a b'  # 2 channel must be
     subscribe --severity Critical  # 2 severity
-    subscribe --since x  # 2 a position is
+    subscribe --since x  # 2 since is a position
     subscribe --since 1-2 --resume-file r.json  # 2 --resume-file
     subscribe --resume-file list.json  # 78 list.json is no file of positions: it should have a JSON object
     subscribe --resume-file number.json  # 78 number.json is no file of positions: it should have a JSON object

@@ -284,7 +284,8 @@ if #new > 0 then
 end
 if refused then  -- as if this event had not been
   local last = digits(offset)
-  redis.pcall('HSET', meta, 'offset', last, 'ids_offset', last .. old_until, 'rising', rising(last))
+  redis.pcall('HSET', meta, 'offset', last, 'ids_offset', last .. old_until, 'rising',
+    #new > 0 and rising(last) or known[9] or '')
   local is_right = refused.err:find('NOPERM') or refused.err:find("script can't", 1, true)
   return is_right and redis.error_reply('NOPERM ' .. refused.err) or refused
 end
