@@ -283,7 +283,7 @@ REQUESTS: dict[str, tuple[str, list[str], int, str]] = {
     "no upgrade": ("/ws", [], 426, ""),
     "another channel": ("/ws?channel=other", UPGRADE, 404, "no such channel here: other"),
     "wrong query": ("/ws?sinse=1", UPGRADE, 400, "unknown query parameter"),
-    "wrong position": ("/ws?since=1", UPGRADE, 400, "a position is"),
+    "wrong position": ("/ws?since=1", UPGRADE, 400, "since is a position"),
     "another method": ("/health", ["-X", "POST", "-d", "{}"], 405, ""),
     "publishing without access control": ("/publish", ["-d", "{}"], 403, "auth.mode"),
 }

@@ -86,7 +86,8 @@ async def test_a_channel_that_is_not_opened_is_in_trouble_by_itself() -> None:
     house = await proving()
     house.connect(f"channel={OTHER}")
     assert await after_a_round(house) == ""
-    assert house.channel(OTHER).trouble == f"not caught up yet: {OTHER}"
+    said = f"not caught up yet: {OTHER}"  # as soon as its log has been read
+    await until(lambda: house.channel(OTHER).trouble == said, "it is not said")
     assert house.channel().trouble == ""
     assert house.probe.healthy
     house.channels.on_confirmed(OTHER)

@@ -294,6 +294,9 @@ class _Alone:
             self._undo.callback(setattr, TouchUp, "run", self._touch_up)
             setattr(TouchUp, "run", self._touch_up_once)  # noqa: B010
             self._undo.callback(Sanic._app_registry.clear)  # it keeps every app there was
+            # It looks at the apps of all hubs while others are added.
+            self._undo.callback(setattr, Sanic, "_check_uvloop_conflict", Sanic.__dict__["_check_uvloop_conflict"])
+            setattr(Sanic, "_check_uvloop_conflict", staticmethod(lambda: None))  # noqa: B010
             self._remember_transports()
 
     def _remember_transports(self) -> None:
