@@ -86,6 +86,7 @@ class Journal:
         epochs: Per channel the epochs that Redis has begun, in the order in which they began.
         removed: When a position last left a log: trimmed, expired, evicted, deleted.
         losses: When Redis has lost memory.
+        resyncs: When replicas have copied their master's memory: what had not been passed on by then never is.
         misnamed: Epochs that a Redis has named before one that it knew.
         published: Per channel the events that were published and not stored: their position is 0.
     """
@@ -96,6 +97,7 @@ class Journal:
     epochs: dict[str, dict[str, Span]] = field(default_factory=lambda: defaultdict(dict))
     removed: dict[tuple[str, str, int], float] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
+    resyncs: list[float] = field(default_factory=list)
     misnamed: list[str] = field(default_factory=list)
     published: dict[str, list[Accepted]] = field(default_factory=lambda: defaultdict(list))
 

@@ -3,6 +3,7 @@
 There are no positions: an event is known by its id, and its place is the one in which Redis has published it. What
 lies between two events that a client was given, and was not given to it, must have been told meanwhile; it may be
 lost untold only where the client itself has come anew, or an old master has published what nobody else could hear.
+What a replica has dropped when it copied its master is told as soon as the hub has asked it, which is later.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class View:
         ids: Of the events that it was given.
         hub: That it is connected to.
         moved_at: Since when, if it was at another one before.
+        owed: What it misses and has to be told, and by when.
     """
 
     next: int | None = None
@@ -43,6 +45,7 @@ class View:
     ids: set[str] = field(default_factory=set)
     hub: str = ""
     moved_at: float = -math.inf
+    owed: tuple[str, float] | None = None
 
 
 class LiveRules:
@@ -69,7 +72,7 @@ class LiveRules:
     def on_connected(self, book: Book, now: float, entry: Connected) -> None:
         for channel, since in entry.since.items():
             view = self._view(book, channel)
-            view.told, view.came_with, view.welcomed_at = True, since is not None, None
+            view.told, view.owed, view.came_with, view.welcomed_at = True, None, since is not None, None
             before, view.hub = view.hub, entry.hub
             if before not in ("", entry.hub):
                 view.moved_at = now
@@ -86,6 +89,7 @@ class LiveRules:
 
     def on_given(self, book: Book, now: float, entry: Given) -> None:
         view, channel = self._view(book, entry.channel), entry.channel
+        self._collect(book, view, now)
         number = self._number(channel, entry.event_id)
         if entry.place is not None:
             self._fail("a position without history", now, book.client, f"{entry}")
@@ -103,17 +107,29 @@ class LiveRules:
         elif view.next is not None and not view.told:
             for missing in self._published[channel][view.next : number]:
                 if missing.server == event.server and self._owed(book, missing):
-                    self._fail("lost, untold", now, book.client, f"{missing.event_id}: {entry}")
+                    view.owed = view.owed or (f"{missing.event_id}: {entry}", self._told_by(missing, now))
                     break
+            self._collect(book, view, now)
         view.ids.add(entry.event_id)
         view.next, view.told = max(number + 1, view.next or 0), False
+
+    def _told_by(self, missing: Accepted, now: float) -> float:
+        """When it has to be told at the latest that an event is lost."""
+        resyncs = (at for at in self._truth.journal.resyncs if missing.at <= at <= now)
+        return max((at + self._truth.told_s for at in resyncs), default=-math.inf)
+
+    def _collect(self, book: Book, view: View, now: float) -> None:
+        """Complain of what is owed for too long."""
+        if view.owed is not None and now > view.owed[1]:
+            self._fail("lost, untold", now, book.client, view.owed[0])
+            view.owed = None
 
     def _owed(self, book: Book, event: Accepted) -> bool:
         return book.wanted in (None, event.labels[0]) and event.size <= self._truth.max_bytes
 
     def on_told(self, book: Book, now: float, gap: Told) -> None:
         view = self._view(book, gap.channel)
-        view.told = True
+        view.told, view.owed = True, None
         if gap.cause == "no_history":  # it has connected again, perhaps to another hub
             view.moved_at = now
         if gap.cause not in _WITHOUT_NUMBERS or gap.position is not None or gap.last is not None:
@@ -127,6 +143,7 @@ class LiveRules:
 
     def on_beaten(self, book: Book, now: float, entry: Beaten) -> None:
         view, run_id, told_s = self._view(book, entry.channel), self._truth.in_charge(), self._truth.told_s
+        self._collect(book, view, now)
         if entry.position is not None and entry.is_claim:
             self._fail("a position without history", now, book.client, f"{entry}")
         if not run_id or not book.steady or view.told or view.next is None or not entry.is_claim:
@@ -144,10 +161,12 @@ class LiveRules:
 
     def forget(self, book: Book) -> None:
         for channel in book.channels:
-            self._view(book, channel).told = True
+            view = self._view(book, channel)
+            view.told, view.owed = True, None
 
     def at_the_end(self, book: Book, last: dict[str, str], sent_at: float, now: float) -> None:
         late = any(at > sent_at for at, entry in book.entries if isinstance(entry, Connected))
         for channel in book.channels:
+            self._collect(book, self._view(book, channel), now)
             if last[channel] not in self._view(book, channel).ids and not late:
                 self._fail("not live at the end", now, book.client, f"{channel}")

@@ -464,6 +464,8 @@ class Redis:
 
     def follow(self) -> None:
         """All replicas follow the process at the address."""
+        if self.replicas:
+            self._journal.resyncs.append(self._network.loop.now)
         for replica in self.replicas:
             if self.server is not None:
                 replica.follow(self.server)

@@ -113,7 +113,7 @@ PROFILES: Final[dict[str, tuple[tuple[str, ...], tuple[int, int]]]] = {
     "eviction": (("redis_evict", "redis_restart"), (4, 15)),
     "many epochs": (
         ("redis_restart", "redis_restart", "redis_restart", "client_sleep", "hub_cut_off"),
-        (110, 160),
+        (140, 190),
     ),
     "failover": (
         (

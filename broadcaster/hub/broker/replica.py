@@ -51,6 +51,7 @@ class Replica:
         self._chance = runtime.chance
         self._lag_max_s = redis.replica_lag_max_s
         self.patience_s = _SHARE * redis.silence_timeout_s
+        self._history = ("", 0)  # the master's replication id, and during which connection of the subscription
 
     @property
     def lag_max_s(self) -> float:
@@ -83,6 +84,13 @@ class Replica:
             why = f"it refuses {', '.join(sorted(self._pubsub.refused))}"
         if why:
             raise RedisUnavailable(self.distrust(why))
+        # It has copied the memory of its master anew, and kept its connections: what was published, and had not
+        # come to it by then, never will. With a log that is read there; without one a lost connection is told.
+        master_history = server_info(master).get("master_replid", "")
+        before, self._history = self._history, (master_history, self._pubsub.reconnects)
+        if before[0] not in ("", master_history) and before[1] == self._pubsub.reconnects:
+            self._pubsub.move(why := "its master has another history than before")
+            raise RedisUnavailable(f"{self.nodes.address}: {why}")
 
     async def page(
         self, channel: str, first: int, *, count: int, max_bytes: int, head: Head, master: bytes
