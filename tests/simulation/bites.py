@@ -44,6 +44,7 @@ FOUND: Final[dict[str, int]] = {
     "reverts/21-what-was-forgotten-has-expired": 331,
     "reverts/24-a-silent-position-is-forgotten": 142,
     "reverts/25-who-owes-a-reply-may-be-silent": 19,
+    "reverts/32-another-history-is-not-noticed": 443,
 }
 """Per patch a seed that finds it."""
 
