@@ -1,12 +1,13 @@
 -- Reads a page of a channel's log: its events from an offset on, bounded in number and in bytes.
 --
 -- KEYS[1]  log: stream of the events
+-- KEYS[2]  meta: hash with epoch and offset of the channel
 -- ARGV[1]  the lowest offset
 -- ARGV[2]  the most events
 -- ARGV[3]  the most bytes, one larger event excepted
--- Reply: 1 if nothing comes after them, else 0; then per event: id, payload
+-- Reply: 1 if nothing comes after them, else 0; epoch and offset of meta; then per event: id, payload
 local log, first, most, bytes = KEYS[1], ARGV[1] .. '-0', tonumber(ARGV[2]), tonumber(ARGV[3])
-local reply, count, size, step = {0}, 0, 0, 4
+local reply, count, size, step = {0, redis.call('HMGET', KEYS[2], 'epoch', 'offset')}, 0, 0, 4
 while count < most do
   local asked = math.min(step, most - count)
   local found = redis.call('XRANGE', log, first, '+', 'COUNT', asked)
@@ -17,7 +18,7 @@ while count < most do
       return reply
     end
     count = count + 1
-    reply[2 * count], reply[2 * count + 1] = found[i][1], payload
+    reply[2 * count + 1], reply[2 * count + 2] = found[i][1], payload
   end
   if #found < asked then
     reply[1] = 1

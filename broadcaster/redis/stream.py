@@ -127,7 +127,8 @@ def page(channel: str, first: int, count: int, max_bytes: int) -> Command:
         count: The most events.
         max_bytes: The most bytes of their payloads, one larger event excepted.
     """
-    return ("EVALSHA", PAGE_SHA, 1, _keys(channel)[1], first, count, max_bytes)
+    meta, log, *_ = _keys(channel)
+    return ("EVALSHA", PAGE_SHA, 2, log, meta, first, count, max_bytes)
 
 
 def read_stored(reply: Any) -> list[Stored]:
@@ -215,13 +216,24 @@ def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
         RedisUnavailable: This is no such reply.
     """
     try:
-        complete, *rest = reply
-        if type(complete) is not int or any(type(each) is not bytes for each in rest):
+        complete, place, *rest = reply
+        if type(complete) is not int or type(place) is not list or len(place) != 2:
+            raise ValueError
+        if any(type(each) is not bytes for each in rest):
             raise ValueError
         pairs = zip(rest[::2], rest[1::2], strict=True)
         return [(int(id_.partition(b"-")[0]), payload) for id_, payload in pairs], complete == 1
     except (TypeError, ValueError, AttributeError, IndexError):
         raise RedisUnavailable(f"Redis gave an unexpected answer: {reply!r:.100}") from None
+
+
+def is_of_head(page: Any, head: Head) -> bool:
+    """Whether what was read of a page is of the memory that told a head: it stands there, or further on.
+
+    Between two commands on one connection a process may be given another memory: that of a master it follows.
+    """
+    epoch, offset = page[1]
+    return epoch == head.position.epoch.encode() and int(offset or -1) >= head.offset
 
 
 def _keys(channel: str) -> tuple[str, str, str, str]:

@@ -135,6 +135,7 @@ class Memory:
         errors: Per channel the words of commands that are answered with an error, and which.
         on_publish: Called with what is published.
         on_the_way: Called when an answer has been given and has not arrived yet.
+        between: Called between two commands that are sent together.
         gate: Answers arrive only while it is set.
         opened_to: The process to which the connection was opened, if another one answers there now.
         looks, pages: How often each was asked for.
@@ -151,6 +152,7 @@ class Memory:
         self.asked = 0
         self.errors: dict[str, dict[str, Exception]] = {}
         self.on_the_way: Callable[[], None] | None = None
+        self.between: Callable[[], None] | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.on_publish: Callable[[bytes], object] = len
@@ -246,7 +248,11 @@ class Memory:
         if self.failures:
             self.failures -= 1
             raise RedisUnavailable("there is no Redis")
-        replies = [self._answer(command) for command in commands]
+        replies = list[Any]()
+        for command in commands:
+            if replies and self.between is not None:
+                self.between()
+            replies.append(self._answer(command))
         await asyncio.sleep(0)
         if self.on_the_way is not None:
             self.on_the_way()
@@ -285,20 +291,20 @@ class Memory:
         }
         return [str(values[name]).encode() for name in names]
 
-    def _page(self, key: str, first: int, count: int, max_bytes: int) -> list[Any]:
+    def _page(self, log_key: str, meta_key: str, first: int, count: int, max_bytes: int) -> list[Any]:
         """As `page.lua` does."""
-        channel = _channel_of(key)
+        channel = _channel_of(log_key)
         self.pages.append((channel, first))
         log = self.shelves[channel].log if channel in self.shelves else {}
-        reply: list[Any] = [1]
+        reply: list[Any] = [1, self._peek(_channel_of(meta_key), ("epoch", "offset"))]
         size = 0
         for offset in sorted(offset for offset in log if offset >= first):
             size += len(log[offset])
-            if size > max_bytes and len(reply) > 1:
+            if size > max_bytes and len(reply) > 2:
                 reply[0] = 0
                 break
             reply += [b"%d-0" % offset, log[offset]]
-            if len(reply) > 2 * count:
+            if len(reply) > 2 * count + 1:
                 reply[0] = 0  # it has not looked for another one
                 break
         return reply

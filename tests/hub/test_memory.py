@@ -283,7 +283,7 @@ class Twins:
         self._ask(("PUBLISH", channel, b"%d" % word))
 
     def page(self, channel: str, first: int, count: int) -> None:
-        found = self._ask(stream.page(channel, first, count, 10**6))[1::2]
+        found = self._ask(stream.page(channel, first, count, 10**6))[2::2]
         self.met["a page of nothing" if not found else "a page"] += 1
         self.met["a page with a hole"] += any(
             int(one[:-2]) + 1 != int(two[:-2]) for one, two in itertools.pairwise(found)

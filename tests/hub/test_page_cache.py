@@ -124,6 +124,20 @@ async def test_a_page_is_of_no_use_in_another_epoch() -> None:
 
 
 @in_loop
+async def test_a_page_of_another_memory_than_its_head_is_read_again() -> None:
+    """Else events that are lost with a memory that was set back between the two would be told as expired."""
+    cache = Cache(10)
+    cache.redis.between = partial(cache.redis.set_back, 6)
+    cache.want(1)
+    await turns(20)
+    assert not cache.served
+    cache.redis.between = None
+    await until(lambda: cache.served, "it is not read again")
+    assert offsets(cache.served[0][1]) == [1, 2, 3, 4, 5, 6]
+    assert cache.served[0][1].page.head.offset == 6
+
+
+@in_loop
 async def test_what_is_wanted_is_read_anew() -> None:
     """Whoever wants a page has seen that the kept one does not help."""
     cache = Cache(10)

@@ -7,6 +7,7 @@ can be found again until it is trimmed or its channel is given a new epoch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
 import re
@@ -1346,6 +1347,20 @@ def test_a_page_is_bounded_by_bytes(client: RedisClient, max_bytes: int) -> None
         assert not more or size + more[0] > max_bytes or len(offsets) == 150
 
 
+def test_a_page_says_of_which_memory_it_is(client: RedisClient) -> None:
+    """A head that was told by another one is not that of the page: one of another epoch, or further on."""
+    positions(client, "a b c")
+    head = stream.read_head(ask(client, stream.ensure_epoch(CHANNEL, TABLE)))
+    page = ask(client, stream.page(CHANNEL, 1, 10, 10**6))
+    assert stream.is_of_head(page, head)
+    assert stream.is_of_head(page, dataclasses.replace(head, offset=2))
+    assert not stream.is_of_head(page, dataclasses.replace(head, offset=4))
+    other = Position("T" + "v" * 9 + "000000", 1)
+    assert not stream.is_of_head(page, dataclasses.replace(head, epochs=(*head.epochs, other)))
+    client.command("DEL", META)
+    assert not stream.is_of_head(ask(client, stream.page(CHANNEL, 1, 10, 10**6)), head)
+
+
 def test_a_page_passes_over_what_was_trimmed_and_left_out(client: RedisClient) -> None:
     """Offsets need not follow each other: a page has what is there, of a channel without a log nothing."""
     assert stream.read_page(ask(client, stream.page(CHANNEL, 1, 10, 10**6))) == ([], True)
@@ -1440,11 +1455,13 @@ NO_PAGES: dict[str, object] = {
     "a number": 7,
     "an empty list": [],
     "no flag": [b"1-0", b"{}"],
-    "numbers": [1, 2, 3],
-    "id only": [1, b"1-0"],
-    "id is nonsense": [1, b"x-0", b"{}"],
-    "id is null": [1, None, b"{}"],
-    "payload is null": [1, b"1-0", None],
+    "a flag alone": [1],
+    "no place": [1, b"1-0", b"{}"],
+    "numbers": [1, 2, 3, 4],
+    "id only": [1, [b"a1", b"1"], b"1-0"],
+    "id is nonsense": [1, [b"a1", b"1"], b"x-0", b"{}"],
+    "id is null": [1, [b"a1", b"1"], None, b"{}"],
+    "payload is null": [1, [b"a1", b"1"], b"1-0", None],
 }
 
 NO_GLANCES: dict[str, object] = {

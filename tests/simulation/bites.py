@@ -73,6 +73,8 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
     "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
+    # Memory has to be set back between two commands that are sent together.
+    "reverts/33-a-page-of-another-memory-than-its-head": ("tests/hub/test_page_cache.py", "another_memory"),
 }
 """Per patch the file of the tests that fail with it, and words to choose among them."""
 

@@ -169,7 +169,12 @@ class RedisBroker:
             at = stream.read_head(head)
             return await self._replica.page(channel, first, count=count, max_bytes=max_bytes, head=at, master=info)
         head, listed = await self._pages.execute(ask, stream.page(channel, first, count, max_bytes))
-        return None if head == [None, None] else StoredEvents(stream.read_head(head), *stream.read_page(listed))
+        if head == [None, None]:
+            return None
+        found = StoredEvents(stream.read_head(head), *stream.read_page(listed))
+        if not stream.is_of_head(listed, found.head):
+            raise RedisUnavailable("the memory of Redis has changed between two commands")
+        return found
 
     async def stamps(self, channel: str) -> tuple[int | None, int | None]:
         time, rising = await self._pages.execute_each(("TIME",), stream.peek_rising(channel))

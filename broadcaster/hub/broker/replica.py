@@ -107,7 +107,9 @@ class Replica:
             if why := why_not_a_replica(server_info(info), server_info(master)):
                 break
             if found != [None, None] and _has_reached(here := stream.read_head(found), head):
-                return StoredEvents(here, *stream.read_page(listed))
+                page = StoredEvents(here, *stream.read_page(listed))
+                if stream.is_of_head(listed, here):
+                    return page
             if self._clock.loop_s() > give_up_at:
                 why = f"it has not got as far as {head.position} yet"
                 break
