@@ -20,7 +20,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
 from broadcaster.core.runtime import Chance
-from tests.simulation.process import PROCESS
+from tests.simulation.process import PROCESS, Process
 
 if TYPE_CHECKING:
     from tests.simulation.network import Network
@@ -61,7 +61,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.errors: list[str] = []
         self._outside = copy_context()
         self._outside.run(PROCESS.set, None)
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[tuple[asyncio.Task[Any], Process | None]] = []
         self.over = False
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap; of one time the older goes first
         self._numbers = itertools.count()
@@ -90,8 +90,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_at(when, callback, *args, context=self._outside)
 
     def count_tasks(self) -> int:
-        """How many are not done."""
-        return sum(not task.done() for task in self._tasks)
+        """How many are not done; those of dead processes never will be."""
+        return sum(not task.done() and (process is None or process.alive) for task, process in self._tasks)
 
     def run_next(self, handles: list[asyncio.Handle]) -> None:
         """Let callbacks run that were held back."""
@@ -102,9 +102,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Task[Any]:
         """A task that is kept until the end: one of a dead process must not be collected, and so be closed."""
         task = asyncio.Task(coro, loop=self, context=context)
-        self._tasks.append(task)
+        self._tasks.append((task, PROCESS.get() if context is None else context.get(PROCESS)))
         if len(self._tasks) % 1024 == 0:
-            self._tasks = [each for each in self._tasks if not each.done()]
+            self._tasks = [(each, process) for each, process in self._tasks if not each.done()]
         return task
 
     def _note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -172,7 +172,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.over = True
         asyncio._set_running_loop(self)
         try:
-            for task in self._tasks:
+            for task, _ in self._tasks:
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     with contextlib.suppress(BaseException):
