@@ -265,7 +265,7 @@ class Fleet:
     async def parse_all(self) -> None:
         """Parse everything that has arrived."""
         while self.inbox.arrivals:
-            self.parse(0.05)
+            self.parse(_SLICE_S)
             await asyncio.sleep(0)
 
     def _read_loss(self, stamp_ns: int, connection: Connection) -> None:

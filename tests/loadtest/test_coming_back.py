@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -33,7 +34,7 @@ from broadcaster.settings import Settings, SubscriberTable, load
 from broadcaster.wire import V1
 from tests.loadtest import columns
 from tests.loadtest.test_fleet import fleet_on
-from tests.support import HubProcess, dead, event_payload, eventually, run_async, until
+from tests.support import UNIT_S, HubProcess, dead, event_payload, eventually, run_async, until
 
 
 @pytest.fixture(autouse=True)
@@ -349,6 +350,42 @@ def test_a_part_ends_though_clients_come_and_go_for_ever(tmp_path: Path) -> None
                 async with asyncio.timeout(10):
                     await measuring._wait_for_the_end(fleet, tmp_path / "published.csv", 1.0)
             assert fleet.reconnects > 3
+            await fleet.close()
+
+    asyncio.run(story())
+
+
+def test_a_part_ends_though_there_is_hardly_a_quiet_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heartbeats of thousands of clients leave little time in which to parse; a run lasts no longer for it."""
+
+    async def hardly_ever(fleet: Fleet) -> None:
+        arrivals = fleet.inbox.arrivals
+        while True:
+            await asyncio.sleep(0.5)
+            later = [arrivals.pop() for _ in range(len(arrivals) - 1)]
+            fleet.parse(1.0)  # one read
+            arrivals.extend(reversed(later))
+
+    async def story() -> None:
+        begun = asyncio.Event()
+
+        async def talk(connection: ServerConnection) -> None:
+            await begun.wait()
+            await say(stored(1), stored(2))(connection)
+
+        async with Script(*[talk] * 60) as hub:
+            fleet = Fleet(hub.url, clients=60, ramp_per_s=1000.0, subscriber=SubscriberTable())
+            rows = [PublishedRecord(n, str(n), 0, 0, 0, 0, 1, "") for n in (1, 2)]
+            records.write(tmp_path / "published.csv", PublishedRecord, rows)
+            monkeypatch.setattr(fleet, "keep_parsing", partial(hardly_ever, fleet))
+            async with measuring._background(fleet):
+                await fleet.connect()
+                begun.set()
+                async with asyncio.timeout(15 * UNIT_S):
+                    await measuring._wait_for_the_end(fleet, tmp_path / "published.csv", 1.0)
+            assert len(fleet.deliveries) == 120
             await fleet.close()
 
     asyncio.run(story())
