@@ -217,9 +217,9 @@ def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
     """
     try:
         complete, place, *rest = reply
-        if type(complete) is not int or type(place) is not list or len(place) != 2:
+        if type(complete) is not int or any(type(each) is not bytes for each in rest):
             raise ValueError
-        if any(type(each) is not bytes for each in rest):
+        if type(place) is not list or [type(each) in (bytes, type(None)) for each in place] != [True] * 2:
             raise ValueError
         pairs = zip(rest[::2], rest[1::2], strict=True)
         return [(int(id_.partition(b"-")[0]), payload) for id_, payload in pairs], complete == 1
@@ -228,12 +228,13 @@ def read_page(reply: Any) -> tuple[list[tuple[int, bytes]], bool]:
 
 
 def is_of_head(page: Any, head: Head) -> bool:
-    """Whether what was read of a page is of the memory that told a head: it stands there, or further on.
+    """Whether a page that `read_page` has taken is of the memory that told a head: it stands there, or further on.
 
     Between two commands on one connection a process may be given another memory: that of a master it follows.
     """
     epoch, offset = page[1]
-    return epoch == head.position.epoch.encode() and int(offset or -1) >= head.offset
+    stands = epoch is not None and offset is not None and offset.isdigit()
+    return stands and epoch == head.position.epoch.encode() and int(offset) >= head.offset
 
 
 def _keys(channel: str) -> tuple[str, str, str, str]:

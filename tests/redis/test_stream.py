@@ -1357,6 +1357,8 @@ def test_a_page_says_of_which_memory_it_is(client: RedisClient) -> None:
     assert not stream.is_of_head(page, dataclasses.replace(head, offset=4))
     other = Position("T" + "v" * 9 + "000000", 1)
     assert not stream.is_of_head(page, dataclasses.replace(head, epochs=(*head.epochs, other)))
+    client.command("HSET", META, "offset", "x")
+    assert not stream.is_of_head(ask(client, stream.page(CHANNEL, 1, 10, 10**6)), head)
     client.command("DEL", META)
     assert not stream.is_of_head(ask(client, stream.page(CHANNEL, 1, 10, 10**6)), head)
 
@@ -1457,6 +1459,8 @@ NO_PAGES: dict[str, object] = {
     "no flag": [b"1-0", b"{}"],
     "a flag alone": [1],
     "no place": [1, b"1-0", b"{}"],
+    "half a place": [1, [b"a1"]],
+    "a place of numbers": [1, [1, 2]],
     "numbers": [1, 2, 3, 4],
     "id only": [1, [b"a1", b"1"], b"1-0"],
     "id is nonsense": [1, [b"a1", b"1"], b"x-0", b"{}"],

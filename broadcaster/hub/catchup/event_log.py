@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position, read_place, read_stamp
-from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.runtime import RUNTIME, Clock, Limits, Runtime
 from broadcaster.hub.broker.broker import Broker, StoredEvents
 from broadcaster.hub.fanout.message import Message, read_message
 
@@ -164,3 +165,17 @@ def _position_of(offset: int, head: Head, after: Position | None) -> Position:
 def is_of_channel(error: Exception) -> bool:
     """Whether Redis answers, and refuses this channel: a wrong type of key, a missing right."""
     return isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and not error.is_of_server)
+
+
+def giving_up(clock: Clock, limits: Limits) -> Callable[[Unreadable], None]:
+    """For `keep_trying` to read a log: raises what is of the channel, and all else after `limits.page_give_up_s`.
+
+    Other channels do not wait for one that Redis cannot serve, and no subscription waits for ever.
+    """
+    give_up_at = clock.loop_s() + limits.page_give_up_s
+
+    def raise_in_the_end(error: Unreadable) -> None:
+        if is_of_channel(error) or clock.loop_s() > give_up_at:
+            raise error
+
+    return raise_in_the_end

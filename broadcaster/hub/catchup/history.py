@@ -33,6 +33,7 @@ class Extract:
         position: Up to where it reaches: what is wanted and comes later is after it. None of an unknown channel.
         more: Whether there may be more now.
         complete: Whether nothing is missing from where it was to begin up to `position`.
+        size: Bytes of their frames.
     """
 
     payloads: list[bytes]
@@ -79,24 +80,24 @@ class History:
         page = await self._page(channel, 0, 1)
         if page is None:
             return Extract([], None, complete=not isinstance(begins, Position))
-        extract = Extract([], page.head.position)
+        extract, order = Extract([], page.head.position), EpochOrder(channel, page.head.epochs)
         if asked is not None:
             async with self._turn:
                 found = await self._times.find(channel, [asked])
             if found is not None:
                 extract.position, extract.complete = found[0].position, found[0].before is None
         elif isinstance(begins, Last):
-            extract.position = EpochOrder(channel, page.head.epochs).before(page.head.position, begins.events)
+            extract.position = order.before(page.head.position, begins.events)
         elif isinstance(begins, Position):
             extract.position = begins
         for _ in range(_MOST_PAGES):
             assert extract.position is not None
-            first = EpochOrder(channel, page.head.epochs).next_offset(extract.position)
+            first = order.next_offset(extract.position)
             count = self._limits.page_events if wanted else limit + 1 - len(extract.payloads)
-            if (next_page := await self._page(channel, first, count)) is None:
+            if (page := await self._page(channel, first, count)) is None:
                 break  # Redis has forgotten it meanwhile
-            page = next_page
-            if self._take(extract, page, EpochOrder(channel, page.head.epochs), wanted, limit):
+            order = EpochOrder(channel, page.head.epochs)
+            if self._take(extract, page, order, wanted, limit):
                 break
         return extract
 

@@ -21,7 +21,7 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.catchup.event_log import EventLog, Page, Unreadable, is_of_channel
+from broadcaster.hub.catchup.event_log import EventLog, Page, Unreadable, giving_up
 from broadcaster.hub.catchup.times import Times
 from broadcaster.hub.fanout.message import Message
 
@@ -151,19 +151,12 @@ class PageCache:
 
     async def _read(self, want: _Want) -> CachedPage | Unreadable:
         channel = want.channel
-        give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
-
-        def raise_in_the_end(error: Unreadable) -> None:
-            """Other channels do not wait for one that Redis cannot serve, and no subscription waits for ever."""
-            if is_of_channel(error) or self._clock.loop_s() > give_up_at:
-                raise error
-
         try:
             page = await keep_trying(
                 lambda: self.log.page(channel, want.first, want.floor),
                 lambda said: self._complain(channel, f"{said}; trying again"),
                 self._chance,
-                raise_in_the_end,
+                giving_up(self._clock, self._limits),
             )
         except (RedisUnavailable, RedisRefused) as error:
             self._complain(channel, str(error))

@@ -18,7 +18,7 @@ from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Gap, Instant, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
-from broadcaster.hub.catchup.event_log import EventLog, StampedPage, Unreadable, is_of_channel
+from broadcaster.hub.catchup.event_log import EventLog, StampedPage, Unreadable, giving_up
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -85,12 +85,6 @@ class Times:
                     want.serve(result)
 
     async def _keep_finding(self, channel: str, wants: list[_Want]) -> list[Found]:
-        give_up_at = self._clock.loop_s() + self._limits.page_give_up_s
-
-        def raise_in_the_end(error: Unreadable) -> None:
-            if is_of_channel(error) or self._clock.loop_s() > give_up_at:
-                raise error
-
         async def attempt() -> list[Found]:
             found = await self.find(channel, [want.asked for want in wants])
             if found is None:
@@ -101,7 +95,7 @@ class Times:
             text = "%s: cannot look for a time in the log: %s; trying again"
             self._throttled.log(logging.WARNING, channel + said, text, channel, said)
 
-        return await keep_trying(attempt, complain, self._chance, raise_in_the_end)
+        return await keep_trying(attempt, complain, self._chance, giving_up(self._clock, self._limits))
 
     async def find(self, channel: str, asked: Sequence[Asked]) -> list[Found] | None:
         """Where each of these instants is; None if Redis knows nothing of the channel.
