@@ -6,6 +6,8 @@ SEEDS ?= 1000
 WORKERS ?= 5
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# A process needs half a second more to start where it may not keep what it has compiled, and a load test has five.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Ctrl-C goes to make, to this shell and to the command alike. The shell waits for the command, and calls what Ctrl-C
 # has ended no error: make then ends by the signal itself, without "*** Error 130". SIGTERM is passed on.

@@ -160,12 +160,6 @@ def shipped_rights() -> Iterator[tuple[Hub, RedisClient]]:
             assert "Traceback" not in hub.output
 
 
-def beats(client: RawClient, channel: str) -> None:
-    """Wait for a heartbeat of a channel."""
-    while client.event().get("control") != "beat" or f'"{channel}"'.encode() not in client.frames[-1][1]:
-        pass
-
-
 def assert_closed(client: RawClient, *words: str) -> None:
     """The hub closes a client within 5 s, and its reason has these words."""
     client.socket.settimeout(5 * UNIT_S)
@@ -186,7 +180,7 @@ def until_served(hub: Hub, client: RedisClient, channel: str) -> None:
                 return False
             assert again.event()["control"] == "welcome"
             store_by_script(client, event_payload(7), channel)
-            return bool(again.event()["sequence"] == 7)
+            return again.event().get("sequence") == 7
         return False
 
     eventually(served, f"{channel} is not served again:\n{hub.output}")
@@ -201,10 +195,10 @@ def test_a_channel_that_the_hub_may_not_subscribe_to_is_told_so_and_served_when_
             assert b" 503 " in asking.response
             assert b"Retry-After: 5" in asking.response
         assert hub.stats()["channels"]["orders.eu"]["trouble"]
-        beats(other, CHANNEL)
+        other.beat(CHANNEL)
         client.command("ACL", "SETUSER", "hub", "&orders.*")
         until_served(hub, client, "orders.eu")
-        beats(other, CHANNEL)
+        other.beat(CHANNEL)
 
 
 def test_a_right_that_is_taken_away_closes_the_clients_of_that_channel_only() -> None:
@@ -215,7 +209,7 @@ def test_a_right_that_is_taken_away_closes_the_clients_of_that_channel_only() ->
             until_served(hub, client, "orders.eu")
             client.command("ACL", "SETUSER", "hub", "resetchannels", "&events.*", "&broadcaster.hub.*")
             assert_closed(live, "orders.eu")
-        beats(other, CHANNEL)
+        other.beat(CHANNEL)
         client.command("ACL", "SETUSER", "hub", "&orders.*")
         until_served(hub, client, "orders.eu")
 
@@ -227,7 +221,7 @@ def test_keys_that_the_hub_may_not_read_do_not_end_it() -> None:
         client.command("ACL", "SETUSER", "hub", "resetkeys", "~broadcaster.hub.*", *keys, "&orders.*")
         with RawClient(hub.port, path="/ws?channel=orders.eu") as asking:
             assert_closed(asking, "orders.eu")
-        beats(other, CHANNEL)
+        other.beat(CHANNEL)
         client.command("ACL", "SETUSER", "hub", "~{*}:meta", "~{*}:log", "~{*}:id:*")
         until_served(hub, client, "orders.eu")
 
@@ -243,7 +237,7 @@ def test_a_key_of_a_wrong_type_is_the_trouble_of_its_channel(kind: str) -> None:
         since = f"&since={epoch.decode()}-0"
         with RawClient(hub.port, path=f"/ws?channel={OTHER}{since}", subprotocol="broadcaster.v1") as asking:
             assert_closed(asking, OTHER)
-        beats(other, CHANNEL)
+        other.beat(CHANNEL)
         client.command("DEL", f"{{{OTHER}}}:{kind}")
         until_served(hub, client, OTHER)
 
@@ -254,12 +248,12 @@ def test_the_default_channel_of_a_wrong_type_is_red_and_the_others_go_on() -> No
         shipped_rights() as (hub, client),
         RawClient(hub.port, path=f"/ws?channel={OTHER}", subprotocol="broadcaster.v1") as other,
     ):
-        beats(other, OTHER)
+        other.beat(OTHER)
         client.command("DEL", f"{{{CHANNEL}}}:meta")
         client.command("SET", f"{{{CHANNEL}}}:meta", "somebody else's")
         eventually(lambda: hub.get("/health/ready")[0] == 503, "still green", within=5.0)
         assert "WRONGTYPE" in hub.get("/health/ready")[1]["trouble"]
-        beats(other, OTHER)
+        other.beat(OTHER)
         store_by_script(client, event_payload(3), OTHER)
         while other.event().get("sequence") != 3:
             pass

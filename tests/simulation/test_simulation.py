@@ -39,13 +39,11 @@ def digests(seeds: list[int], hash_seed: str = "0") -> dict[int, str]:
 @pytest.mark.timeout(300)
 def test_a_seed_is_the_same_wherever_and_whenever_it_is_run() -> None:
     """Alone, after others, in another process, and however Python hashes."""
-    seeds = list(range(1000, 1008))
+    seeds = [*range(1000, 1004), BUSY]
     found = digests(seeds, "1")
     assert len(set(found.values())) == len(seeds)
     assert digests(seeds[::-1], "4711") == found
-    assert digests([BUSY]) == digests([BUSY], "2")
-    alone = seeds[5]
-    assert digests([alone], "3")[alone] == found[alone]
+    assert digests([BUSY], "2")[BUSY] == found[BUSY]
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from tests.support.timing import UNIT_S
 Frame = tuple[int, bytes]
 """Opcode and payload."""
 
+BEAT = b'{"control": "beat"'
+"""So a beat begins."""
+
 
 class RawClient:
     """A WebSocket client down at the bytes, for what a well-behaved library would not send.
@@ -87,13 +90,19 @@ class RawClient:
         return frame
 
     def text(self) -> str:
+        """The next text frame that is no beat: these come whenever they are due."""
         while True:
             opcode, payload = self.next_frame()
-            if opcode == 1:
+            if opcode == 1 and not payload.startswith(BEAT):
                 return payload.decode()
 
+    def beat(self, channel: str) -> None:
+        """Wait for the next beat of a channel."""
+        while not ((frame := self.next_frame())[1].startswith(BEAT) and f'"{channel}"'.encode() in frame[1]):
+            pass
+
     def event(self) -> dict[str, Any]:
-        """The next text frame as JSON."""
+        """The next text frame that is no beat, as JSON."""
         fields: dict[str, Any] = json.loads(self.text())
         return fields
 
