@@ -138,7 +138,9 @@ class LiveRules:
         if gap.cause == "no_history":  # at which it was before
             hubs |= {entry.hub for _, entry in book.entries if isinstance(entry, Connected)}
         parts = [part for hub in sorted(hubs) for part in (*way(book.client, hub), *source(hub))]
-        if gap.cause != "shed" and not self._troubles.any(parts, now, 30.0) and not view.came_with:
+        if gap.cause == "shed" or (gap.cause == "no_history" and not book.steady):
+            return  # one that sleeps answers no ping, is closed for that, and comes back
+        if not self._troubles.any(parts, now, 30.0) and not view.came_with:
             self._fail(f"{gap.cause} without a cause", now, book.client, f"{gap}")
 
     def on_beaten(self, book: Book, now: float, entry: Beaten) -> None:

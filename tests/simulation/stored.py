@@ -21,6 +21,9 @@ _WORD_S: Final = 6.0
 _SETTLED_S: Final = 15.0
 """After so many seconds without trouble what a client is told is of the memory that Redis has."""
 
+_READ_S: Final = 0.05
+"""So long a client may have to wait for each event from the log: a page may hold two, and a dozen others read, too."""
+
 _FORGETFUL: Final = ("hub_kill", "hub_drain", "starts")
 """After these nobody may be left who has seen what a memory has lost."""
 
@@ -43,7 +46,8 @@ class View:
         came_with: Its `since` of this connection.
         connected_at: When it connected.
         asks_since: When it connected, if it has not been told anything yet.
-        fresh_from: When it connected or was welcomed: from then on it catches up.
+        fresh_from: When it connected or was welcomed, and the time that reading the log needs: who was not given by
+            then what Redis had does not catch up any more.
     """
 
     at: Place | None = None
@@ -97,10 +101,17 @@ class StoredRules:
         for many in (16, 64):
             self._counts[f"since over {many} epochs ago"] += away > many
 
+    def _count_after(self, channel: str, since: Place | None) -> int:
+        """How many events it may have to be given from the log."""
+        if since is None:
+            return 0
+        accepted = self._journal.accepted[channel]
+        return sum(event.epoch != since.epoch or event.offset > since.offset for event in accepted)
+
     def on_welcomed(self, book: Book, now: float, entry: Welcomed) -> None:
         view = self._view(book, entry.channel)
         view.asks_since = None
-        view.fresh_from = now
+        view.fresh_from = now + _READ_S * self._count_after(entry.channel, view.came_with)
         if view.came_with is None:
             if entry.recovered is not None:
                 self._fail("recovered without since", now, book.client, f"{entry}")
