@@ -22,7 +22,7 @@ _SETTLED_S: Final = 15.0
 """After so many seconds without trouble what a client is told is of the memory that Redis has."""
 
 _READ_S: Final = 0.05
-"""So long a client may have to wait for each event from the log: a page may hold two, and a dozen others read, too."""
+"""So long a client may have to wait for each event from the log: a page may hold two, and many others read."""
 
 _FORGETFUL: Final = ("hub_kill", "hub_drain", "starts")
 """After these nobody may be left who has seen what a memory has lost."""
@@ -46,8 +46,8 @@ class View:
         came_with: Its `since` of this connection.
         connected_at: When it connected.
         asks_since: When it connected, if it has not been told anything yet.
-        fresh_from: When it connected or was welcomed, and the time that reading the log needs: who was not given by
-            then what Redis had does not catch up any more.
+        fresh_from: When it connected or was welcomed, and the time that reading the log needs: from then on it has
+            what Redis had a while ago.
     """
 
     at: Place | None = None
