@@ -85,7 +85,9 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def nginx(folder: Path, hub_port: int, *, upstream: str = "http://hub", tls: bool = False) -> Iterator[int]:
+def nginx(
+    folder: Path, hub_port: int, *, upstream: str = "http://hub", tls: bool = False, location: str = ""
+) -> Iterator[int]:
     """An nginx on a free port in front of a hub; yields the port. Its log is in the folder.
 
     Args:
@@ -93,6 +95,7 @@ def nginx(folder: Path, hub_port: int, *, upstream: str = "http://hub", tls: boo
         hub_port: Where the hub listens.
         upstream: What stands for the hub's address in the location that is shown.
         tls: Whether it speaks TLS, with cert.pem and key.pem of the folder.
+        location: Instead of the one that is shown.
     """
     path, port = program("nginx", "/usr/sbin/nginx"), free_port()
     cert = f" ssl;\n        ssl_certificate {folder}/cert.pem;\n        ssl_certificate_key {folder}/key.pem"
@@ -101,7 +104,7 @@ def nginx(folder: Path, hub_port: int, *, upstream: str = "http://hub", tls: boo
         hub=hub_port,
         port=port,
         tls=cert if tls else "",
-        location=shown_location().replace(SHOWN_UPSTREAM, upstream),
+        location=location or shown_location().replace(SHOWN_UPSTREAM, upstream),
         user=f"user {pwd.getpwuid(0).pw_name};" if os.getuid() == 0 else "",
     )
     (folder / "nginx.conf").write_text(configuration)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from broadcaster.publish.publisher_sync import PublisherSync
 from broadcaster.redis.server import RedisServer
 from tests.clients.browser import Tab
 from tests.clients.conftest import Kit
+from tests.clients.nginx import nginx
 from tests.clients.publishing import publish
 from tests.faults.ledger import settings_for
 from tests.support import Hub, HubProcess, HubThread, Proxy, eventually, redis_client
@@ -164,6 +166,80 @@ def test_it_says_loudly_what_it_does_not_see(kit: Kit, redis: RedisServer) -> No
             assert text(tab, "#blind") == ""
             assert text(tab, "#missing").startswith("Events are missing: 1 gap, the last one 5 events, expired")
             assert rows(tab)[3][1].startswith("▲ 5 events missing: expired")
+
+
+CARELESS = """\
+        location / {
+            proxy_pass http://hub;
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            %s
+        }
+"""
+"""A location of somebody who has read no document of ours: answers are buffered."""
+
+TUNNEL = 'proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";'
+
+
+def numbers(tab: Tab) -> list[int]:
+    """Of the events that are shown, oldest first."""
+    return sorted(int(row[2]) for row in rows(tab))
+
+
+def test_behind_a_proxy_that_cuts_what_is_silent_nothing_is_missing(
+    kit: Kit, redis: RedisServer, tmp_path: Path
+) -> None:
+    """Its patience is shorter than the time between two heartbeats: cut again and again, and back each time."""
+    location = CARELESS % f"proxy_read_timeout 1s; {TUNNEL}"
+    with (
+        HubThread(redis.url, None, BROADCASTER_HUB__BEAT_INTERVAL_S="4") as hub,
+        nginx(tmp_path, hub.until_ready().port, location=location) as port,
+        PublisherSync(settings_for(redis.url)) as publisher,
+        live_page(kit, port) as tab,
+    ):
+        for number in range(4):
+            opened = hub.stats()["opened"]
+            eventually(lambda opened=opened: hub.stats()["opened"] > opened, "it is not cut, or stays away", 30)  # type: ignore[misc]
+            publisher.publish("T", str(number))
+        eventually(lambda: numbers(tab) == [0, 1, 2, 3], f"{rows(tab)}", 30)
+        assert tab.evaluate("document.querySelector('#missing').hidden")
+
+
+def test_behind_a_proxy_without_websockets_events_come_at_once(
+    kit: Kit, redis: RedisServer, tmp_path: Path
+) -> None:
+    """As a stream, which the hub asks the proxy not to buffer."""
+    with (
+        HubThread(redis.url) as hub,
+        nginx(tmp_path, hub.until_ready().port, location=CARELESS % "") as port,
+        PublisherSync(settings_for(redis.url)) as publisher,
+        live_page(kit, port, until="live over SSE") as tab,
+    ):
+        publisher.publish("T", "1")
+        eventually(lambda: numbers(tab) == [1], "it does not come", 3)
+
+
+def test_behind_a_proxy_that_holds_everything_back_it_says_that_it_is_blind(
+    kit: Kit, redis: RedisServer, tmp_path: Path
+) -> None:
+    """A stream of which nothing gets through; and as soon as something does, the page is live by itself."""
+    location = CARELESS % "proxy_ignore_headers X-Accel-Buffering; proxy_buffers 8 64k; proxy_buffer_size 64k;"
+    (tmp_path / "held").mkdir()
+    with (
+        HubThread(redis.url) as hub,
+        PublisherSync(settings_for(redis.url)) as publisher,
+        contextlib.ExitStack() as stack,
+    ):
+        port = stack.enter_context(nginx(tmp_path / "held", hub.until_ready().port, location=location))
+        way = stack.enter_context(Proxy(port))
+        with live_page(kit, way.port, until="connecting") as tab:
+            eventually(
+                lambda: text(tab, "#blind").startswith("BLIND"), f"it is not said: {text(tab, '#state')}", 30
+            )
+            publisher.publish("T", "1")
+            way.target_port = hub.port
+            eventually(lambda: text(tab, "#state") == "live", "it does not come back", 60)
+            eventually(lambda: numbers(tab) == [1], "it does not come")
 
 
 def test_a_link_to_an_event_opens_it(kit: Kit, redis: RedisServer, hub: Hub) -> None:

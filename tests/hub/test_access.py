@@ -408,6 +408,16 @@ def test_origins_can_be_opened(
         assert {origin: visit(hub, origin, OWN) for origin in statuses} == statuses
 
 
+def test_the_log_says_which_origin_and_what_the_proxy_has_made_of_the_host(steady_redis: RedisServer) -> None:
+    """Whoever forgets `proxy_set_header Host` finds it there; a stranger cannot fill or forge it."""
+    with HubThread(steady_redis.url) as hub:
+        hub.until_ready()
+        for name in ("wall.example", "other.example", f"{'x' * 300}.example"):
+            assert visit(hub, f"https://{name}", "hub") == 403
+        [said] = [line for line in hub.lines if "this origin is not allowed" in line]
+    assert said.endswith("Origin https://wall.example, Host hub; neither the same, nor in hub.allowed_origins")
+
+
 # The end of a token
 
 

@@ -20,7 +20,7 @@ from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given
 from tests.simulation.clients import RawClient, ask
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
-from tests.simulation.troubles import Trouble
+from tests.simulation.troubles import Trouble, way
 
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
@@ -175,7 +175,10 @@ class ProducerActor(Actor):
         if status == 201:
             fields = json.loads(answer)
             self.sim.note_published(self.name, to, fields["event_id"], Place.read(fields["position"]))
-        elif status not in (0, 503):
+            return
+        # A request that is under way for too long is told so.
+        is_late = status == 408 and self.sim.troubles.any(way(self.name, f"hub-{port}"), self.sim.loop.now, 6.0)
+        if status not in (0, 503) and not is_late:
             self.sim.oracle.fail(
                 f"POST /publish is answered {status}", self.sim.loop.now, self.name, f"{answer!r}"
             )

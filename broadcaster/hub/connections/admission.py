@@ -15,6 +15,7 @@ from broadcaster.auth.access import UNRESTRICTED, Access, Denied, Grant
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.ratelimit import TokenBucket, TokenBuckets
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.text import printable
 from broadcaster.hub.channels.channels import Channels
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.connections.request import (
@@ -200,7 +201,10 @@ class AdmissionControl:
         if target.fault:
             return self._refuse(address, "malformed", 400, f"bad request: {target.fault}")
         if not self.allows_origin(target) or (is_plain and not self.allows_host(target)):
-            return self._refuse(address, "origin", 403, "this origin is not allowed")
+            page, host = (printable(text or "none")[:200] for text in (target.origin, target.host))
+            # A proxy that does not pass Host on has its visitors refused: that has to be seen here.
+            said = f"Origin {page}, Host {host}; neither the same, nor in hub.allowed_origins"
+            return self._refuse(address, "origin", 403, "this origin is not allowed", said=said)
         try:
             return self._access.grant(target.token)
         except Denied as denied:
@@ -273,10 +277,13 @@ class AdmissionControl:
         reason: str,
         *,
         detail: str = "",
+        said: str = "",
         retry_after_s: int | None = None,
     ) -> wire.Refusal:
+        """Count and log it; `detail` is one of a few and logged apart, what the client `said` may be anything."""
         self.refused[cause] += 1
-        self.note_refused(address, f"{cause} {detail}", status, f"{reason}: {detail}" if detail else reason)
+        more = detail or said
+        self.note_refused(address, f"{cause} {detail}", status, f"{reason}: {more}" if more else reason)
         return wire.Refusal(status, reason, retry_after_s)
 
     def note_refused(self, address: str, cause: str, status: int, reason: str) -> None:
