@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -19,7 +21,7 @@ from broadcaster import Position, PublisherSync
 from broadcaster.redis.server import RedisServer
 from tests.clients.browser import Tab
 from tests.clients.conftest import Kit
-from tests.clients.programs import HERE, NO_PROXY, program
+from tests.clients.programs import HERE, NO_PROXY, node_packages, program
 from tests.clients.publishing import publish
 from tests.faults.ledger import settings_for
 from tests.support import (
@@ -53,6 +55,50 @@ def test_the_parts_that_need_no_hub() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout
+
+
+TYPES = CLIENT.with_suffix(".d.ts")
+
+
+def test_its_types_are_what_a_strict_compiler_takes(tmp_path: Path) -> None:
+    """A program that uses all of it compiles, and what is wrong in it does not: types.mts."""
+    for path in (CLIENT, TYPES, CLIENT.with_name("package.json"), HERE / "types.mts"):
+        shutil.copy(path, tmp_path)
+    flags = ("--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom")
+    done = subprocess.run(
+        [node_packages() / ".bin/tsc", *flags, "types.mts"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=50 * UNIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_its_types_promise_is_there() -> None:
+    """Each class and function, and each member of a subscriber."""
+    text = TYPES.read_text()
+    exported = re.findall(r"^export (?:class|function|const) (\w+)", text, re.MULTILINE)
+    of_subscriber = text.partition("export class Subscriber")[2]
+    members = re.findall(r"^  (?:readonly )?(\w+)[<(:]", of_subscriber, re.MULTILINE)
+    assert {"Subscriber", "HubRefused"} <= set(exported)
+    assert {"constructor", "positions", "items", "close"} <= set(members)
+    script = (
+        f"const client = await import({json.dumps(CLIENT.as_uri())}); const subscriber = new client.Subscriber();"
+        f"console.log(JSON.stringify([{json.dumps(exported)}.filter((name) => !(name in client)),"
+        f"{json.dumps(members)}.filter((name) => !(name in subscriber))]))"
+    )
+    done = subprocess.run(
+        [program("node"), "--input-type=module", "-e", script],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=50 * UNIT_S,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [[], []]
 
 
 class Consumer(Protocol):
