@@ -64,6 +64,10 @@ SLOW = (
 """Beginnings of the names of tests with processes of their own, long waits, or very many cases."""
 
 
+LONG_S = 100.0
+"""A test that is given more time than this takes a good part of it."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Put the server that TEST_REDIS_SERVER names, if any, first on PATH: for tests and processes alike."""
     if binary := os.environ.get("TEST_REDIS_SERVER"):
@@ -76,10 +80,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in `SLOW`."""
+    """Mark what is in `SLOW`, and spread what may take minutes: one process would end long after the others."""
     for item in items:
         if item.nodeid.removeprefix("tests/").startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    long = [item for item in items if _timeout_s(item) > LONG_S]
+    others = [item for item in items if item not in long]
+    for number, item in enumerate(long):
+        others.insert(number * len(items) // len(long), item)
+    items[:] = others
+
+
+def _timeout_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

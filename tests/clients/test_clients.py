@@ -148,7 +148,7 @@ SHOWN += [Shown(kind, beside) for kind in KINDS[1:] for beside in (V1, PLAIN)]
 
 def token_of(secret: str) -> str:
     table = AuthTable(mode="token", jwt_keys=(JwtKey.model_validate({"algorithm": "HS256", "key": secret}),))
-    return create_token(table, "wall", subscribe=["events.*"], publish=["events.*"], lasts_s=600)
+    return create_token(table, "wall", subscribe=["events.*"], publish=["events.*"], lasts_s=3600)
 
 
 @pytest.fixture(scope="module")

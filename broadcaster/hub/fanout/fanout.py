@@ -151,7 +151,7 @@ class Fanout:
         """
         if self._unsettled:
             self._let_unwritable_fall_behind()
-        trace = self._trace.begin(len(messages), recovered=recovered)
+        trace = self._trace.begin(self.channel, messages, recovered=recovered)
         batch = (messages, self.ring.head, self.ring.position, trace)
         try:
             if len(self._audiences) == 1:
@@ -162,7 +162,6 @@ class Fanout:
                 self._write_by_audience(messages, batch)
         finally:  # after the writes: the ring is not read before this turn of the loop ends
             self.ring.extend(messages, self._clock.loop_s())
-            self._trace.record(self.channel, messages, trace, recovered=recovered)
 
     def _write_by_audience(self, messages: Sequence[Message], batch: _Batch) -> None:
         wanted: dict[Audience, list[int]] = {}
@@ -219,9 +218,10 @@ class Fanout:
                 written -= 1
         self.deliveries += len(frames) * written
         self.sent_bytes += len(data) * written
-        if now_ns:
-            first = given - len(frames)
-            trace.note(now_ns, range(first, given) if indexes is None else indexes[first:given])
+        if now_ns and indexes is None:
+            trace.note(now_ns, given - len(frames), given)
+        elif now_ns:
+            trace.note_some(now_ns, indexes[given - len(frames) : given])
         end = _after(indexes, given)  # so many it has been given, or does not want: those whose socket is full now
         for sink in self._unsettled[unsettled:]:  # continue there
             for subscription in sink.memberships:
