@@ -218,10 +218,12 @@ class Fanout:
                 written -= 1
         self.deliveries += len(frames) * written
         self.sent_bytes += len(data) * written
-        if now_ns and indexes is None:
-            trace.note(now_ns, given - len(frames), given)
-        elif now_ns:
-            trace.note_some(now_ns, indexes[given - len(frames) : given])
+        if now_ns:
+            first = given - len(frames)
+            if indexes is None:
+                trace.note(now_ns, first, given)
+            else:
+                trace.note_some(now_ns, indexes[first:given])
         end = _after(indexes, given)  # so many it has been given, or does not want: those whose socket is full now
         for sink in self._unsettled[unsettled:]:  # continue there
             for subscription in sink.memberships:
