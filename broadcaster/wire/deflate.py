@@ -21,8 +21,10 @@ from broadcaster.wire.frames import payload_of, text_frame
 WINDOW_BITS: Final = 12
 """The window of the compressed events (4 KiB): a client that allows only a smaller one is not sent any."""
 
-_LEVEL: Final = 6
-_MEMORY_LEVEL: Final = 5
+_LEVEL: Final = 3
+"""Of 4 KB of hosts 20 % remain in 27 µs; at the default, 6, 18 % in 45 µs, for which every subscriber waits."""
+
+_MEMORY_LEVEL: Final = 6
 _SYNC_END: Final = 4
 """Bytes that end each flush, and are not sent (RFC 7692 7.2.1)."""
 

@@ -32,7 +32,11 @@ from tests.support.ports import free_ports
 
 CLIENTS = int(os.environ.get("PROXY_CLIENTS", "200"))
 HUBS = 3
-PUBLISHED_HZ = 50
+PUBLISHED_HZ = min(50.0, 10_000 / CLIENTS)
+"""So many deliveries one process can take beside all that it is to notice."""
+OPENED_HZ = 150
+"""So many connections one process can open; of more at once all would be late."""
+
 PATIENCE = max(20.0, CLIENTS / 50)
 """Time units until all subscribers have come, or have got what there is."""
 
@@ -106,7 +110,7 @@ class Crowd:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group, Publisher(self._settings) as publisher:
-            tasks = [group.create_task(self._subscribe(given)) for given in self.given]
+            tasks = [group.create_task(self._subscribe(*each)) for each in enumerate(self.given)]
             while not self._stop.is_set():
                 if self.connected == CLIENTS and not self.is_quiet:
                     await publisher.publish("SERVER_DOWN", "server-a", data={"number": self.published})
@@ -115,11 +119,12 @@ class Crowd:
             for task in tasks:
                 task.cancel()
 
-    async def _subscribe(self, given: list[str]) -> None:
+    async def _subscribe(self, number: int, given: list[str]) -> None:
+        await asyncio.sleep(number / OPENED_HZ)
         async with Subscriber(self._url, settings=self._settings) as subscriber:
             welcome = asyncio.ensure_future(subscriber.receive())
             while not subscriber.positions:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(CLIENTS / 10_000)  # thousands that look more often leave no time to connect
             self.connected += 1
             while True:
                 item = await welcome
@@ -195,7 +200,13 @@ FAULTS: dict[str, Callable[[Services, Crowd], None]] = {"drain": drain, "kill": 
 @pytest.mark.parametrize("kind", PROXIES)
 def test_nothing_is_lost_behind_a_proxy(kind: str, services: Services, tmp_path: Path) -> None:
     """A drain, a kill, a restart of all hubs: all subscribers have each event once, in order, without a gap."""
-    settings = settings_of(services.variables | {"BROADCASTER_SUBSCRIBER__RECONNECT_MAX_S": "0.5"})
+    settings = settings_of(
+        services.variables
+        | {
+            "BROADCASTER_SUBSCRIBER__RECONNECT_MAX_S": "0.5",
+            "BROADCASTER_SUBSCRIBER__CONNECT_TIMEOUT_S": str(PATIENCE / 2),  # one process opens all of them
+        }
+    )
     with (
         proxy(kind, tmp_path / "proxy", services.own_port) as port,
         Crowd(settings, f"ws://127.0.0.1:{port}/ws") as crowd,
