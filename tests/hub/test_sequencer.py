@@ -639,6 +639,17 @@ async def test_a_memory_that_was_set_back_while_nobody_listened_is_told(stored: 
 
 
 @in_loop
+async def test_a_memory_that_was_set_back_and_stays_there_is_told_by_the_proof() -> None:
+    """Nothing is published: only where the channel stands now, and stood before, shows it."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.set_back(3)
+    assert not channel.sequencer.check(channel.redis.head(), P("e1-6"))
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 6), ("redis_restarted", "e1", 7, None, "e2-3")]
+
+
+@in_loop
 async def test_a_forged_duplicate_begins_no_epoch() -> None:
     """Somebody publishes another event with a position that was given: the log has the one that was handed on."""
     channel = await Channel.opened()

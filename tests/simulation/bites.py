@@ -42,15 +42,35 @@ FOUND: Final[dict[str, int]] = {
     "reverts/21-what-was-forgotten-has-expired": 331,
     "reverts/24-a-silent-position-is-forgotten": 142,
     "reverts/25-who-owes-a-reply-may-be-silent": 19,
+    "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
+    "mutations/02-a-page-is-complete-too-soon": 0,
+    "mutations/03-a-cached-page-begins-one-too-far": 2,
+    "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,
     "mutations/06-the-end-of-the-log-is-no-gap": 0,
+    "mutations/07-the-ring-begins-one-too-soon": 0,
+    "mutations/08-the-ring-forgets-what-it-has-dropped": 2,
+    "mutations/09-a-jump-is-handed-on": 10,
+    "mutations/10-a-confirmed-subscription-reads-nothing": 5,
+    "mutations/11-offsets-never-go-back": 6,
+    "mutations/12-a-restarted-redis-begins-no-epoch": 0,
+    "mutations/15-a-subscriber-stays-stale": 0,
+    "mutations/17-a-heartbeat-says-where-the-channel-stands": 19,
+    "mutations/18-an-event-joins-on-whatever-was-lost": 0,
     "mutations/19-ids-are-forgotten": 3,
+    "mutations/20-a-plain-client-is-told-nothing": 1,
+    "mutations/21-a-page-of-a-late-replica-is-taken": 5,
+    "mutations/22-any-replica-is-one-of-ours": 19,
 }
 """Per patch a seed that finds it."""
 
 SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     # Only an earlier hub begins a gap in front of the position that it was asked for.
     "reverts/10-a-gap-begins-before-the-position": ("tests/subscribe/test_resume_state.py", ""),
+    # Redis has to be set back, and nobody who publishes may have seen what is lost.
+    "reverts/12-hubs-have-no-floor": ("tests/hub/test_sequencer.py", "got_further_again"),
+    # The memory has to stay where it was set back to.
+    "reverts/16-a-head-that-went-back-is-taken": ("tests/hub/test_sequencer.py", "stays_there"),
     # The hub's floor is there a moment later.
     "reverts/13-publishers-have-no-floor": ("tests/publish/test_pipeline.py", "set_back"),
     # Memory has to be set back and to get as far again between two probes.
@@ -65,11 +85,12 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
         "tests/hub/test_verdicts.py",
         "log_that_cannot_be_read",
     ),
-    "reverts/28-what-came-early-is-dropped": ("tests/faults/test_accounting.py", "lagged_and_was_promoted"),
+    "reverts/28-what-came-early-is-dropped": ("tests/hub/test_sequencer.py", "without_a_pause_do_not_keep"),
     "reverts/29-an-id-counts-on-every-channel": (
         "tests/subscribe/test_subscriber.py",
         "one_event_on_two_channels",
     ),
+    "reverts/31-a-page-of-an-error-is-every-channels": ("tests/hub/test_page_cache.py", "one_channel_that_cannot"),
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
     "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
