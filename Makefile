@@ -3,7 +3,7 @@ PYTHON ?= python3
 PRESET ?=
 HUBS ?=
 SEEDS ?= 1000
-WORKERS ?= 5
+WORKERS ?= 4
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # A process needs half a second more to start where it may not keep what it has compiled, and a load test has five.

@@ -268,12 +268,20 @@ def test_plain_clients_are_told_nothing_but_the_close(ending: Ending) -> None:
 
 
 def test_until_his_close_everybody_gets_what_comes(ending: Ending) -> None:
-    """An unbroken beginning of what was published, up to his close at least: nobody is forgotten in the drain."""
+    """An unbroken beginning of what was published, up to his close at least: nobody is forgotten in the drain.
+
+    What others had some time before is due, and what was published long before: a busy machine takes its time from
+    publisher to hub, but the hub writes to all in one turn.
+    """
+    others: dict[int, float] = {}
+    for sequence, at in itertools.chain.from_iterable(seen.events for seen in ending.seen):
+        others[sequence] = min(at, others.get(sequence, at))
     for seen in ending.seen:
         got = [sequence for sequence, _ in seen.events]
         assert got == list(range(1, len(got) + 1))
-        due = [sequence for sequence, at in ending.published if at < seen.closed_at - 0.2 * UNIT_S]
-        assert len(got) >= len(due), f"closed {seen.closed_at - ending.began_at:.2f} s after SIGTERM"
+        due = [sequence for sequence, at in others.items() if at < seen.closed_at - 0.2 * UNIT_S]
+        due += [sequence for sequence, at in ending.published if at < seen.closed_at - 1.0 * UNIT_S]
+        assert set(got) >= set(due), f"closed {seen.closed_at - ending.began_at:.2f} s after SIGTERM"
     lengths = {len(seen.events) for seen in ending.seen}
     assert len(lengths) > 10, "the drain was over before anything was published"
 
