@@ -94,6 +94,12 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
     "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
+    # A program has to end between a gap and the event that has shown it.
+    "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),
+    "mutations/01-what-is-refused-is-not-told": ("tests/hub/test_sequencer.py", "told_as_refused"),
+    "mutations/04-a-page-reaches-one-too-far": ("tests/hub/test_page_cache.py", "all_who_stand_in_it"),
+    "mutations/13-a-subscriber-takes-what-comes-twice": ("tests/subscribe/test_subscriber.py", "comes_again"),
+    "mutations/16-heartbeats-without-proof": ("tests/hub/test_beats.py", "has_lost_its_subscription"),
     # Memory has to be set back between two commands that are sent together.
     "reverts/33-a-page-of-another-memory-than-its-head": ("tests/hub/test_page_cache.py", "another_memory"),
 }

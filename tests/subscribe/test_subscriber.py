@@ -966,6 +966,23 @@ def test_positions_of_the_hub_are_taken_as_they_are() -> None:
     run_async(story())
 
 
+def test_the_position_moves_with_what_is_handed_out() -> None:
+    """One message may bring a gap and an event: who has got the gap only, and goes, comes back before the event."""
+
+    async def story() -> None:
+        async with (
+            fake_hub(send_all([WELCOME, placed(1), placed(5)]), v1=True) as url,
+            Subscriber(url, settings=SETTINGS, since="a-0") as subscriber,
+        ):
+            told = []
+            for _ in range(3):
+                item = await subscriber.receive()
+                told.append((type(item).__name__, str(subscriber.position)))
+            assert told == [("Event", "a-1"), ("Gap", "a-4"), ("Event", "a-5")]
+
+    run_async(story())
+
+
 def test_what_cannot_be_read_is_a_gap_at_its_position() -> None:
     """Too large for this subscriber, no JSON, or no event: nothing is lost without a word."""
 
