@@ -967,7 +967,7 @@ def test_positions_of_the_hub_are_taken_as_they_are() -> None:
 
 
 def test_the_position_moves_with_what_is_handed_out() -> None:
-    """One message may bring a gap and an event: who has got the gap only, and goes, comes back before the event."""
+    """One message may bring a gap and an event: who goes between them comes back before the event."""
 
     async def story() -> None:
         async with (
