@@ -398,7 +398,7 @@ class StoredRules:
             self._judge_doubled(book, view, channel, now)
             if any(at > sent_at and entry.since[channel] is None for at, entry in connections):
                 continue
-            if last[channel] not in view.ids:
+            if last[channel] not in view.ids and view.open_at < sent_at:  # else it was told, and begins behind it
                 self._fail("not caught up at the end", now, book.client, f"{channel}: stands at {view.at}")
 
     def _judge_doubled(self, book: Book, view: View, channel: str, now: float) -> None:
