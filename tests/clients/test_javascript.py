@@ -43,16 +43,16 @@ KINDS = ("node", "chromium")
 BEAT = {"BROADCASTER_HUB__BEAT_INTERVAL_S": "0.2"}
 
 
+def ran(*command: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A program that was run to its end, whatever that was."""
+    return subprocess.run(
+        command, cwd=cwd, env=clean_environment(), capture_output=True, text=True, timeout=50 * UNIT_S, check=False
+    )
+
+
 def test_the_parts_that_need_no_hub() -> None:
     """`node --test`."""
-    done = subprocess.run(
-        [program("node"), "--test", str(HERE / "client.test.mjs")],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=50 * UNIT_S,
-        check=False,
-    )
+    done = ran(program("node"), "--test", str(HERE / "client.test.mjs"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout
 
@@ -65,15 +65,7 @@ def test_its_types_are_what_a_strict_compiler_takes(tmp_path: Path) -> None:
     for path in (CLIENT, TYPES, CLIENT.with_name("package.json"), HERE / "types.mts"):
         shutil.copy(path, tmp_path)
     flags = ("--noEmit", "--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom")
-    done = subprocess.run(
-        [node_packages() / ".bin/tsc", *flags, "types.mts"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=50 * UNIT_S,
-        check=False,
-    )
+    done = ran(node_packages() / ".bin/tsc", *flags, "types.mts", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -90,14 +82,8 @@ def test_what_its_types_promise_is_there() -> None:
         f"console.log(JSON.stringify([{json.dumps(exported)}.filter((name) => !(name in client)),"
         f"{json.dumps(members)}.filter((name) => !(name in subscriber))]))"
     )
-    done = subprocess.run(
-        [program("node"), "--input-type=module", "-e", script],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=50 * UNIT_S,
-        check=True,
-    )
+    done = ran(program("node"), "--input-type=module", "-e", script)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout) == [[], []]
 
 
@@ -383,14 +369,7 @@ def test_events_come_over_a_stream_where_there_is_no_websocket(
 
 def test_what_is_packed_for_npm(tmp_path: Path) -> None:
     """`npm pack` takes the client with its types, and nothing else."""
-    done = subprocess.run(
-        [program("npm"), "pack", "--dry-run", "--json", str(CLIENT.parent)],
-        cwd=tmp_path,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=50 * UNIT_S,
-        check=True,
-    )
+    done = ran(program("npm"), "pack", "--dry-run", "--json", str(CLIENT.parent), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
     [packed] = json.loads(done.stdout)
     assert {file["path"] for file in packed["files"]} == {"client.js", "client.d.ts", "package.json"}

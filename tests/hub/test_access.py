@@ -415,7 +415,9 @@ def test_the_log_says_which_origin_and_what_the_proxy_has_made_of_the_host(stead
         for name in ("wall.example", "other.example", f"{'x' * 300}.example"):
             assert visit(hub, f"https://{name}", "hub") == 403
         [said] = [line for line in hub.lines if "this origin is not allowed" in line]
-    assert said.endswith("Origin https://wall.example, Host hub; neither the same, nor in hub.allowed_origins")
+    assert said.endswith(
+        "Origin https://wall.example, Host hub; neither this hub's own site, nor in hub.allowed_origins"
+    )
 
 
 # The end of a token

@@ -16,9 +16,9 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import HistoryTable, RedisTable, Settings
 from tests.support import UNIT_S, Hub, HubThread, opened_by_library, redis_client, run_async
 
-PAGES = 100
+PAGES = 200
 STORED = 300
-WITHIN_S = 20 * UNIT_S
+WITHIN_S = 30 * UNIT_S
 
 
 async def store(redis: RedisServer, channel: str, count: int) -> None:

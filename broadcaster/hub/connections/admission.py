@@ -203,7 +203,7 @@ class AdmissionControl:
         if not self.allows_origin(target) or (is_plain and not self.allows_host(target)):
             page, host = (printable(text or "none")[:200] for text in (target.origin, target.host))
             # A proxy that does not pass Host on has its visitors refused: that has to be seen here.
-            said = f"Origin {page}, Host {host}; neither the same, nor in hub.allowed_origins"
+            said = f"Origin {page}, Host {host}; neither this hub's own site, nor in hub.allowed_origins"
             return self._refuse(address, "origin", 403, "this origin is not allowed", said=said)
         try:
             return self._access.grant(target.token)
