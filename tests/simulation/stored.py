@@ -65,6 +65,18 @@ class View:
     asks_since: float | None = None
     fresh_from: float = 0.0
 
+    def go_back_to(self, epoch: str) -> None:
+        """Of two masters side by side a hub of the older one knows nothing of the epochs of the newer one.
+
+        So who comes to it from there stands in this epoch again, and what came after it may come once more.
+        """
+        for later in [each for each in self.highest if is_named_before(epoch, each)]:
+            del self.highest[later]
+        self.given = {place for place in self.given if place.epoch in self.highest}
+        self.told = [gap for gap in self.told if not is_named_before(epoch, str(gap.epoch))]
+        for begun in [each for each in self.open_told if not is_named_before(each, epoch)]:
+            del self.open_told[begun]
+
 
 class StoredRules:
     """See `oracle.Rules`."""
@@ -214,7 +226,7 @@ class StoredRules:
         assert gap.first is not None
         assert gap.position is not None
         since, channel = Place(gap.epoch, gap.first - 1), gap.channel
-        view.open_told.pop(gap.position.epoch, None)  # of two masters this is one that the client had left
+        view.go_back_to(gap.position.epoch)
         # A `Subscriber` that connects again by itself comes with the place where it is.
         known = (view.came_with, view.at) if book.kind == "Subscriber" else (view.came_with,)
         if gap.last is not None or since not in known:
@@ -398,6 +410,8 @@ class StoredRules:
             self._judge_doubled(book, view, channel, now)
             if any(at > sent_at and entry.since[channel] is None for at, entry in connections):
                 continue
+            if book.channels[channel] is None and view.began is not None and view.began[1] > sent_at:
+                continue  # it came before, but not as far as a welcome
             if last[channel] not in view.ids and view.open_at < sent_at:  # else it was told, and begins behind it
                 self._fail("not caught up at the end", now, book.client, f"{channel}: stands at {view.at}")
 

@@ -72,9 +72,10 @@ class Case:
         )
         rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
         self.oracle = Oracle(truth, rules, self.findings)
-        self.book = Book("client", kind, {CHANNEL: None})
+        came_with = {CHANNEL: place(since) if since else None}
+        self.book = Book("client", kind, came_with.copy())
         self.book.listener = self.oracle.on_entry
-        self.note(Connected("hub", {CHANNEL: place(since) if since else None}), at=at)
+        self.note(Connected("hub", came_with), at=at)
 
     def note(self, *entries: Entry, at: float = NOW) -> None:
         for entry in entries:
@@ -166,6 +167,27 @@ def test_an_unknown_position_is_no_reason_to_lose_what_lies_after_the_head() -> 
     assert case.rules == ["position_unknown, but it was given", "position_unknown, but the channel is further"]
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("v1", []), ("Subscriber", ["given again, in another epoch"])])
+def test_between_two_masters_a_client_goes_back_and_forth(kind: str, expected: list[str]) -> None:
+    """A hub of the old one knows nothing of the new one: what came from that may come again, by another hub."""
+    case = Case(kind=kind, since="a5")
+    case.troubles.note("redis_split", ["redis"], 5.0, NOW + 5)
+    case.note(TO_B, *given("b6"))
+    if kind == "v1":  # a `Subscriber` connects again by itself
+        case.note(Connected("old", {CHANNEL: place("b6")}))
+    case.note(gap(UNKNOWN, "b7", None, "a5"), TO_B, *given("b6", "b7"))
+    assert case.rules == expected
+
+
+def test_who_goes_back_is_given_nothing_twice_of_where_it_stands() -> None:
+    case = Case()
+    case.troubles.note("redis_split", ["redis"], 5.0, NOW + 5)
+    case.note(*ALL_OF_A, TO_B, *given("b6"))
+    case.note(Connected("old", {CHANNEL: place("b6")}), welcome("a5", False), gap(UNKNOWN, "b7", None, "a5"))
+    case.note(*given("a5"))
+    assert case.rules == ["given twice"]
+
+
 def test_what_has_left_the_log_may_be_told_as_expired() -> None:
     case = Case()
     case.journal.on_removed([((n, 0), [b"e", payload(f"a{n}")]) for n in (2, 3)], 10.0)
@@ -214,6 +236,14 @@ def test_who_lacks_the_last_event_is_not_caught_up_at_the_end() -> None:
     case.note(*ALL_OF_A)
     case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
     assert case.rules == ["not caught up at the end"]
+
+
+@pytest.mark.parametrize(("at", "expected"), [(8.5, []), (7.5, ["not caught up at the end"])])
+def test_who_was_not_welcomed_before_the_last_event_begins_behind_it(at: float, expected: list[str]) -> None:
+    case = Case(kind="Subscriber", since=None, at=7.0)
+    case.note(Beaten(CHANNEL, place("b8"), is_claim=False), at=at)
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == expected
 
 
 def test_an_epoch_is_not_named_before_the_one_that_redis_knew() -> None:
