@@ -7,6 +7,7 @@ blind.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -240,6 +241,9 @@ class Oracle:
 
     def _on_blind(self, book: Book, now: float, entry: Blind) -> None:
         self._counts["stale" if entry.blind else "fresh"] += 1
+        if entry.blind is _was_blind(book):
+            rule = "stale twice" if entry.blind else "fresh, but it was not stale"
+            self.fail(rule, now, book.client, f"{entry}")
         if not entry.blind or not book.steady:
             return
         # While what is refused is looked up in the log, there is no proof, and no heartbeat.
@@ -289,3 +293,10 @@ class Oracle:
             if not forgot:
                 self.fail("stored twice", now, "redis", f"{before} at {before.at:.3f}, {event} at {event.at:.3f}")
                 return
+
+
+def _was_blind(book: Book) -> bool:
+    """What a client knew of that before its last entry, in this life."""
+    before = itertools.islice(reversed(book.entries), 1, None)
+    last = next((entry for _, entry in before if isinstance(entry, Blind | Connected)), None)
+    return isinstance(last, Blind) and last.blind

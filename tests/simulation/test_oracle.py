@@ -302,6 +302,19 @@ def test_nobody_is_stale_without_a_cause(kind: str, expected: list[str]) -> None
     assert case.rules == expected
 
 
+def test_who_is_stale_and_fresh_again_has_said_both() -> None:
+    case = Case(kind="Subscriber")
+    case.troubles.note("redis_freeze", ["redis"], NOW - 4, NOW - 1)
+    case.note(Blind(True), Blind(False))
+    assert case.rules == []
+    case.note(Blind(False))
+    assert case.rules == ["fresh, but it was not stale"]
+    case.note(Blind(True), Blind(True))
+    assert case.rules[1:] == ["stale twice"]
+    case.note(Connected("hub", {CHANNEL: None}), Blind(False))
+    assert case.rules[2:] == ["fresh, but it was not stale"]
+
+
 def test_who_hears_of_one_channel_hears_of_the_others() -> None:
     case = Case(since="b9")
     case.book.channels["d"] = None
