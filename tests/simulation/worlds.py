@@ -254,7 +254,7 @@ def draw(seed: int) -> World:
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
     )
-    world = _with_replicas(world)
+    world = _sent_again(_filtered_in_bursts(_at_the_head(_with_replicas(world))))
     if world.delays_s[1] < _SLOW_LINK_S:
         return world
     # Who reads the log may not read slower than it grows, however long each page is on the way.
@@ -280,6 +280,55 @@ def _with_replicas(world: World) -> World:
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         tables=world.tables | {"redis": redis},
     )
+
+
+def _at_the_head(world: World) -> World:
+    """In some seeds all who come back find where they were in a page that reaches as far as the events do just now."""
+    chance = random.Random(f"{world.seed}/cuts")
+    if chance.random() >= 0.1 or not world.tables["history"]["enabled"]:
+        return world
+    faults = list(world.faults)
+    for _ in range(chance.randint(5, 40)):
+        kind, at = chance.choice(("client_cut", "client_cut", "client_sleep")), chance.uniform(1, world.lasts_s)
+        client = chance.choice(world.clients)
+        faults.append(Fault(at, kind, chance.uniform(0.01, 1.0), client.name, chance.random()))
+    every_s = max(0.1, world.lasts_s / 150)
+    return replace(
+        world,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        producers=tuple(replace(producer, every_s=every_s, most=3) for producer in world.producers),
+        ring_bytes=2_000,
+        limits=world.limits | {"page_events": 256, "page_bytes": 262_144, "kept_pages": chance.choice((1, 4))},
+    )
+
+
+def _filtered_in_bursts(world: World) -> World:
+    """In some seeds many events come at once, of which clients want some, and a socket takes few at a time."""
+    chance = random.Random(f"{world.seed}/bursts")
+    if chance.random() >= 0.1:
+        return world
+    every_s = chance.choice((1.0, 2.0))
+    clients = (replace(client, wanted=chance.choice((*TYPES, client.wanted))) for client in world.clients)
+    return replace(
+        world,
+        producers=tuple(replace(producer, every_s=every_s, most=30) for producer in world.producers),
+        clients=tuple(clients),
+        windows=(1_500, 4_000),
+        limits=world.limits | {"unsent_bytes": 1_000, "write_bytes": 1_000},
+    )
+
+
+def _sent_again(world: World) -> World:
+    """In some seeds Redis forgets what it has passed on before its publisher has been answered."""
+    chance = random.Random(f"{world.seed}/again")
+    if chance.random() >= 0.1:
+        return world
+    faults = list(world.faults)
+    for _ in range(chance.randint(2, 5)):
+        at, producer = chance.uniform(1, world.lasts_s), chance.choice(world.producers).name
+        faults.append(Fault(at, "one_way", 1.0, producer, 0.1))
+        faults.append(Fault(at + 0.6, "redis_restart_older", 0.1, "redis", chance.uniform(0, 0.2)))
+    return replace(world, faults=tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
