@@ -54,6 +54,7 @@ FOUND: Final[dict[str, int]] = {
     "mutations/10-a-confirmed-subscription-reads-nothing": 5,
     "mutations/11-offsets-never-go-back": 6,
     "mutations/12-a-restarted-redis-begins-no-epoch": 0,
+    "mutations/13-a-subscriber-takes-what-comes-twice": 117,
     "mutations/15-a-subscriber-stays-stale": 0,
     "mutations/17-a-heartbeat-says-where-the-channel-stands": 19,
     "mutations/18-an-event-joins-on-whatever-was-lost": 0,
@@ -61,6 +62,10 @@ FOUND: Final[dict[str, int]] = {
     "mutations/20-a-plain-client-is-told-nothing": 1,
     "mutations/21-a-page-of-a-late-replica-is-taken": 5,
     "mutations/22-any-replica-is-one-of-ours": 19,
+    "mutations/23-a-page-is-given-beyond-the-head": 427,
+    "mutations/24-a-filtered-client-falls-behind-too-far-back": 355,
+    "mutations/25-a-subscriber-stays-before-what-came-again": 117,
+    "mutations/26-one-is-live-before-it-has-the-last-event": 3,
 }
 """Per patch a seed that finds it."""
 
@@ -98,7 +103,6 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),
     "mutations/01-what-is-refused-is-not-told": ("tests/hub/test_sequencer.py", "told_as_refused"),
     "mutations/04-a-page-reaches-one-too-far": ("tests/hub/test_page_cache.py", "all_who_stand_in_it"),
-    "mutations/13-a-subscriber-takes-what-comes-twice": ("tests/subscribe/test_subscriber.py", "comes_again"),
     "mutations/16-heartbeats-without-proof": ("tests/hub/test_beats.py", "has_lost_its_subscription"),
     # Memory has to be set back between two commands that are sent together.
     "reverts/33-a-page-of-another-memory-than-its-head": ("tests/hub/test_page_cache.py", "another_memory"),

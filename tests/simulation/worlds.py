@@ -283,7 +283,7 @@ def _with_replicas(world: World) -> World:
 
 
 def _at_the_head(world: World) -> World:
-    """In some seeds all who come back find where they were in a page that reaches as far as the events do just now."""
+    """In some seeds who comes back finds where it was in a page that reaches as far as the events do just now."""
     chance = random.Random(f"{world.seed}/cuts")
     if chance.random() >= 0.1 or not world.tables["history"]["enabled"]:
         return world
