@@ -89,6 +89,7 @@ class Chaos:
             in_charge=self.truth.in_charge,
             silent_s=self._silent_s,
             told_s=self.told_s,
+            round_s=redis.silence_timeout_s,
             beat_s=hub.beat_interval_s,
             ping_s=hub.ping_interval_s,
             idle_expire_s=self.settings.history.idle_expire_s,

@@ -144,7 +144,7 @@ class LiveRules:
             self._fail(f"{gap.cause} without a cause", now, book.client, f"{gap}")
 
     def on_beaten(self, book: Book, now: float, entry: Beaten) -> None:
-        view, run_id, told_s = self._view(book, entry.channel), self._truth.in_charge(), self._truth.told_s
+        view, run_id, told_s = self._view(book, entry.channel), self._truth.in_charge(), self._truth.fresh_s(now)
         self._collect(book, view, now)
         if entry.position is not None and entry.is_claim:
             self._fail("a position without history", now, book.client, f"{entry}")

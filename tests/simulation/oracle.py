@@ -34,6 +34,9 @@ _FORGETTING: Final = (
 )
 """Kinds of trouble after which Redis may not know an event that it has stored."""
 
+_SLOW_REDIS: Final = ("redis_slow", "redis_freeze", "replica_lag", "replica_freeze")
+"""Kinds of trouble in which a round of a hub's probe takes long, and succeeds all the same."""
+
 _SLOW_WAYS: Final = ("throttle", "delay", "black_hole", "one_way", "half_open", "client_sleep", "hub_freeze")
 """Kinds of trouble between a hub and a client that make the client slow."""
 
@@ -69,6 +72,7 @@ class Truth:
         in_charge: The run_id of that Redis; empty while there is none, or another one is not gone.
         silent_s: For how many seconds a hub has been running, and could not reach Redis.
         told_s: Seconds within which a hub that cannot reach Redis says so, by the settings.
+        round_s: Seconds that a round of a hub's probe takes at most: what it proves is as old as that.
         beat_s: Seconds between heartbeats.
         ping_s: Seconds between pings.
         idle_expire_s: Seconds of silence after which a channel's events expire.
@@ -82,11 +86,17 @@ class Truth:
     in_charge: Callable[[], str]
     silent_s: Callable[[str], float]
     told_s: float
+    round_s: float
     beat_s: float
     ping_s: float
     idle_expire_s: int
     dedupe_s: int
     max_bytes: int
+
+    def fresh_s(self, now: float) -> float:
+        """Seconds within which who gets heartbeats has what Redis has taken."""
+        slow = self.troubles.any([REDIS], now, self.told_s + self.round_s, _SLOW_REDIS)
+        return self.told_s + (self.round_s if slow else 0.0)
 
 
 class Rules(Protocol):

@@ -103,6 +103,7 @@ class Simulation:
             in_charge=self._in_charge,
             silent_s=self._silent_s,
             told_s=self.told_s,
+            round_s=self.settings.redis.silence_timeout_s,
             beat_s=self.settings.hub.beat_interval_s,
             ping_s=self.settings.hub.ping_interval_s,
             idle_expire_s=self.settings.history.idle_expire_s,
@@ -216,8 +217,10 @@ class Simulation:
         spans = self.journal.epochs[channel].values()
         within_s = self.loop.now - went_back_at - 1e-6
         others = [trouble for trouble in self.troubles.noted if trouble.kind != "redis_set_back"]
-        if any(span.at >= went_back_at for span in spans) or Troubles(others).any(
-            source(hub), self.loop.now, within_s + 3
+        if (
+            any(span.at >= went_back_at for span in spans)
+            or Troubles(others).any(source(hub), self.loop.now, within_s + 3)
+            or self.watcher.ready.get(self.hubs[hub].port) == 503
         ):
             return
         what = f"{channel}: it had given {place}"

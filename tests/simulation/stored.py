@@ -6,6 +6,7 @@ on each event that Redis has accepted is given to it or told, in order.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,9 @@ _SETTLED_S: Final = 15.0
 
 _READ_S: Final = 0.05
 """So long a client may have to wait for each event from the log: a page may hold two, and many others read."""
+
+_SPLIT: Final = ("redis_split", "redis_promote")
+"""While these last, there may be two masters side by side."""
 
 _FORGETFUL: Final = ("hub_kill", "hub_drain", "starts")
 """After these nobody may be left who has seen what a memory has lost."""
@@ -234,7 +238,7 @@ class StoredRules:
             return
         given = self._journal.has_given(channel, *since)
         # A hub that is still with a master that was left behind knows nothing of what the new one has given.
-        split = self._troubles.any([REDIS], now, 0.0, ("redis_split", "redis_promote"))
+        split = self._troubles.any([REDIS], now, 0.0, _SPLIT)
         if given and not split and not self._journal.may_be_lost(channel, *since, now):
             self._fail("position_unknown, but it was given", now, book.client, f"{gap}")
         if not self._journal.has_given(channel, *gap.position):
@@ -295,7 +299,9 @@ class StoredRules:
             self._fail("no epoch has begun between", now, book.client, f"{gap}")
         if gap.cause == "shed":
             return
-        for event in journal.accepted[channel]:
+        # A hub that is, or just was, with a master that was left behind knows nothing of what the new one takes.
+        split_at = self._troubles.begin([REDIS], now, 1.0, _SPLIT)
+        for event in itertools.takewhile(lambda event: event.at < split_at, journal.accepted[channel]):
             rest = event.epoch == gap.epoch and event.offset >= gap.first and event.at < next_.at
             skipped = event.epoch == end.epoch and event.offset <= end.offset
             # An epoch is named before one that began earlier, if Redis' clock was set back and its memory lost.
@@ -338,7 +344,7 @@ class StoredRules:
 
     def _judge_freshness(self, book: Book, view: View, channel: str, now: float) -> None:
         """Who gets heartbeats has what Redis had a while ago."""
-        run_id, told_s = self._truth.in_charge(), self._truth.told_s
+        run_id, told_s = self._truth.in_charge(), self._truth.fresh_s(now)
         at = view.at
         if not run_id or at is None or now - view.fresh_from < told_s:
             return

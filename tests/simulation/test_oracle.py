@@ -64,6 +64,7 @@ class Case:
             in_charge=lambda: "run",
             silent_s=lambda hub: self.silent_s,
             told_s=5.0,
+            round_s=2.0,
             beat_s=1.0,
             ping_s=5.0,
             idle_expire_s=60,
@@ -211,6 +212,14 @@ def test_what_is_stored_must_be_given_and_not_told(stored: str) -> None:
     assert case.rules == ["told, but it could be given"]
 
 
+def test_who_is_with_a_master_that_was_left_knows_nothing_of_what_the_new_one_takes() -> None:
+    case = Case()
+    case.stored = {"b6"}
+    case.troubles.note("redis_split", ["redis"], 4.5, NOW - 0.5)
+    case.note(*ALL_OF_A, gap("redis_restarted", "a6", None, "b6"))
+    assert case.rules == []
+
+
 def test_what_is_too_large_may_be_refused() -> None:
     case = Case(since="b9")
     case.journal.on_stored(payload("b10", size=2000), "run", 9.0)
@@ -277,6 +286,15 @@ def test_who_gets_heartbeats_has_what_redis_had_a_while_ago() -> None:
     case.note(welcome("b7", True), at=9.0)
     case.note(beat("b7"))
     assert case.rules == ["a heartbeat although blind"]
+
+
+@pytest.mark.parametrize(("at", "expected"), [(13.9, []), (NOW, ["a heartbeat although blind"])])
+def test_what_a_slow_redis_proves_is_older(at: float, expected: list[str]) -> None:
+    case = Case(since="b7", at=1.0)
+    case.troubles.note("redis_slow", ["redis"], 7.0, NOW)
+    case.note(welcome("b7", True), at=1.0)
+    case.note(beat("b7"), at=at)
+    assert case.rules == expected
 
 
 def test_who_has_just_been_welcomed_catches_up() -> None:

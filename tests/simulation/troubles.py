@@ -52,6 +52,16 @@ class Troubles:
             if kinds is None or trouble.kind in kinds
         )
 
+    def begin(self, parts: Collection[Part], now: float, within_s: float, kinds: Collection[str]) -> float:
+        """Since when something is done to one of these parts, or was until so many seconds ago; else infinite."""
+        found = (
+            trouble.begin
+            for trouble in self.noted
+            if trouble.begin <= now and trouble.end >= now - within_s and trouble.part in parts
+            if trouble.kind in kinds
+        )
+        return min(found, default=math.inf)
+
 
 def way(client: str, hub: str) -> tuple[Part, ...]:
     """What lies between a client and what a hub sends it: both processes, and their link."""

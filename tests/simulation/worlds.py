@@ -288,7 +288,7 @@ def _at_the_head(world: World) -> World:
     if chance.random() >= 0.1 or not world.tables["history"]["enabled"]:
         return world
     faults = list(world.faults)
-    for _ in range(chance.randint(5, 40)):
+    for _ in range(chance.randint(2, 6)):  # who is cut off again and again waits longer and longer
         kind, at = chance.choice(("client_cut", "client_cut", "client_sleep")), chance.uniform(1, world.lasts_s)
         client = chance.choice(world.clients)
         faults.append(Fault(at, kind, chance.uniform(0.01, 1.0), client.name, chance.random()))
