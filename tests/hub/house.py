@@ -590,6 +590,8 @@ class House:
         self.dispatcher = Dispatcher(self.channels, self.probe, self.settings.event.max_bytes, runtime)
         self.tasks.spawn(self.pages.run, "pages")
         self.tasks.spawn(self.pages.times.run, "times")
+        # A loop knows its tasks but weakly: a house that a test has left would be collected with its tasks in it.
+        asyncio.get_running_loop().call_later(3600, lambda: self)
         self.count = 0
 
     @classmethod

@@ -62,7 +62,7 @@ FOUND: Final[dict[str, int]] = {
     "mutations/20-a-plain-client-is-told-nothing": 1,
     "mutations/21-a-page-of-a-late-replica-is-taken": 5,
     "mutations/22-any-replica-is-one-of-ours": 19,
-    "mutations/23-a-page-is-given-beyond-the-head": 427,
+    "mutations/23-a-page-is-given-beyond-the-head": 185,
     "mutations/24-a-filtered-client-falls-behind-too-far-back": 355,
     "mutations/25-a-subscriber-stays-before-what-came-again": 117,
     "mutations/26-one-is-live-before-it-has-the-last-event": 3,

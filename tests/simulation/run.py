@@ -217,11 +217,13 @@ class Simulation:
         spans = self.journal.epochs[channel].values()
         within_s = self.loop.now - went_back_at - 1e-6
         others = [trouble for trouble in self.troubles.noted if trouble.kind != "redis_set_back"]
-        if (
-            any(span.at >= went_back_at for span in spans)
-            or Troubles(others).any(source(hub), self.loop.now, within_s + 3)
-            or self.watcher.ready.get(self.hubs[hub].port) == 503
+        if any(span.at >= went_back_at for span in spans) or Troubles(others).any(
+            source(hub), self.loop.now, within_s + 3
         ):
+            return
+        if self.watcher.ready.get(self.hubs[hub].port) == 503:  # it has noticed
+            look_again_at = self.loop.now + self._notice_s
+            self.loop.call_outside(look_again_at, self._judge_notice, channel, hub, place, went_back_at)
             return
         what = f"{channel}: it had given {place}"
         self.oracle.fail("memory went back, unnoticed", self.loop.now, hub, what)

@@ -288,10 +288,11 @@ def _at_the_head(world: World) -> World:
     if chance.random() >= 0.1 or not world.tables["history"]["enabled"]:
         return world
     faults = list(world.faults)
-    for _ in range(chance.randint(2, 6)):  # who is cut off again and again waits longer and longer
-        kind, at = chance.choice(("client_cut", "client_cut", "client_sleep")), chance.uniform(1, world.lasts_s)
-        client = chance.choice(world.clients)
-        faults.append(Fault(at, kind, chance.uniform(0.01, 1.0), client.name, chance.random()))
+    for client in world.clients:
+        for _ in range(chance.randint(1, 3)):  # who is cut off again and again waits longer and longer
+            kind = chance.choice(("client_cut", "client_cut", "client_sleep"))
+            at, lasts_s = chance.uniform(1, world.lasts_s), chance.uniform(0.01, 1.0)
+            faults.append(Fault(at, kind, lasts_s, client.name, chance.random()))
     every_s = max(0.1, world.lasts_s / 150)
     return replace(
         world,
