@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -74,21 +73,22 @@ async def test_more_open_channels_than_allowed_still_serve_those_they_have() -> 
 @in_loop
 async def test_a_channel_is_opened_when_it_is_asked_for_and_closed_when_nobody_listens_for_long() -> None:
     """Subscribed once for all; not given up while somebody listens, nor before its time."""
-    house = await House.opened(channels=ChannelsTable(linger_s=0.15))
+    house = await House.opened(channels=ChannelsTable(linger_s=60.0))
+    house.clock.stop()
     assert list(house.link.channels) == [CHANNEL]
     one, two = house.connect("channel=events.a"), house.connect("channel=events.a", v1=True)
     assert list(house.link.channels) == [CHANNEL, "events.a"]
     house.channels.on_confirmed("events.a")
     await house.settle()
     house.publish(2, channel="events.a")
-    await asyncio.sleep(0.2)
+    house.clock.move(61)
     one.connection.connection_lost(None)
     house.timer.tick()
     assert "events.a" in house.channels.open
     two.connection.connection_lost(None)
     house.timer.tick()
     assert "events.a" in house.channels.open, "it lingers"
-    await asyncio.sleep(0.2)
+    house.clock.move(61)
     house.timer.tick()
     await house.settle()
     assert list(house.channels.open) == [CHANNEL]
@@ -105,8 +105,9 @@ async def test_a_channel_is_opened_when_it_is_asked_for_and_closed_when_nobody_l
 @in_loop
 async def test_the_default_channel_is_never_closed() -> None:
     """Whether somebody listens or not."""
-    house = await House.opened(channels=ChannelsTable(linger_s=0.01))
-    await asyncio.sleep(0.05)
+    house = await House.opened(channels=ChannelsTable(linger_s=60.0))
+    house.clock.stop()
+    house.clock.move(61)
     house.timer.tick()
     assert house.link.released == []
     assert CHANNEL in house.channels.open
@@ -115,10 +116,11 @@ async def test_the_default_channel_is_never_closed() -> None:
 @in_loop
 async def test_who_comes_back_in_time_keeps_a_channel_open() -> None:
     """The time begins anew when the last one leaves."""
-    house = await House.opened(channels=ChannelsTable(linger_s=0.15))
+    house = await House.opened(channels=ChannelsTable(linger_s=60.0))
+    house.clock.stop()
     for _ in range(3):
         peer = house.connect("channel=events.a")
-        await asyncio.sleep(0.1)
+        house.clock.move(59)
         peer.connection.connection_lost(None)
         house.timer.tick()
         assert "events.a" in house.channels.open
@@ -128,13 +130,14 @@ async def test_who_comes_back_in_time_keeps_a_channel_open() -> None:
 @in_loop
 async def test_a_channel_that_is_opened_again_begins_anew() -> None:
     """It knows nothing of before but what stands in Redis: positions go on, and one can resume."""
-    house = await House.opened(channels=ChannelsTable(linger_s=0.01))
+    house = await House.opened(channels=ChannelsTable(linger_s=60.0))
+    house.clock.stop()
     first = house.connect("channel=events.a")
     house.channels.on_confirmed("events.a")
     await house.settle()
     [event] = house.publish(1, channel="events.a")
     first.connection.connection_lost(None)
-    await asyncio.sleep(0.03)
+    house.clock.move(61)
     house.timer.tick()
     assert "events.a" not in house.channels.open
     house.store(2, channel="events.a")

@@ -324,12 +324,13 @@ async def test_a_redis_that_is_away_is_waited_for() -> None:
 async def test_who_resumes_is_held_to_making_progress(stored: int) -> None:
     """Not reading for behind_max_ms is closed 4008; reading on, however far behind, is not."""
     house = await House.opened(stored=stored, behind_max_ms=200)
+    house.clock.stop()
     house.publish(3000 - stored)
     lazy = house.connect("since=e1-0", v1=True, reads_along=False)
     steady = house.connect("since=e1-0", v1=True, reads_along=False)
     await house.settle()
     for _ in range(6):
-        await asyncio.sleep(0.06)
+        house.clock.move(0.06)
         steady.socket.read(LIMITS.write_bytes * 2)
         await turns(20)
         house.timer.tick()

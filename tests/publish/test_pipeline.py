@@ -607,11 +607,11 @@ async def test_a_standstill_of_our_own_is_no_silence_of_redis(
 ) -> None:
     """When this process did not look for longer than the timeout, Redis' answer is read before it is judged."""
     before = await asyncio.to_thread(connections_taken, publish)
-    async with publishing(redis.url, stored=stored, silence_timeout_s=0.2 * UNIT_S) as link:
+    async with publishing(redis.url, stored=stored, silence_timeout_s=0.6 * UNIT_S) as link:
         with frozen(redis):
             task = asyncio.create_task(link.settle(send(link, 1)))
             await asyncio.sleep(0.05)
-        time.sleep(0.4 * UNIT_S)  # noqa: ASYNC251 - the loop stands still: this is the scenario
+        time.sleep(0.9 * UNIT_S)  # noqa: ASYNC251 - the loop stands still: this is the scenario
         [outcome] = await task
         assert isinstance(outcome, Stored)
         assert outcome.receivers == 0

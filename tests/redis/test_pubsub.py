@@ -178,9 +178,9 @@ async def test_a_standstill_of_our_own_is_no_silence_of_redis(redis: RedisServer
 @in_loop
 async def test_an_idle_subscription_is_kept(redis: RedisServer) -> None:
     """Without any event the pings alone keep the link, for many silence timeouts."""
-    async with watching(hasty(redis.url, ping_interval_s=0.02, silence_timeout_s=0.2 * UNIT_S)) as watch:
+    async with watching(hasty(redis.url, ping_interval_s=0.05, silence_timeout_s=0.5 * UNIT_S)) as watch:
         await watch.hears("CONFIRMED")
-        await asyncio.sleep(0.6 * UNIT_S)
+        await asyncio.sleep(1.5 * UNIT_S)
         assert watch.said == ["CONFIRMED"]
 
 
