@@ -8,16 +8,21 @@ import json
 import math
 import random
 import zlib
+from bisect import bisect
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from broadcaster import Event, Gap, Position, Publisher, Stale, Subscriber
 from broadcaster.core.errors import BroadcasterError, HubRefused, RedisRefused, RedisUnavailable
+from broadcaster.core.event import Draft
 from broadcaster.core.runtime import Limits, Runtime
 from broadcaster.hub.serve import serve
+from broadcaster.publish.publisher import Sent
 from tests.simulation import worlds
 from tests.simulation.books import Beaten, Blind, Book, Closed, Connected, Given, Place, Refused, Told
 from tests.simulation.clients import RawClient, ask
+from tests.simulation.journal import is_named_before
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
 from tests.simulation.troubles import Trouble, way
@@ -130,36 +135,69 @@ class ProducerActor(Actor):
     def __init__(self, simulation: Simulation, producer: worlds.Producer) -> None:
         super().__init__(simulation, producer.name)
         self._producer = producer
+        self._stored = dict[str, list[tuple[int, Place]]]()
 
     async def work(self) -> None:
         if self._producer.uses_http and self.sim.world.token:
             while True:
                 await self._post()
+        self._stored = {channel: [] for channel in self._producer.channels}
         try:
-            async with Publisher(self.sim.settings, runtime=self.runtime) as publisher:
-                await self._publish(publisher)
-        except (RedisUnavailable, RedisRefused):
+            async with (
+                Publisher(self.sim.settings, runtime=self.runtime) as publisher,
+                asyncio.TaskGroup() as group,
+            ):
+                await self._publish(publisher, group)
+        except* (RedisUnavailable, RedisRefused):
             self.sim.counts["publisher without redis"] += 1
 
-    async def _publish(self, publisher: Publisher) -> None:
+    async def _publish(self, publisher: Publisher, group: asyncio.TaskGroup) -> None:
         producer, chance = self._producer, self.chance
+        sent = 0
         while True:
             await asyncio.sleep(chance.expovariate(1 / producer.every_s))
             to = chance.choice(producer.channels)
-            types = [chance.choice(worlds.TYPES) for _ in range(chance.randint(1, producer.most))]
-            calm = self.sim.loop.now > self.sim.world.calm_from_s
-            data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
-            severities = ["critical", "critical", "warning", "info"]
-            drafts = [
-                publisher.draft(each, self.name, severity=chance.choice(severities), data=data, to=to)
-                for each in types
-            ]
-            for published in await publisher.publish_all(drafts, to):
-                if published.error is not None:
-                    self.sim.counts["not known whether published"] += 1
-                    continue
-                position = _place(published.position)
-                self.sim.note_published(self.name, to, published.event.event_id, position)
+            for _ in range(1 if producer.waits else chance.randint(1, 6)):
+                drafts = self._drafts(publisher, to)
+                settling = self._settle(publisher, publisher.send(drafts, to), to, sent)
+                sent += len(drafts)
+                if producer.waits:
+                    await settling
+                else:
+                    group.create_task(settling)
+
+    def _drafts(self, publisher: Publisher, to: str) -> list[Draft]:
+        chance = self.chance
+        types = [chance.choice(worlds.TYPES) for _ in range(chance.randint(1, self._producer.most))]
+        calm = self.sim.loop.now > self.sim.world.calm_from_s
+        data = {"x": "x" * (0 if calm else chance.choice((0, 20, 400)))}  # the largest may be refused
+        severities = ["critical", "critical", "warning", "info"]
+        return [
+            publisher.draft(each, self.name, severity=chance.choice(severities), data=data, to=to)
+            for each in types
+        ]
+
+    async def _settle(self, publisher: Publisher, sent: Sent, to: str, first: int) -> None:
+        """Wait for the answers; the first event is the `first`-th that it has sent."""
+        for number, published in enumerate(await publisher.settle(sent), first):
+            if published.error is not None:
+                self.sim.counts["not known whether published"] += 1
+                continue
+            place = _place(published.position)
+            self.sim.note_published(self.name, to, published.event.event_id, place)
+            if place is not None:
+                self._judge_order(to, number, place)
+
+    def _judge_order(self, channel: str, number: int, place: Place) -> None:
+        """What it has sent later is stored later, however often either was sent."""
+        stored = self._stored[channel]
+        at = bisect(stored, (number,))
+        stored.insert(at, (number, place))
+        for (_, earlier), (_, later) in pairwise(stored[max(0, at - 1) : at + 2]):
+            goes_back = earlier.epoch == later.epoch and later.offset <= earlier.offset
+            if goes_back or is_named_before(later.epoch, earlier.epoch):
+                what = f"{channel}: {later} is sent after {earlier}"
+                self.sim.oracle.fail("stored out of order", self.sim.loop.now, self.name, what)
 
     async def _post(self) -> None:
         """Publish an event over HTTP."""

@@ -66,6 +66,7 @@ FOUND: Final[dict[str, int]] = {
     "mutations/24-a-filtered-client-falls-behind-too-far-back": 355,
     "mutations/25-a-subscriber-stays-before-what-came-again": 117,
     "mutations/26-one-is-live-before-it-has-the-last-event": 3,
+    "mutations/27-what-is-sent-behind-a-failed-one-is-stored": 449,
 }
 """Per patch a seed that finds it."""
 

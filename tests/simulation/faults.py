@@ -200,9 +200,10 @@ class Faults:
                 loop.call_outside(loop.now + number * 0.1, server.process.pause, 0.09 * fault.size)
 
     def redis_oom(self, fault: Fault) -> None:
+        """Its memory is full, or nearly so."""
         if (server := self._sim.redis.server) is not None:
-            server.out_of_memory = True
-            self._later(fault, lambda: setattr(server, "out_of_memory", False))
+            server.out_of_memory = self._sim.world.oom_share
+            self._later(fault, lambda: setattr(server, "out_of_memory", 0.0))
 
     def redis_deny(self, fault: Fault) -> None:
         """A right is missing."""

@@ -47,7 +47,7 @@ class RedisProcess:
         run_id: Of the process.
         memory: Its keys.
         process: Where it runs; its wall clock is that of TIME and of all expiry.
-        out_of_memory: Whether commands that may grow memory are refused.
+        out_of_memory: The share of the commands that may grow memory which are refused.
         denied: Names of commands, and of channels to publish or subscribe to, that are refused.
         output_limit: Bytes that may wait for a client that subscribes; then it is cut.
         on_cut: Called with the name of the process to which that has happened.
@@ -66,7 +66,8 @@ class RedisProcess:
         self.run_id = run_id
         self.memory = memory
         self.journal = journal
-        self.out_of_memory = False
+        self.out_of_memory = 0.0
+        self._chance = random.Random(run_id)
         self.denied: set[bytes] = set()
         self.output_limit = 2**20
         self.counts: Counter[str] = Counter()
@@ -131,13 +132,17 @@ class RedisProcess:
             return Failure(f"ERR unknown command '{name.decode('latin-1')}', with args beginning with: ")
         if command.writes and not self.master:
             return Failure("READONLY You can't write against a read only replica.")
-        if command.grows and (self.out_of_memory if oom is None else oom):
+        if command.grows and (self._is_short() if oom is None else oom):
             return _OOM
         self.memory.now_ms = self._now_ms()
         self.memory.on_hidden = None if self.master else self._on_hidden
         if not command.writes:
             return run(self.memory, command, name, words[1:])
         return self._write(name, words)
+
+    def _is_short(self) -> bool:
+        """Whether there is no memory for the command that comes now."""
+        return self.out_of_memory >= 1 or (self.out_of_memory > 0 and self._chance.random() < self.out_of_memory)
 
     def _info(self) -> bytes:
         lines = ["# Server", "redis_version:7.0.15", f"run_id:{self.run_id}"]
@@ -185,7 +190,7 @@ class RedisProcess:
         else:
             sha = self.load(words[0])
         count = int(words[1])
-        oom = self.out_of_memory
+        oom = self._is_short()
         dirty = False
 
         def call(words: list[bytes]) -> Any:

@@ -64,13 +64,18 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """A publisher: on which channels, how often, how many events at a time; over HTTP where there are tokens."""
+    """A publisher: on which channels, how often, how many events at a time; over HTTP where there are tokens.
+
+    Attributes:
+        waits: Whether it publishes again only when it has been answered.
+    """
 
     name: str
     channels: tuple[str, ...]
     every_s: float
     most: int
     uses_http: bool = False
+    waits: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class World:
     delays_s: tuple[float, float]
     splits: bool
     pauses: tuple[int, float] | None
+    oom_share: float = 1.0
 
     @property
     def calm_from_s(self) -> float:
@@ -254,7 +260,7 @@ def draw(seed: int) -> World:
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
     )
-    world = _sent_again(_filtered_in_bursts(_at_the_head(_with_replicas(world))))
+    world = _pipelined(_sent_again(_filtered_in_bursts(_at_the_head(_with_replicas(world)))))
     if world.delays_s[1] < _SLOW_LINK_S:
         return world
     # Who reads the log may not read slower than it grows, however long each page is on the way.
@@ -330,6 +336,20 @@ def _sent_again(world: World) -> World:
         faults.append(Fault(at, "one_way", 1.0, producer, 0.1))
         faults.append(Fault(at + 0.6, "redis_restart_older", 0.1, "redis", chance.uniform(0, 0.2)))
     return replace(world, faults=tuple(sorted(faults, key=lambda fault: fault.at)))
+
+
+def _pipelined(world: World) -> World:
+    """In some seeds publishers go on before they are answered, and Redis has no memory for some of it."""
+    chance = random.Random(f"{world.seed}/pipelined")
+    if chance.random() >= 0.1:
+        return world
+    faults = list(world.faults)
+    for _ in range(chance.randint(2, 8)):
+        at, lasts_s = chance.uniform(1, world.lasts_s), chance.choice((0.2, 1.0))
+        faults.append(Fault(at, "redis_oom", lasts_s, "redis", chance.random()))
+    every_s = max(0.5, world.lasts_s / 40)
+    producers = (replace(each, every_s=every_s, most=3, uses_http=False, waits=False) for each in world.producers)
+    return replace(world, faults=tuple(sorted(faults, key=lambda fault: fault.at)), producers=tuple(producers))
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
