@@ -426,7 +426,7 @@ def test_the_log_says_which_origin_and_what_the_proxy_has_made_of_the_host(stead
 def test_a_token_that_expires_ends_its_connections(guarded: Hub) -> None:
     """4001, not before it has expired, and within 1.2 s after; whoever has another token stays."""
     expired = guarded.stats()["expired"]
-    exp = int(time.time()) + 2
+    exp = int(time.time()) + 3
     plain: dict[str, str] = {}
     v1 = {"Sec_WebSocket_Protocol": "broadcaster.v1"}
     path = "/ws?channel=events.critical&channel=events.info"
@@ -483,7 +483,7 @@ def test_the_log_says_who_was_closed_and_why(steady_redis: RedisServer) -> None:
     """With the name of the token's holder and the address; connections are a matter of debugging."""
     with HubThread(steady_redis.url, None, **GUARDED) as hub:
         hub.until_ready()
-        exp = int(time.time()) + 1
+        exp = int(time.time()) + 2
         shown = good(exp=exp, sub="wall-7")
         with Guest(hub.port, upgrade_request(hub.port, **bearer(shown))) as guest:
             assert guest.close_code() == 4001
