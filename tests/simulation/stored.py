@@ -309,9 +309,9 @@ class StoredRules:
             between &= is_named_before(event.epoch, end.epoch)
             could = not event.withdrawn and not self._too_large(event) and self._owed(book, view, event)
             if (rest or between or skipped) and could and self._is_stored(event):
-                if journal.may_be_lost(channel, event.epoch, event.offset, now):
-                    continue  # Redis had forgotten it, and came back to a memory that has it
                 where = Place(event.epoch, event.offset)
+                if journal.may_be_lost(channel, *where, now) or (channel, *where) in journal.removed:
+                    continue  # Redis had forgotten it, and came back to a memory that has it
                 self._fail("told, but it could be given", now, book.client, f"{where}: {gap}")
                 return
 
