@@ -312,8 +312,8 @@ def _at_the_head(world: World) -> World:
 def _filtered_in_bursts(world: World) -> World:
     """In some seeds many events come at once, of which clients want some, and a socket takes few at a time."""
     chance = random.Random(f"{world.seed}/bursts")
-    if chance.random() >= 0.1:
-        return world
+    if chance.random() >= 0.1 or world.delays_s[1] >= _SLOW_LINK_S:
+        return world  # who was away for a minute would not have read all of it when it has to
     every_s = chance.choice((1.0, 2.0))
     clients = (replace(client, wanted=chance.choice((*TYPES, client.wanted))) for client in world.clients)
     return replace(
@@ -349,7 +349,13 @@ def _pipelined(world: World) -> World:
         faults.append(Fault(at, "redis_oom", lasts_s, "redis", chance.random()))
     every_s = max(0.5, world.lasts_s / 40)
     producers = (replace(each, every_s=every_s, most=3, uses_http=False, waits=False) for each in world.producers)
-    return replace(world, faults=tuple(sorted(faults, key=lambda fault: fault.at)), producers=tuple(producers))
+    return replace(
+        world,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        producers=tuple(producers),
+        ring_bytes=max(world.ring_bytes, 100_000),  # what has waited for Redis comes all at once
+        oom_share=0.5,
+    )
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
