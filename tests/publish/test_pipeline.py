@@ -1198,3 +1198,18 @@ async def test_a_publisher_that_has_seen_more_than_a_memory_that_was_set_back_be
                 client.command("RESTORE", key, 0, value, "REPLACE")
         [after] = assert_stored(await publish(link, 3))
         assert after.epoch > lost.epoch
+
+
+@in_loop
+async def test_the_answer_to_a_retry_counts_as_seen(redis: RedisServer) -> None:
+    """It is all that this publisher has been answered: a memory without it begins an epoch all the same."""
+    async with publishing(redis.url) as first, publishing(redis.url) as link:
+        assert_stored(await publish(first, 1))
+        with redis_client(redis) as client:
+            before = {key: client.command("DUMP", key) for key in client.command("KEYS", "*")}
+            [lost] = assert_stored(await publish(first, 2))
+            assert assert_stored(await publish(link, 2)) == [lost]
+            for key, value in before.items():
+                client.command("RESTORE", key, 0, value, "REPLACE")
+        [after] = assert_stored(await publish(link, 3))
+        assert after.epoch > lost.epoch
