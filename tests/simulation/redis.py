@@ -142,7 +142,7 @@ class RedisProcess:
 
     def _is_short(self) -> bool:
         """Whether there is no memory for the command that comes now."""
-        return self.out_of_memory >= 1 or (self.out_of_memory > 0 and self._chance.random() < self.out_of_memory)
+        return self.out_of_memory > 0 and self._chance.random() < self.out_of_memory
 
     def _info(self) -> bytes:
         lines = ["# Server", "redis_version:7.0.15", f"run_id:{self.run_id}"]

@@ -260,7 +260,17 @@ def draw(seed: int) -> World:
         splits=chance.random() < 0.3,
         pauses=(chance.choice((500, 3000)), chance.choice((0.02, 0.3))) if chance.random() < 0.3 else None,
     )
-    world = _pipelined(_sent_again(_filtered_in_bursts(_at_the_head(_with_replicas(world)))))
+    variations = (
+        ("replicas", 0.2, _with_replicas),
+        ("cuts", 0.1, _at_the_head),
+        ("bursts", 0.1, _filtered_in_bursts),
+        ("again", 0.1, _sent_again),
+        ("pipelined", 0.1, _pipelined),
+    )
+    for name, share, vary in variations:  # each with a chance of its own: the others of a seed stay as they are
+        own = random.Random(f"{seed}/{name}")
+        if own.random() < share:
+            world = vary(world, own)
     if world.delays_s[1] < _SLOW_LINK_S:
         return world
     # Who reads the log may not read slower than it grows, however long each page is on the way.
@@ -268,10 +278,9 @@ def draw(seed: int) -> World:
     return replace(world, limits={name: max(value, least.get(name, 0)) for name, value in world.limits.items()})
 
 
-def _with_replicas(world: World) -> World:
+def _with_replicas(world: World, chance: random.Random) -> World:
     """In some seeds with history hubs have several replicas to subscribe at, to which something happens, too."""
-    chance = random.Random(f"{world.seed}/replicas")
-    if chance.random() >= 0.2 or not world.tables["history"]["enabled"]:
+    if not world.tables["history"]["enabled"]:
         return world  # without positions a later replica gives again what an earlier one has given
     faults = list(world.faults)
     for _ in range(chance.randint(2, 8)):
@@ -288,10 +297,9 @@ def _with_replicas(world: World) -> World:
     )
 
 
-def _at_the_head(world: World) -> World:
+def _at_the_head(world: World, chance: random.Random) -> World:
     """In some seeds who comes back finds where it was in a page that reaches as far as the events do just now."""
-    chance = random.Random(f"{world.seed}/cuts")
-    if chance.random() >= 0.1 or not world.tables["history"]["enabled"]:
+    if not world.tables["history"]["enabled"]:
         return world
     faults = list(world.faults)
     for client in world.clients:
@@ -309,10 +317,9 @@ def _at_the_head(world: World) -> World:
     )
 
 
-def _filtered_in_bursts(world: World) -> World:
+def _filtered_in_bursts(world: World, chance: random.Random) -> World:
     """In some seeds many events come at once, of which clients want some, and a socket takes few at a time."""
-    chance = random.Random(f"{world.seed}/bursts")
-    if chance.random() >= 0.1 or world.delays_s[1] >= _SLOW_LINK_S:
+    if world.delays_s[1] >= _SLOW_LINK_S:
         return world  # who was away for a minute would not have read all of it when it has to
     every_s = chance.choice((1.0, 2.0))
     clients = (replace(client, wanted=chance.choice((*TYPES, client.wanted))) for client in world.clients)
@@ -325,11 +332,8 @@ def _filtered_in_bursts(world: World) -> World:
     )
 
 
-def _sent_again(world: World) -> World:
+def _sent_again(world: World, chance: random.Random) -> World:
     """In some seeds Redis forgets what it has passed on before its publisher has been answered."""
-    chance = random.Random(f"{world.seed}/again")
-    if chance.random() >= 0.1:
-        return world
     faults = list(world.faults)
     for _ in range(chance.randint(2, 5)):
         at, producer = chance.uniform(1, world.lasts_s), chance.choice(world.producers).name
@@ -338,11 +342,8 @@ def _sent_again(world: World) -> World:
     return replace(world, faults=tuple(sorted(faults, key=lambda fault: fault.at)))
 
 
-def _pipelined(world: World) -> World:
+def _pipelined(world: World, chance: random.Random) -> World:
     """In some seeds publishers go on before they are answered, and Redis has no memory for some of it."""
-    chance = random.Random(f"{world.seed}/pipelined")
-    if chance.random() >= 0.1:
-        return world
     faults = list(world.faults)
     for _ in range(chance.randint(2, 8)):
         at, lasts_s = chance.uniform(1, world.lasts_s), chance.choice((0.2, 1.0))
