@@ -97,6 +97,16 @@ def is_timed(epoch: str) -> bool:
     return _TIMED(epoch) is not None
 
 
+def is_within(position: Position, known: Position) -> bool:
+    """Whether everything up to `known` includes a position, for certain.
+
+    Epochs without a time are older than those with one, and of two of them it is not known which is the older one.
+    """
+    if position.epoch == known.epoch:
+        return position.offset <= known.offset
+    return is_timed(known.epoch) and (not is_timed(position.epoch) or position.epoch < known.epoch)
+
+
 def is_epoch(value: object) -> bool:
     return type(value) is str and _EPOCH(value) is not None
 

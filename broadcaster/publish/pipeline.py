@@ -13,7 +13,7 @@ from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import SAYS, RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
-from broadcaster.core.position import Position, is_timed
+from broadcaster.core.position import Position, is_within
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.publish.lookout import HubLookout
 from broadcaster.redis import stream
@@ -254,7 +254,7 @@ class PublishPipeline:
                 continue
             known = self._newest.get(channel)
             # One that had been stored before may be of an older epoch.
-            if outcome.receivers is not None or known is None or _is_newer(outcome.position, known):
+            if outcome.receivers is not None or known is None or is_within(known, outcome.position):
                 self._newest[channel] = outcome.position
             if outcome.receivers is not None:
                 break
@@ -329,10 +329,3 @@ class PublishPipeline:
         if self._tried:
             self._tried = False
             self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
-
-
-def _is_newer(one: Position, other: Position) -> bool:
-    """Whether a position is of a later epoch, or further in the same."""
-    if one.epoch == other.epoch:
-        return one.offset > other.offset
-    return is_timed(one.epoch) and (not is_timed(other.epoch) or one.epoch > other.epoch)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from broadcaster.core.event import Event
-from broadcaster.core.position import Cause, Gap, Instant, Position, is_timed, read_position, read_since
+from broadcaster.core.position import Cause, Gap, Instant, Position, is_within, read_position, read_since
 
 
 class ResumeState:
@@ -104,7 +104,7 @@ class ResumeState:
         if event.position is None or event.channel is None:
             return False
         known = self.positions.get(event.channel)
-        return known is not None and _is_within(event.position, known)
+        return known is not None and is_within(event.position, known)
 
     def on_event(self, event: Event) -> Gap | None:
         """Handle an event, new or duplicate; return the gap before it if there is one that was not announced."""
@@ -125,7 +125,7 @@ class ResumeState:
         """Handle a stored event that cannot be given out; return the gap before it, and the one that it is."""
         epoch, offset = position
         known = self.positions.get(channel)
-        if known is not None and _is_within(position, known):
+        if known is not None and is_within(position, known):
             return []
         before = self._unexplained(channel, Position(epoch, offset - 1))
         gap = self.on_gap(Gap(channel, Cause.REFUSED, epoch, offset, offset, position))
@@ -144,9 +144,9 @@ class ResumeState:
         That had arrived, perhaps from another hub, or was announced before.
         """
         known = self.positions.get(gap.channel)
-        if known and gap.epoch and gap.first is not None and _is_within(Position(gap.epoch, gap.first), known):
+        if known and gap.epoch and gap.first is not None and is_within(Position(gap.epoch, gap.first), known):
             end = gap.position if gap.last is None else Position(gap.epoch, gap.last)
-            if end is not None and _is_within(end, known):
+            if end is not None and is_within(end, known):
                 return None
             gap = replace(gap, epoch=known.epoch, first=known.offset + 1)
         self._begun.add(gap.channel)
@@ -188,13 +188,3 @@ def _read(since: str) -> Position | Instant:
         return read_since(since)
     except ValueError as error:
         raise ValueError(f"since {error}") from None
-
-
-def _is_within(position: Position, known: Position) -> bool:
-    """Whether everything up to `known` includes a position, for certain.
-
-    Epochs without a time are older than those with one, and of two of them it is not known which is the older one.
-    """
-    if position.epoch == known.epoch:
-        return position.offset <= known.offset
-    return is_timed(known.epoch) and (not is_timed(position.epoch) or position.epoch < known.epoch)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from broadcaster.core.backoff import backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
-from broadcaster.core.position import Head, is_timed
+from broadcaster.core.position import Head, is_within
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import StoredEvents
 from broadcaster.redis import stream
@@ -130,7 +130,4 @@ class Replica:
 
 def _has_reached(found: Head, head: Head) -> bool:
     """Whether a channel stands at `head` or beyond, in the same history."""
-    here, there = found.position, head.position
-    if here.epoch == there.epoch:
-        return here.offset >= there.offset
-    return is_timed(here.epoch) and (here.epoch > there.epoch or not is_timed(there.epoch))
+    return is_within(head.position, found.position)
