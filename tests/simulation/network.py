@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -21,6 +21,7 @@ from tests.simulation.process import PROCESS, Process
 Factory = Callable[[], Any]
 
 _WIDE: Final = (16_384, 262_144)
+_UPGRADED: Final = b"HTTP/1.1 101 "
 
 
 @dataclass(slots=True)
@@ -142,6 +143,8 @@ class Endpoint(asyncio.Transport):
         closed: Whether `connection_lost` is due or was called.
         paused: Whether reading is paused.
         vanished: Whether its packets reach nobody any more, the end of the connection included (half-open).
+        upgraded_at: When a hub has answered it that this is a WebSocket.
+        lost_at: When it was gone.
     """
 
     def __init__(self, network: Network, process: Process, name: tuple[str, int], peer: tuple[str, int]) -> None:
@@ -150,6 +153,7 @@ class Endpoint(asyncio.Transport):
         self.context = process.context
         self.protocol: Any = None
         self.closed = self.paused = self.vanished = False
+        self.upgraded_at = self.lost_at = math.inf
         self.out: Direction
         self.back: Direction
         self._network = network
@@ -200,6 +204,8 @@ class Endpoint(asyncio.Transport):
             return
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
+        if data[: len(_UPGRADED)] == _UPGRADED:
+            self._network.on_upgraded(self)
         self.out.waiting += data
         self.out.pump()
         if len(self.out.waiting) > self._high and not self._writing_paused:
@@ -252,7 +258,7 @@ class Endpoint(asyncio.Transport):
     def lose(self, error: Exception | None) -> None:
         """This end is gone: its protocol learns of it, and in order the other end."""
         if not self.closed:
-            self.closed = True
+            self.closed, self.lost_at = True, self._network.loop.now
             self._network.forget(self)
             self.out.waiting.clear()
             self.out.end()
@@ -303,6 +309,7 @@ class Network:
         balance: Called with the name of who connects to it; the port to which that is led.
         narrow: To which processes, by their names, connections have such windows; others have wide ones.
         usual: How a link is before anything has happened to it.
+        websockets: Per process the ends that it has, and has had, of its WebSockets.
         unsent: Directions in which something waits.
         flowing: Directions in which something is on its way.
     """
@@ -316,6 +323,7 @@ class Network:
         self.balance: Callable[[str], int] = lambda client: 0
         self.narrow: Callable[[str], bool] = lambda server: True
         self.usual = Link()
+        self.websockets = defaultdict[str, list[Endpoint]](list)
         self._links: dict[tuple[str, str], Link] = {}
         self._servers: dict[tuple[str, int], Server] = {}
         self._names: dict[tuple[str, int], str] = {}
@@ -406,6 +414,12 @@ class Network:
 
     def _name(self, host: str, port: int) -> str:
         return self._names.get((host, port), f"{host}:{port}")
+
+    def on_upgraded(self, endpoint: Endpoint) -> None:
+        """A hub answers a handshake."""
+        if (peer := self._open.get(endpoint)) is not None:
+            peer.upgraded_at = self.loop.now
+            self.websockets[peer.process.name].append(peer)
 
     def forget(self, endpoint: Endpoint) -> None:
         self._open.pop(endpoint, None)

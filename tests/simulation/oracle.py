@@ -8,6 +8,7 @@ blind.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,6 +37,15 @@ _FORGETTING: Final = (
 
 _SLOW_REDIS: Final = ("redis_slow", "redis_freeze", "replica_lag", "replica_freeze")
 """Kinds of trouble in which a round of a hub's probe takes long, and succeeds all the same."""
+
+_LASTED_S: Final = 5.0
+"""A connection that has neither lasted so long nor brought an event counts as a failed attempt."""
+
+_LONGEST_WAIT_S: Final = 30.0
+"""The bound of the wait after many of them; after the first it is 1 s, and doubles with each."""
+
+_DRAIN_S: Final = 1.0
+"""So much longer a hub that drains may ask a client to stay away."""
 
 _SLOW_WAYS: Final = ("throttle", "delay", "black_hole", "one_way", "half_open", "client_sleep", "hub_freeze")
 """Kinds of trouble between a hub and a client that make the client slow."""
@@ -78,6 +88,7 @@ class Truth:
         idle_expire_s: Seconds of silence after which a channel's events expire.
         dedupe_s: Seconds within which an event that is sent again is stored only once.
         max_bytes: The largest event that the hubs deliver.
+        connections: When the connections of a client began and ended, of those that have, as far as that is seen.
     """
 
     journal: Journal
@@ -92,6 +103,7 @@ class Truth:
     idle_expire_s: int
     dedupe_s: int
     max_bytes: int
+    connections: Callable[[str], list[tuple[float, float]]] = lambda client: []
 
     def fresh_s(self, now: float) -> float:
         """Seconds within which who gets heartbeats has what Redis has taken."""
@@ -282,6 +294,9 @@ class Oracle:
             now: Loop time.
         """
         for book in books:
+            if book.blind and self._backs_off(book, now):
+                self._counts["backs off at the end"] += 1
+                continue
             self._rules.at_the_end(book, last[book.wanted or ""], sent_at, now)
             if book.blind:
                 self.fail("blind at the end", now, book.client, f"{book.kind}")
@@ -289,6 +304,23 @@ class Oracle:
             self.fail("an epoch named before another one", now, "redis", said)
         for accepted in self._truth.journal.accepted.values():
             self._judge_dedupe(accepted, now)
+
+    def _backs_off(self, book: Book, now: float) -> bool:
+        """Whether a `Subscriber` may still be waiting before its next attempt: its connections were in vain."""
+        if book.kind != "Subscriber":
+            return False
+        born = max((at for at, entry in book.entries if isinstance(entry, Connected)), default=now)
+        events = [at for at, entry in book.entries if isinstance(entry, Given)]
+        in_vain, until = 0, -math.inf
+        for began, ended in self._truth.connections(book.client):
+            if began < born:
+                continue
+            brought = any(began <= at <= ended for at in events)
+            in_vain = 0 if brought or ended - began >= _LASTED_S else in_vain + 1
+            # An attempt may have been refused meanwhile: that makes two waits.
+            wait_s = min(2.0 ** (in_vain - 1), _LONGEST_WAIT_S) if in_vain else 0.0
+            until = ended + 2 * wait_s + _DRAIN_S
+        return now < until
 
     def _judge_dedupe(self, accepted: list[Accepted], now: float) -> None:
         """An event is stored once, however often it is sent, unless the first one was forgotten."""

@@ -101,6 +101,7 @@ class Simulation:
             self.troubles,
             is_stored=self._is_stored,
             in_charge=self._in_charge,
+            connections=self._connections,
             silent_s=self._silent_s,
             told_s=self.told_s,
             round_s=self.settings.redis.silence_timeout_s,
@@ -184,6 +185,10 @@ class Simulation:
         """For how many seconds a hub has been running, and could not reach Redis."""
         self.watch_contacts()  # a slow Redis that was frozen has done something again, perhaps
         return self.loop.now - self._without_redis.get(hub, self.loop.now)
+
+    def _connections(self, client: str) -> list[tuple[float, float]]:
+        """When the WebSockets of a client began and ended."""
+        return [(end.upgraded_at, end.lost_at) for end in self.network.websockets[client] if end.closed]
 
     def _on_cut(self, peer: str) -> None:
         """Redis has cut a connection for which it had too much."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tests.simulation.books import Beaten, Book, Connected, Given, Place, Told, Welcomed
@@ -69,15 +69,21 @@ class View:
     asks_since: float | None = None
     fresh_from: float = 0.0
 
-    def go_back_to(self, epoch: str) -> None:
-        """Of two masters side by side a hub of the older one knows nothing of the epochs of the newer one.
+    def go_back_to(self, place: Place) -> None:
+        """Of two masters side by side a hub of the older one knows nothing of what the newer one has taken.
 
-        So who comes to it from there stands in this epoch again, and what came after it may come once more.
+        So who comes to it from there stands at this place again, and what came after it may come once more.
         """
+        epoch = place.epoch
         for later in [each for each in self.highest if is_named_before(epoch, each)]:
             del self.highest[later]
-        self.given = {place for place in self.given if place.epoch in self.highest}
-        self.told = [gap for gap in self.told if not is_named_before(epoch, str(gap.epoch))]
+        if epoch in self.highest:
+            self.highest[epoch] = min(self.highest[epoch], place.offset)
+        self.given = {each for each in self.given if each.offset <= self.highest.get(each.epoch, -1)}
+        told = [gap for gap in self.told if not is_named_before(epoch, str(gap.epoch))]
+        self.told = [
+            replace(gap, last=min(gap.last or 0, place.offset)) if gap.epoch == epoch else gap for gap in told
+        ]
         for begun in [each for each in self.open_told if not is_named_before(each, epoch)]:
             del self.open_told[begun]
 
@@ -230,7 +236,7 @@ class StoredRules:
         assert gap.first is not None
         assert gap.position is not None
         since, channel = Place(gap.epoch, gap.first - 1), gap.channel
-        view.go_back_to(gap.position.epoch)
+        view.go_back_to(gap.position)
         # A `Subscriber` that connects again by itself comes with the place where it is.
         known = (view.came_with, view.at) if book.kind == "Subscriber" else (view.came_with,)
         if gap.last is not None or since not in known:

@@ -50,6 +50,7 @@ class Case:
         self.troubles = Troubles()
         self.stored = set[str]()
         self.silent_s = 0.0
+        self.connections = list[tuple[float, float]]()
         self.findings = Findings()
         for now, text in enumerate(["a1", "a2", "a3", "a4", "a5", "b6", "b7", "b8", "b9"]):
             if stores:
@@ -62,6 +63,7 @@ class Case:
             self.troubles,
             is_stored=lambda accepted: accepted.event_id in self.stored,
             in_charge=lambda: "run",
+            connections=lambda client: self.connections,
             silent_s=lambda hub: self.silent_s,
             told_s=5.0,
             round_s=2.0,
@@ -189,6 +191,17 @@ def test_who_goes_back_is_given_nothing_twice_of_where_it_stands() -> None:
     assert case.rules == ["given twice"]
 
 
+@pytest.mark.parametrize(("again", "expected"), [(["a4", "a5"], []), (["a3"], ["given twice"])])
+def test_who_goes_back_within_an_epoch_may_be_given_the_rest_of_it_again(
+    again: list[str], expected: list[str]
+) -> None:
+    case = Case()
+    case.journal.losses.append(Loss(10.0, {CHANNEL: (EPOCHS["a"], 3)}))
+    case.note(*ALL_OF_A, Connected("hub", {CHANNEL: place("a5")}))
+    case.note(welcome("a5", False), gap(UNKNOWN, "a6", None, "a3"), *given(*again))
+    assert case.rules == expected
+
+
 def test_what_has_left_the_log_may_be_told_as_expired() -> None:
     case = Case()
     case.journal.on_removed([((n, 0), [b"e", payload(f"a{n}")]) for n in (2, 3)], 10.0)
@@ -251,6 +264,31 @@ def test_who_lacks_the_last_event_is_not_caught_up_at_the_end() -> None:
 def test_who_was_not_welcomed_before_the_last_event_begins_behind_it(at: float, expected: list[str]) -> None:
     case = Case(kind="Subscriber", since=None, at=7.0)
     case.note(Beaten(CHANNEL, place("b8"), is_claim=False), at=at)
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "lasted_s", "event_at", "ended_at", "expected"),
+    [
+        ("Subscriber", 0.5, None, NOW - 6.0, []),
+        ("Subscriber", 0.5, None, NOW - 9.5, ["not caught up at the end", "blind at the end"]),
+        ("Subscriber", 0.5, 12.0, NOW - 6.0, ["not caught up at the end", "blind at the end"]),
+        ("Subscriber", 5.0, None, NOW - 6.0, ["not caught up at the end", "blind at the end"]),
+        ("v1", 0.5, None, NOW - 6.0, ["not caught up at the end", "blind at the end"]),
+    ],
+)  # fmt: skip
+def test_a_subscriber_whose_connections_were_in_vain_may_wait_before_the_next_one(
+    kind: str, lasted_s: float, event_at: float | None, ended_at: float, expected: list[str]
+) -> None:
+    case = Case(kind=kind, since="a1", at=1.0)
+    case.troubles.note("hub_drain", ["hub"], 2.0, NOW - 6)
+    for end in (ended_at - 8, ended_at - 2, ended_at):
+        case.connections.append((end - lasted_s, end))
+    if event_at is not None:
+        case.connections[1] = event_at, event_at
+        case.note(*given("a2"), at=event_at)
+    case.note(Blind(True), at=NOW - 5)
     case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
     assert case.rules == expected
 
