@@ -28,6 +28,7 @@ from broadcaster.settings import load
 from tests.clients.programs import node_has_websocket, node_packages, program
 from tests.support import (
     ROOT,
+    WHOLE_RUN_S,
     HubThread,
     RedisClient,
     Running,
@@ -222,7 +223,7 @@ def run(site: Site, block: Block, *command: str, **variables: str) -> None:
             os.killpg(running.process.pid, signal.SIGINT)
             assert running.wait(within=10) in ENDED_BY_CTRL_C, running.output
         else:
-            assert running.wait(within=40) == 0, running.output
+            assert running.wait(within=WHOLE_RUN_S) == 0, running.output
     if block.language != "python" or running.lines[-1:] != ["KeyboardInterrupt"]:  # that may be left to Python
         assert "Traceback" not in running.output
     assert "Errno" not in running.output

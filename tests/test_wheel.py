@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, clean_environment
+from tests.support import ROOT, WHOLE_RUN_S, clean_environment
 from tests.test_honcho import Honcho, table_of
 
 STARTER_FILES = (
@@ -132,7 +132,7 @@ def test_the_wheel_is_enough(environment: Path, tmp_path: Path) -> None:
 
     (tmp_path / "empty").mkdir()
     with Installed(tmp_path / "empty", "loadtest", "--preset", "smoke", "--events", "3") as run:
-        assert run.wait(within=25) == 0, run.output
+        assert run.wait(within=WHOLE_RUN_S) == 0, run.output
     assert table_of(run.printed("report.1"))["Received deliveries"] == ["15"]
     with Installed(tmp_path, "init", "wall") as init:
         assert init.wait() == 0, init.output

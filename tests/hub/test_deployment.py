@@ -173,7 +173,7 @@ class Deployment:
     def counts(self, number: int, key: str, count: int) -> bool:
         return bool(self.says(number)[key] == count)
 
-    def until(self, status: str, *words: str, within: float = 10.0) -> dict[str, Any]:
+    def until(self, status: str, *words: str, within: float = 20.0) -> dict[str, Any]:
         def look() -> dict[str, Any]:
             said: dict[str, Any] = self.says()["deployment"]
             fits = said["status"] == status and all(word in str(said["problems"]) for word in words)

@@ -16,7 +16,7 @@ import pytest
 from broadcaster.loadtest.hops import HOPS
 from broadcaster.loadtest.report.outcome import Outcome, read_run
 from broadcaster.redis.server import RedisServer
-from tests.support import HubProcess, Running, broadcaster
+from tests.support import WHOLE_RUN_S, HubProcess, Running, broadcaster
 
 Clocks = Callable[[], tuple[list[str], dict[str, str]]]
 """What a process is started with, so that its clocks are other ones: words in front of it, and variables."""
@@ -59,7 +59,7 @@ def run_of(
         report = stack.enter_context(broadcaster("report", "--loadtest", cwd=folder, **variables))
         stack.enter_context(Running(*wrapper, *product, "fleet", "--loadtest", cwd=folder, **variables, **changes))
         stack.enter_context(broadcaster("publisher", "--loadtest", cwd=folder, **variables))
-        assert report.wait(within=40) == 0, report.output
+        assert report.wait(within=WHOLE_RUN_S) == 0, report.output
         return read_run(folder / "results" / "test"), report.output
 
 

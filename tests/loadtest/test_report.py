@@ -24,7 +24,7 @@ from broadcaster.loadtest.rig import MachineSample
 from broadcaster.loadtest.run import Run
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import dump, load
-from tests.support import CommandLine, broadcaster, eventually, finished, free_port
+from tests.support import WHOLE_RUN_S, CommandLine, broadcaster, eventually, finished, free_port
 
 MS = 1_000_000
 MACHINE = {
@@ -729,7 +729,7 @@ def test_what_cannot_be_kept_at_the_end_is_printed_all_the_same(
         spoil(folder / name)
         for path in run.folder.glob("[dflp]*"):
             shutil.copy(path, folder)
-        assert running.wait(within=20) == 74, running.output
+        assert running.wait(within=WHOLE_RUN_S) == 74, running.output
         assert "PASSED: all limits" in running.output
         assert table_of(running.output)["Received deliveries"] == ["16", "12", "4"]
         [complaint] = [line for line in running.output.splitlines() if line.startswith("error: ")]

@@ -18,7 +18,7 @@ from broadcaster.loadtest import records, rig
 from broadcaster.loadtest.rig import LagMeter, MachineMeter, MachineSample, Stall
 from broadcaster.redis.server import RedisServer
 from tests.loadtest.test_whole_run import CLIENTS, parts
-from tests.support import HubProcess, eventually
+from tests.support import WHOLE_RUN_S, HubProcess, eventually
 
 MS = 1_000_000
 
@@ -103,7 +103,7 @@ def test_a_busy_machine(redis: RedisServer, tmp_path: Path) -> None:
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
             stack.callback(busy.kill)
         running = stack.enter_context(parts(redis, hub, tmp_path, BROADCASTER_LOADTEST__EVENTS="20"))
-        assert running["report.1"].wait(within=30) == 0, running["report.1"].output
+        assert running["report.1"].wait(within=WHOLE_RUN_S) == 0, running["report.1"].output
         text = running["report.1"].output
     found = re.search(r"INVALID: other processes used (\d+) % of the machine's CPU time", text)
     assert found, text
@@ -121,7 +121,7 @@ def test_what_is_stopped_in_the_middle(name: str, redis: RedisServer, tmp_path: 
         stopped.signal(signal.SIGSTOP)
         CLOCK.block(0.3 if name == "hub" else 1.0)  # far beyond any lag of a shared core
         stopped.signal(signal.SIGCONT)
-        assert running["report.1"].wait(within=30) == 0, running["report.1"].output
+        assert running["report.1"].wait(within=WHOLE_RUN_S) == 0, running["report.1"].output
         text = running["report.1"].output
     stalls = re.findall(r"INVALID: (\S+) stood still for (?:[2-9]\d\d|\d{4}) ms", text)
     assert stalls == {"hub": [], "fleet.1": ["fleet.1"], "publisher.1": ["publisher"]}[name], text

@@ -16,7 +16,7 @@ from broadcaster.loadtest.hops import HOPS, WAYS
 from broadcaster.loadtest.records import LossRecord, PublishedRecord
 from broadcaster.loadtest.report.outcome import read_run
 from broadcaster.redis.server import RedisServer
-from tests.support import HubProcess, Running, broadcaster, eventually
+from tests.support import WHOLE_RUN_S, HubProcess, Running, broadcaster, eventually
 
 CLIENTS, EVENTS = 6, 40
 
@@ -66,7 +66,7 @@ def test_a_hub_that_is_restarted_in_the_middle(stored: bool, redis: RedisServer,
         hub.wait()
         again = stack.enter_context(HubProcess(redis.url, hub.port, **history)).until_ready()
         again.until_connected(CLIENTS)
-        code = running["report.1"].wait(within=30)
+        code = running["report.1"].wait(within=WHOLE_RUN_S)
         text = running["report.1"].output
     folder = tmp_path / "results" / "test"
     published = records.read(folder / "published.csv", PublishedRecord)
@@ -120,7 +120,7 @@ def test_a_hub_that_loses_silently_is_found_out(redis: RedisServer, tmp_path: Pa
         running = stack.enter_context(parts(redis, hub, tmp_path))
         eventually(lambda: hub.stats().get("deliveries", 0) >= 5 * CLIENTS, "nothing is delivered", 20)
         hub.signal(signal.SIGSTOP)
-        code = running["report.1"].wait(within=40)
+        code = running["report.1"].wait(within=WHOLE_RUN_S)
         text = running["report.1"].output
     assert code == 1, text
     assert "unexplained (nobody said so: this must not happen)" in text

@@ -66,7 +66,7 @@ class Watch:
     def _say(self, channel: str, word: str) -> None:
         self.said.append(word if channel == CHANNEL else f"{channel} {word}")
 
-    async def hears(self, word: str, *, times: int = 1, within: float = 10.0) -> None:
+    async def hears(self, word: str, *, times: int = 1, within: float = 20.0) -> None:
         def look() -> bool:
             assert not self.task.done(), f"the subscription ended: {self.task}"
             return self.said.count(word) >= times

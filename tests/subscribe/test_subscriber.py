@@ -492,7 +492,7 @@ class Notices:
         """Numbers of events, causes of gaps, `stale` and `fresh`."""
         return [brief(notice) for notice in self.all]
 
-    async def until(self, *short: int | str, within: float = 10.0) -> None:
+    async def until(self, *short: int | str, within: float = 20.0) -> None:
         """Wait until exactly these have come."""
         with contextlib.suppress(AssertionError):
             await until(lambda: self.task.done() or self.short == list(short), "", within)

@@ -35,7 +35,7 @@ from tests.support.redis import (
     stand_in,
     stored_events,
 )
-from tests.support.timing import UNIT_S, eventually, until
+from tests.support.timing import UNIT_S, WHOLE_RUN_S, eventually, until
 from tests.support.websocket import (
     Frame,
     RawClient,
@@ -52,6 +52,7 @@ __all__ = [
     "MONITOR_KEY",
     "ROOT",
     "UNIT_S",
+    "WHOLE_RUN_S",
     "Clock",
     "CommandLine",
     "Finished",

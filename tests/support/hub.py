@@ -84,7 +84,7 @@ class Hub(Speaking):
     def ended(self) -> bool:
         raise NotImplementedError
 
-    def until_ready(self, within: float = 10.0) -> Self:
+    def until_ready(self, within: float = 20.0) -> Self:
         eventually(lambda: self.ended or self.get("/health/ready")[0] == 200, "the hub is not ready", within)
         assert not self.ended, f"the hub has ended:\n{self.output}"
         return self

@@ -42,7 +42,7 @@ class Speaking:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def said(self, words: str, within: float = 10.0) -> str:
+    def said(self, words: str, within: float = 20.0) -> str:
         """Wait for a line that has `words`; return it."""
 
         def look() -> str:

@@ -13,8 +13,11 @@ T = TypeVar("T")
 UNIT_S = float(os.environ.get("TEST_TIME_SCALE", "1"))
 """The time unit of all deadlines in seconds."""
 
+WHOLE_RUN_S = 60.0
+"""Time units within which a load test of five processes has come to its end, on the slowest of machines."""
 
-def eventually(probe: Callable[[], T], message: str, within: float = 10.0) -> T:
+
+def eventually(probe: Callable[[], T], message: str, within: float = 20.0) -> T:
     """Poll until `probe` returns something true; return it. `within` is in time units."""
     deadline = time.monotonic() + within * UNIT_S
     while not (result := probe()):
@@ -23,7 +26,7 @@ def eventually(probe: Callable[[], T], message: str, within: float = 10.0) -> T:
     return result
 
 
-async def until(probe: Callable[[], T], message: str, within: float = 10.0) -> T:
+async def until(probe: Callable[[], T], message: str, within: float = 20.0) -> T:
     """`eventually` for a coroutine: the event loop turns between two looks."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within * UNIT_S
