@@ -33,6 +33,7 @@ class Record:
         self.batches: list[int] = []
         self.position: Position | None = None
         self.frames: dict[Position, bytes] = {}
+        self.kept = 1000
         self.ring = self
 
     def begin(self, position: Position) -> None:
@@ -46,6 +47,7 @@ class Record:
             self.position = event.position or self.position
             if event.position is not None:
                 self.frames[event.position] = event.frame
+        self.frames = dict(list(self.frames.items())[-self.kept :])
 
     def frame_at(self, position: Position) -> bytes | None:
         return self.frames.get(position)
@@ -617,6 +619,45 @@ async def test_a_memory_that_was_set_back_and_got_further_again_is_told() -> Non
     assert channel.record.said == [*run_of("e1", 1, 6), "e1-7", "e1-8", ("redis_restarted", "e1", 9, None, "e2-8")]
     channel.hear(channel.store(1))
     assert channel.record.said[-1] == "e2-9"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@in_loop
+async def test_it_is_told_though_the_ring_holds_few(at_once: bool) -> None:
+    """What comes behind the event that came twice drops the first one, at once or before the log is read."""
+    channel = await Channel.opened()
+    channel.record.kept = 2
+    channel.hear(channel.store(6))
+    channel.redis.set_back(5)
+    other = channel.store(4)
+    for payloads in [other] if at_once else [[each] for each in other]:
+        channel.hear(payloads)
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 9), ("redis_restarted", "e1", 10, None, "e2-9")]
+
+
+@in_loop
+async def test_it_is_told_though_the_log_has_dropped_both() -> None:
+    """Events come so fast that the one that came twice has left the log before that is read."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.set_back(5)
+    channel.hear(channel.store(4))
+    channel.redis.trim(8)
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 9), ("redis_restarted", "e1", 10, None, "e2-9")]
+
+
+@in_loop
+async def test_one_that_is_forged_of_what_the_log_has_dropped_begins_no_epoch() -> None:
+    """It is not the last one that was handed on: if Redis had been set back, another one of that would follow."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.trim(4)
+    channel.hear([splice(CHANNEL, P("e1-2"), payload(99))])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 6)
+    assert channel.redis.head() == P("e1-6")
 
 
 @pytest.mark.parametrize("stored", [1, 3, 5], ids=["less", "as much", "more"])

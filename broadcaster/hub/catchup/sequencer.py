@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
@@ -29,6 +29,21 @@ log = logging.getLogger("broadcaster.hub")
 ELSEWHERE: Final = (
     "events come that are not stored where this hub reads: does their publisher use another database (redis.url)?"
 )
+
+
+class _Doubt(NamedTuple):
+    """Where Redis may have another event than the one that was handed on.
+
+    Attributes:
+        position: Of both.
+        frame: The one that was handed on.
+        was_last: Whether another one has come when nothing had been handed on behind the first: a log that has
+            neither any more cannot clear the doubt.
+    """
+
+    position: Position
+    frame: bytes
+    was_last: bool
 
 
 class Sequencer:
@@ -69,7 +84,7 @@ class Sequencer:
         self._skipped: Position | None = None  # the highest event that was not handed on since the last round
         self._early: list[Message] = []  # of those that were not handed on, what may join on to the next page
         self._early_bytes = 0
-        self._doubted: Position | None = None  # where Redis may have another event than the one that was handed on
+        self._doubt: _Doubt | None = None
         self.sync_round = 0
         self.synced_round = 0
         self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
@@ -92,7 +107,7 @@ class Sequencer:
     def take(self, messages: Sequence[Message]) -> None:
         """Hand on what the subscription brought, if it is next. What is not stored passes at once."""
         at = self._fanout.ring.position
-        ready, again = [], []
+        ready: list[Message] = []
         for message in messages:
             position = message.position
             if position is None:
@@ -101,13 +116,16 @@ class Sequencer:
                 at = position
                 ready.append(message)
             elif at is not None and position.epoch == at.epoch and position.offset <= at.offset:
-                again.append(message)
+                if ready:
+                    self._fanout.broadcast(ready)
+                    ready = []
+                self._compare(
+                    message
+                )  # before what comes behind it makes the ring drop the one that it is held to
             else:
                 self._skip(message)
         if ready:
             self._fanout.broadcast(ready)
-        if again:
-            self._compare(again)
 
     def _skip(self, message: Message) -> None:
         """It is not the next one: whatever it is, the log knows. It may be the next one when that was read."""
@@ -141,23 +159,22 @@ class Sequencer:
         if self._skipped is not None and not self.order.is_after(self._skipped, at):
             self._skipped = None
 
-    def _compare(self, again: list[Message]) -> None:
-        """If another event was handed on at a position, Redis may have been set back; or one is forged."""
-        self.duplicates += len(again)
-        if another := next(filter(self._is_another, again), None):
-            self._doubted = another.position
+    def _compare(self, message: Message) -> None:
+        """If another event was handed on at its position, Redis may have been set back; or it is forged."""
+        self.duplicates += 1
+        position = message.position
+        assert position is not None
+        frame = self._fanout.ring.frame_at(position)
+        if frame is not None and frame != message.frame:
+            self._doubt = _Doubt(position, frame, was_last=position == self.position)
             self._wake.set()
-
-    def _is_another(self, message: Message) -> bool:
-        assert message.position is not None
-        return self._fanout.ring.frame_at(message.position) not in (None, message.frame)
 
     def confirm(self) -> None:
         """The subscription holds from here on: what came before is in the log."""
         self._confirmed_in = self.sync_round
         at = self.position  # Redis may have been set back meanwhile, and have got further again since
-        if at is not None and self._fanout.ring.frame_at(at) is not None:
-            self._doubted = at
+        if at is not None and (frame := self._fanout.ring.frame_at(at)) is not None:
+            self._doubt = _Doubt(at, frame, was_last=False)
         self._wake.set()
 
     def interrupt(self) -> None:
@@ -232,15 +249,27 @@ class Sequencer:
         If there are other events where this hub has handed some on, the memory was older, also if it has got
         further since: then it is the last position that there could be.
         """
-        floor, doubted = self.position, self._doubted
-        if doubted is not None and floor is not None and doubted.epoch == floor.epoch:
-            page = await self._log.page(self._channel, doubted.offset, floor)
-            if any(map(self._is_another, page.messages)):
+        floor, doubt = self.position, self._doubt
+        if doubt is not None and floor is not None and doubt.position.epoch == floor.epoch:
+            page = await self._log.page(self._channel, doubt.position.offset, floor)
+            if self._is_confirmed(doubt, page):
                 log.warning("%s: Redis has other events than those that were handed on", self._channel)
                 floor = floor._replace(offset=MAX_OFFSET)
-        if self._doubted is doubted:
-            self._doubted = None
+        if self._doubt is doubt:
+            self._doubt = None
         return floor
+
+    def _is_confirmed(self, doubt: _Doubt, page: Page) -> bool:
+        """Whether the log, from the place of a doubt on, has other events than those that were handed on."""
+        is_there = False
+        for message in page.messages:
+            assert message.position is not None
+            frame = self._fanout.ring.frame_at(message.position)
+            if message.position == doubt.position:
+                is_there, frame = True, doubt.frame
+            if frame not in (None, message.frame):
+                return True
+        return doubt.was_last and not is_there
 
     @property
     def _at(self) -> Position:
