@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.chaos.truth import Life
+from tests.simulation.troubles import EVERY_CHANNEL
 from tests.simulation.worlds import Fault
 from tests.support import Proxy
 
@@ -47,6 +48,8 @@ class Faults:
             return [(fault.target, "redis")]
         if fault.kind.startswith("client"):
             return [(fault.target,), *((fault.target, hub) for hub in self._chaos.hubs)]
+        if fault.kind == "redis_deny":
+            return [("redis",), ("redis", EVERY_CHANNEL)]
         return [(fault.target if fault.kind.startswith(("hub", "producer")) else "redis",)]
 
     def _later(self, fault: Fault, work: Callable[[], object]) -> None:

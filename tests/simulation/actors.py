@@ -53,7 +53,7 @@ class Actor:
         if self.ended:
             return
         self.process = Process(self.name, self.sim.loop)
-        if (pauses := self.sim.world.pauses) is not None:
+        if (pauses := self.sim.world.pauses) is not None and not self.sim.is_calm:
             self.process.pauses = Pauses(self.chance, *pauses)
         self.process.spawn(self._run(), "run")
 
@@ -136,6 +136,9 @@ class ProducerActor(Actor):
         super().__init__(simulation, producer.name)
         self._producer = producer
         self._stored = dict[str, list[tuple[int, Place]]]()
+        # Drawn apart, so that what else happens in a seed does not depend on it.
+        self._elsewhere = random.Random(f"{simulation.world.seed}/{producer.name}/elsewhere")
+        self._publishes_twice = self._elsewhere.random() < 0.1
 
     async def work(self) -> None:
         if self._producer.uses_http and self.sim.world.token:
@@ -159,12 +162,18 @@ class ProducerActor(Actor):
             to = chance.choice(producer.channels)
             for _ in range(1 if producer.waits else chance.randint(1, 6)):
                 drafts = self._drafts(publisher, to)
-                settling = self._settle(publisher, publisher.send(drafts, to), to, sent)
-                sent += len(drafts)
-                if producer.waits:
-                    await settling
-                else:
-                    group.create_task(settling)
+                for channel in self._places_for(to):
+                    settling = self._settle(publisher, publisher.send(drafts, channel), channel, sent)
+                    sent += len(drafts)
+                    if producer.waits:
+                        await settling
+                    else:
+                        group.create_task(settling)
+
+    def _places_for(self, channel: str) -> list[str]:
+        """Where to publish what is for a channel: in some seeds the same events on another one, too."""
+        others = [each for each in self._producer.channels if each != channel]
+        return [channel, self._elsewhere.choice(others)] if others and self._publishes_twice else [channel]
 
     def _drafts(self, publisher: Publisher, to: str) -> list[Draft]:
         chance = self.chance
@@ -241,7 +250,8 @@ class ClientActor(Actor):
     def led_to(self) -> int:
         """The port of one of the hubs, to which its `Subscriber` connects now."""
         port = self.chance.choice(self.sim.world.hubs)
-        self._hub = self.book.hub = f"hub-{port}"
+        self._hub = f"hub-{port}"
+        self.book.asks(self._hub)
         return port
 
     @property

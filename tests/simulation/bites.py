@@ -34,16 +34,23 @@ FOUND: Final[dict[str, int]] = {
     "reverts/07-a-connection-is-opened-by-who-waits": 20,
     "reverts/08-without-history-a-lost-connection-is-silent": 27,
     "reverts/11-a-welcome-moves-before-its-gap": 124,
+    "reverts/12-hubs-have-no-floor": 587,
+    "reverts/13-publishers-have-no-floor": 71,
     "reverts/14-redis-may-stand-before-the-floor": 3,
     "reverts/15-an-epoch-is-named-by-the-clock-alone": 7,
+    "reverts/16-a-head-that-went-back-is-taken": 61,
     "reverts/17-a-position-of-a-later-epoch-is-waited-for": 8,
+    "reverts/18-other-events-at-known-positions-are-duplicates": 398,
     "reverts/19-what-is-refused-is-of-the-first-epoch": 101,
     "reverts/20-a-gap-in-the-ring-is-told-as-it-is": 11,
     "reverts/21-what-was-forgotten-has-expired": 331,
+    "reverts/23-a-page-from-beyond-is-served": 328,
     "reverts/24-a-silent-position-is-forgotten": 142,
     "reverts/25-who-owes-a-reply-may-be-silent": 19,
+    "reverts/29-an-id-counts-on-every-channel": 1583,
     "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
+    "reverts/34-a-log-that-has-dropped-both-clears-a-doubt": 587,
     "mutations/02-a-page-is-complete-too-soon": 0,
     "mutations/03-a-cached-page-begins-one-too-far": 2,
     "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,
@@ -73,17 +80,6 @@ FOUND: Final[dict[str, int]] = {
 SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     # Only an earlier hub begins a gap in front of the position that it was asked for.
     "reverts/10-a-gap-begins-before-the-position": ("tests/subscribe/test_resume_state.py", ""),
-    # Redis has to be set back, and nobody who publishes may have seen what is lost.
-    "reverts/12-hubs-have-no-floor": ("tests/hub/test_sequencer.py", "got_further_again"),
-    # The memory has to stay where it was set back to.
-    "reverts/16-a-head-that-went-back-is-taken": ("tests/hub/test_sequencer.py", "stays_there"),
-    # The hub's floor is there a moment later.
-    "reverts/13-publishers-have-no-floor": ("tests/publish/test_pipeline.py", "set_back"),
-    # Memory has to be set back and to get as far again between two probes.
-    "reverts/18-other-events-at-known-positions-are-duplicates": (
-        "tests/hub/test_sequencer.py",
-        "set_back_while_nobody",
-    ),
     # A claim of freshness has to be doubted, and its connection to go half-open, within the same seconds.
     "reverts/09-who-is-stale-pings-once": ("tests/subscribe/test_subscriber.py", "goes_half_open_is_given_up"),
     "reverts/26-slow-is-who-waits-for-the-hub": ("tests/hub/test_replay.py", "waits_for_its_turn_is_not_slow"),
@@ -92,14 +88,9 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
         "log_that_cannot_be_read",
     ),
     "reverts/28-what-came-early-is-dropped": ("tests/hub/test_sequencer.py", "without_a_pause_do_not_keep"),
-    "reverts/29-an-id-counts-on-every-channel": (
-        "tests/subscribe/test_subscriber.py",
-        "one_event_on_two_channels",
-    ),
     "reverts/31-a-page-of-an-error-is-every-channels": ("tests/hub/test_page_cache.py", "one_channel_that_cannot"),
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
-    "reverts/23-a-page-from-beyond-is-served": ("tests/hub/test_sequencer.py", "before_an_epoch_began"),
     # A program has to end between a gap and the event that has shown it.
     "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),
     "mutations/01-what-is-refused-is-not-told": ("tests/hub/test_sequencer.py", "told_as_refused"),

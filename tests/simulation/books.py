@@ -110,6 +110,7 @@ class Book:
         listener: Called with each entry.
         at: Per channel up to where it was given or told everything; None before that is known.
         hub: The one that it has asked last.
+        hubs: All that it has asked.
         blind: Whether it knows that it is blind.
     """
 
@@ -122,12 +123,19 @@ class Book:
     listener: Callable[[Book, float, Entry], None] = lambda book, now, entry: None
     at: dict[str, Place | None] = field(default_factory=dict)
     hub: str = ""
+    hubs: set[str] = field(default_factory=set)
     blind: bool = False
+
+    def asks(self, hub: str) -> None:
+        """It is led to a hub."""
+        self.hub = hub
+        self.hubs.add(hub)
 
     def note(self, now: float, entry: Entry) -> None:
         match entry:
             case Connected():
-                self.hub, self.blind = entry.hub, False
+                self.asks(entry.hub)
+                self.blind = False
             case Blind():
                 self.blind = entry.blind
             case Welcomed() | Beaten(is_claim=True):

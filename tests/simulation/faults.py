@@ -11,6 +11,7 @@ from tests.simulation.journal import Loss
 from tests.simulation.memory import COMMANDS, Memory, run
 from tests.simulation.process import Process
 from tests.simulation.redis import Replica, heads_of
+from tests.simulation.troubles import EVERY_CHANNEL
 from tests.simulation.worlds import Fault
 
 if TYPE_CHECKING:
@@ -69,7 +70,17 @@ class Faults:
             return [(fault.target, "redis")]
         if fault.kind.startswith("client"):
             return [(fault.target,), *((fault.target, hub) for hub in self._sim.hubs)]
+        if fault.kind == "redis_deny":
+            denied = self._denied(fault)
+            return [("redis",), ("redis", denied if denied in self._sim.world.channels else EVERY_CHANNEL)]
         return [(fault.target if fault.kind.startswith(("hub", "producer")) else "redis",)]
+
+    def _denied(self, fault: Fault) -> str:
+        """The command, or the channel, to which there is no right."""
+        commands = "XADD", "PUBLISH", "EVALSHA", "SUBSCRIBE", "SET", "XRANGE", "TIME", "INFO"
+        channels = self._sim.world.channels
+        names = [*commands, *channels, *(4 * channels[1:])]
+        return names[int(fault.size * len(names))]
 
     def _later(self, fault: Fault, work: Callable[[], object]) -> None:
         def end() -> None:
@@ -208,10 +219,7 @@ class Faults:
     def redis_deny(self, fault: Fault) -> None:
         """A right is missing."""
         if (server := self._sim.redis.server) is not None:
-            commands = b"XADD", b"PUBLISH", b"EVALSHA", b"SUBSCRIBE", b"SET", b"XRANGE", b"TIME", b"INFO"
-            channels = [channel.encode() for channel in self._sim.world.channels]
-            names = [*commands, *channels, *(4 * channels[1:])]
-            name = names[int(fault.size * len(names))]
+            name = self._denied(fault).encode()
             server.denied.add(name)
             self._later(fault, lambda: server.denied.discard(name))
 

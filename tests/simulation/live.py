@@ -134,9 +134,7 @@ class LiveRules:
             view.moved_at = now
         if gap.cause not in _WITHOUT_NUMBERS or gap.position is not None or gap.last is not None:
             self._fail("a gap with numbers, without history", now, book.client, f"{gap}")
-        hubs = {book.hub}
-        if gap.cause == "no_history":  # at which it was before
-            hubs |= {entry.hub for _, entry in book.entries if isinstance(entry, Connected)}
+        hubs = book.hubs if gap.cause == "no_history" else {book.hub}  # it was at another one before
         parts = [part for hub in sorted(hubs) for part in (*way(book.client, hub), *source(hub))]
         if gap.cause == "shed" or (gap.cause == "no_history" and not book.steady):
             return  # one that sleeps answers no ping, is closed for that, and comes back

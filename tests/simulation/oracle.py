@@ -27,7 +27,7 @@ from tests.simulation.books import (
     Welcomed,
 )
 from tests.simulation.journal import Accepted, Journal
-from tests.simulation.troubles import REDIS, Part, Troubles, source, way
+from tests.simulation.troubles import REDIS, Part, Troubles, rights, source, way
 
 _FORGETTING: Final = (
     *("redis_restart_older", "redis_restart_empty", "redis_set_back", "redis_evict", "clock_step"),
@@ -225,7 +225,8 @@ class Oracle:
             case 4008:
                 excused = not book.steady or self._is_slow(book, now)
             case 4010:
-                excused = self._troubles.any([REDIS], now, 5.0, ("redis_deny", "redis_oom", "redis_evict"))
+                excused = self._troubles.any([REDIS], now, 5.0, ("redis_oom", "redis_evict"))
+                excused |= self._troubles.any(rights(book.channels), now, 5.0, ("redis_deny",))
                 away = self._troubles.any(source(book.hub), now, 2.0)
                 excused |= "its log cannot be read" in entry.reason and away
             case 1011:

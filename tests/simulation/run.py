@@ -83,6 +83,7 @@ class Simulation:
     def __init__(self, world: World, keep_lines: bool = False) -> None:
         self.world = world
         self.loop = loop = VirtualLoop()
+        self.is_calm = False
         self.network = loop.network = Network(loop, self._random("network"))
         self.network.usual = Link(world.delays_s, splits=world.splits)
         self.network.windows = world.windows
@@ -221,6 +222,9 @@ class Simulation:
     def _judge_notice(self, channel: str, hub: str, place: Place, went_back_at: float) -> None:
         spans = self.journal.epochs[channel].values()
         within_s = self.loop.now - went_back_at - 1e-6
+        since = [loss.heads.get(channel) for loss in self.journal.losses if loss.at > went_back_at]
+        if any(head is not None and head[0] == place.epoch and head[1] >= place.offset for head in since):
+            return  # it was set back once more, to a memory that has it
         others = [trouble for trouble in self.troubles.noted if trouble.kind != "redis_set_back"]
         if any(span.at >= went_back_at for span in spans) or Troubles(others).any(
             source(hub), self.loop.now, within_s + 3
@@ -335,8 +339,15 @@ class Simulation:
         for fault in world.faults:
             loop.call_outside(loop.now + fault.at, self._happen, fault)
         self._take_snapshots()
-        loop.call_outside(loop.now + world.calm_from_s, self.network.widen)
+        loop.call_outside(loop.now + world.calm_from_s, self._calm_down)
         loop.call_outside(loop.now + world.calm_from_s + SETTLE_S, self._say_goodbye)
+
+    def _calm_down(self) -> None:
+        """From now on nothing is slow any more."""
+        self.is_calm = True
+        self.network.widen()
+        for actor in (*self.hubs.values(), *self.producers.values(), *self.clients.values(), self.watcher):
+            actor.process.pauses = None
 
     def _start_client(self, client: Client) -> None:
         actor = self.clients[client.name] = ClientActor(self, client)
@@ -374,10 +385,17 @@ class Simulation:
     def _say_goodbye(self) -> None:
         """Publish a last event on each channel, which everybody must get soon."""
         process = self.watcher.process
+        self._judge_readiness()
         for actor in self.producers.values():
             actor.ended = True
             actor.process.kill()
         process.spawn(self._publish_last(), "last events")
+
+    def _judge_readiness(self) -> None:
+        """After the last fault every hub is ready, while events come as after them."""
+        for port, status in self.watcher.ready.items():
+            if status != 200:
+                self.oracle.fail("not ready after all", self.loop.now, f"hub-{port}", f"readiness {status}")
 
     async def _publish_last(self) -> None:
         last = {}
@@ -425,9 +443,7 @@ class Simulation:
         }
         self.oracle.at_the_end([actor.book for actor in self.clients.values()], ids, self._last_sent_at, now)
         self._judge_idleness(sum(self.redis.counts.values()) - commands, self.loop.callbacks - callbacks)
-        for port, status in self.watcher.ready.items():
-            if status != 200:
-                self.oracle.fail("not ready at the end", now, f"hub-{port}", f"readiness {status}")
+        self._judge_readiness()
         self._over.set_result(None)
 
 

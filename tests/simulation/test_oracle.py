@@ -23,7 +23,7 @@ from tests.simulation.journal import Journal, Loss
 from tests.simulation.live import LiveRules
 from tests.simulation.oracle import Findings, Oracle, Truth
 from tests.simulation.stored import StoredRules
-from tests.simulation.troubles import Troubles
+from tests.simulation.troubles import EVERY_CHANNEL, Troubles
 
 CHANNEL = "c"
 EPOCHS = {letter: f"T00000000{number}000000" for number, letter in enumerate("abx", 1)}
@@ -388,7 +388,9 @@ def test_who_hears_of_one_channel_hears_of_the_others() -> None:
     [
         (Closed(4008, ""), "throttle", ["client", "hub"], True),
         (Closed(4008, ""), "redis_restart", ["redis"], False),
-        (Closed(4010, ""), "redis_deny", ["redis"], True),
+        (Closed(4010, ""), "redis_deny", ["redis", CHANNEL], True),
+        (Closed(4010, ""), "redis_deny", ["redis", EVERY_CHANNEL], True),
+        (Closed(4010, ""), "redis_deny", ["redis", "another channel"], False),
         (Closed(4010, ""), "redis_restart", ["redis"], False),
         (Closed(1011, ""), "black_hole", ["client", "hub"], True),
         (Closed(1011, ""), "redis_freeze", ["redis"], False),

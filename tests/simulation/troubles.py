@@ -12,6 +12,9 @@ Part = frozenset[str]
 
 REDIS: Final = Part(["redis"])
 
+EVERY_CHANNEL: Final = "every channel"
+"""To which Redis refuses a command."""
+
 
 @dataclass(eq=False, slots=True)
 class Trouble:
@@ -66,6 +69,11 @@ class Troubles:
 def way(client: str, hub: str) -> tuple[Part, ...]:
     """What lies between a client and what a hub sends it: both processes, and their link."""
     return Part([client]), Part([hub]), Part([client, hub])
+
+
+def rights(channels: Collection[str]) -> list[Part]:
+    """What is refused to a client of these channels when Redis refuses something by its rights."""
+    return [Part(["redis", channel]) for channel in (*channels, EVERY_CHANNEL)]
 
 
 def source(hub: str) -> tuple[Part, ...]:

@@ -266,6 +266,8 @@ def draw(seed: int) -> World:
         ("bursts", 0.1, _filtered_in_bursts),
         ("again", 0.1, _sent_again),
         ("pipelined", 0.1, _pipelined),
+        ("unseen", 0.1, _set_back_unseen),
+        ("anew", 0.1, _anew_in_old_pages),
     )
     for name, share, vary in variations:  # each with a chance of its own: the others of a seed stay as they are
         own = random.Random(f"{seed}/{name}")
@@ -356,6 +358,57 @@ def _pipelined(world: World, chance: random.Random) -> World:
         producers=tuple(producers),
         ring_bytes=max(world.ring_bytes, 100_000),  # what has waited for Redis comes all at once
         oom_share=0.5,
+    )
+
+
+def _set_back_unseen(world: World, chance: random.Random) -> World:
+    """In some seeds Redis' memory goes back while nobody publishes who has seen what is lost: hubs have to notice.
+
+    Whoever publishes next may be there at once, and get as far again before the next probe, or much later.
+    """
+    if not world.tables["history"]["enabled"]:
+        return world
+    faults = list(world.faults)
+    for _ in range(chance.randint(1, 3)):
+        at, away_s = chance.uniform(2, world.lasts_s), chance.choice((0.02, 0.1, 0.5, 4.0))
+        faults += [Fault(at - 0.001, "producer_kill", away_s, producer.name) for producer in world.producers]
+        faults.append(Fault(at, "redis_set_back", 0.1, "redis", 0.999 * (1 - chance.random() ** 3)))
+        faults += [Fault(at, "cut", 0.1, f"hub-{port}") for port in world.hubs if chance.random() < 0.3]
+    every_s = max(0.1, world.lasts_s / 100)
+    producers = (
+        replace(each, every_s=every_s, most=chance.choice((1, 4, 30)), uses_http=False) for each in world.producers
+    )
+    return replace(
+        world,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        producers=tuple(producers),
+        tables=world.tables
+        | {
+            "hub": world.tables["hub"] | {"prove_interval_s": chance.uniform(0.5, 1), "behind_max_events": 50_000},
+        },
+    )
+
+
+def _anew_in_old_pages(world: World, chance: random.Random) -> World:
+    """In some seeds epochs go back, and who comes back from one finds its offset in a page of an earlier one."""
+    if not world.tables["history"]["enabled"]:
+        return world
+    faults = list(world.faults)
+    for _ in range(chance.randint(2, 6)):
+        kind = chance.choice(("redis_restart_older", "redis_set_back", "redis_restart_empty"))
+        faults.append(Fault(chance.uniform(1, world.lasts_s), kind, 0.1, "redis", chance.uniform(0, 0.99)))
+    for client in world.clients:
+        for _ in range(chance.randint(1, 4)):
+            at, lasts_s = chance.uniform(1, world.lasts_s), chance.uniform(0.3, 2.0)
+            faults.append(Fault(at, "client_sleep", lasts_s, client.name, 0.25))  # without its connection
+    every_s = max(0.1, world.lasts_s / 150)
+    return replace(
+        world,
+        faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+        producers=tuple(replace(producer, every_s=every_s, most=4) for producer in world.producers),
+        tables=world.tables | {"history": world.tables["history"] | {"max_events": 10_000}},
+        ring_bytes=2_000,
+        limits=world.limits | {"page_events": 256, "page_bytes": 262_144, "kept_pages": 32},
     )
 
 
