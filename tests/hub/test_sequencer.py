@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from broadcaster.core.errors import RedisErrorReply, RedisRefused
+from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import LIMITS
 from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
@@ -646,6 +646,27 @@ async def test_it_is_told_though_the_log_has_dropped_both() -> None:
     channel.redis.trim(8)
     await channel.settle()
     assert channel.record.said == [*run_of("e1", 1, 9), ("redis_restarted", "e1", 10, None, "e2-9")]
+
+
+@in_loop
+async def test_it_is_told_though_redis_can_begin_no_epoch_at_first() -> None:
+    """It has no memory for that just then: what the hub has found out is not forgotten."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.set_back(5)
+    channel.hear(channel.store(4))
+
+    def fill() -> None:
+        """Once the log has been read, and before the epoch is asked for."""
+        channel.redis.errors[CHANNEL] = {"EVALSHA": RedisUnavailable("OOM command not allowed")}
+        channel.redis.on_the_way = None
+
+    channel.redis.on_the_way = fill
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 1, 9)
+    channel.redis.errors.clear()
+    await until(lambda: len(channel.record.said) > 9, "it is not told")
+    assert channel.record.said[9:] == [("redis_restarted", "e1", 10, None, "e2-9")]
 
 
 @in_loop

@@ -51,6 +51,7 @@ FOUND: Final[dict[str, int]] = {
     "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
     "reverts/34-a-log-that-has-dropped-both-clears-a-doubt": 587,
+    "reverts/35-a-doubt-is-forgotten-before-redis-was-told": 931505,
     "mutations/02-a-page-is-complete-too-soon": 0,
     "mutations/03-a-cached-page-begins-one-too-far": 2,
     "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,

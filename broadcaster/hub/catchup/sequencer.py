@@ -224,7 +224,10 @@ class Sequencer:
             self._wake.clear()
             skipped, self._skipped = self._skipped, None
             self.sync_round += 1
-            head = await self._log.head(self._channel, await self._floor())
+            doubt = self._doubt
+            head = await self._log.head(self._channel, await self._floor(doubt))
+            if self._doubt is doubt:  # which holds until Redis has been told
+                self._doubt = None
             self.order = self.order.followed_by(head.epochs)
             if self.position is None:
                 self._fanout.ring.begin(head.position)
@@ -243,20 +246,18 @@ class Sequencer:
         self.synced_round = self.sync_round
         self._on_caught_up()
 
-    async def _floor(self) -> Position | None:
+    async def _floor(self, doubt: _Doubt | None) -> Position | None:
         """The newest position that this hub has seen, so that Redis begins an epoch if its memory is older.
 
         If there are other events where this hub has handed some on, the memory was older, also if it has got
         further since: then it is the last position that there could be.
         """
-        floor, doubt = self.position, self._doubt
+        floor = self.position
         if doubt is not None and floor is not None and doubt.position.epoch == floor.epoch:
             page = await self._log.page(self._channel, doubt.position.offset, floor)
             if self._is_confirmed(doubt, page):
                 log.warning("%s: Redis has other events than those that were handed on", self._channel)
                 floor = floor._replace(offset=MAX_OFFSET)
-        if self._doubt is doubt:
-            self._doubt = None
         return floor
 
     def _is_confirmed(self, doubt: _Doubt, page: Page) -> bool:
