@@ -84,7 +84,8 @@ ROOMS = {
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
     "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
     "hub.catchup": Room(
-        "epochs event_log history page_cache replay sequencer times", "core hub.broker hub.fanout wire"
+        "epochs event_log history live_sequencer page_cache replay sequencer times",
+        "core hub.broker hub.fanout wire",
     ),
     "hub.channels": Room(
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"

@@ -14,7 +14,8 @@ import pytest
 from broadcaster.core.errors import RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import LIMITS
-from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
+from broadcaster.hub.catchup.live_sequencer import LiveSequencer
+from broadcaster.hub.catchup.sequencer import Sequencer, with_refused_cause
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from tests.hub.house import CHANNEL, INVALID, Memory, messages, payload, splice, turns

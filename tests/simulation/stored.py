@@ -435,9 +435,7 @@ class StoredRules:
         for event in self._journal.doubled[channel]:
             place = Place(event.epoch, event.offset)
             first = min(each.at for each in self._journal.at[channel, *place])
-            alone = self._troubles.any(
-                [frozenset([hub]) for hub in self._hubs], event.at + 2, event.at + 2 - first, _FORGETFUL
-            )
+            alone = any(self._forgets(hub, first, event.at) for hub in self._hubs)
             later = began_at > event.at or (place.epoch == epoch and place.offset <= offset)
             if place not in view.given or not self._owed(book, view, event) or later or alone:
                 continue
@@ -445,9 +443,14 @@ class StoredRules:
                 self._fail("another event at its position, untold", now, book.client, f"{place}: {event}")
                 return
 
+    def _forgets(self, hub: str, first: float, second: float) -> bool:
+        """Whether a hub ends that was given the first of two events, and could not have noticed the second."""
+        noticed_at = self._troubles.end(source(hub), second, 2.0)
+        return self._troubles.any([frozenset([hub])], noticed_at, noticed_at - first, _FORGETFUL)
+
     @property
     def _hubs(self) -> set[str]:
-        return {book.hub for book, _ in self._views if book.hub}
+        return {hub for book, _ in self._views for hub in book.hubs}
 
 
 def _covers(gap: Told, offset: int) -> bool:

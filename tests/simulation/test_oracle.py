@@ -253,6 +253,21 @@ def test_another_event_at_a_position_must_be_told(told_again: bool) -> None:
     assert case.rules == ([] if told_again else ["another event at its position, untold"])
 
 
+@pytest.mark.parametrize(
+    ("thaws_at", "killed_at", "excused"), [(11.0, 12.0, True), (11.0, 14.5, False), (15.0, 14.5, True)]
+)
+def test_a_hub_that_ends_before_it_can_notice_takes_along_what_it_has_seen(
+    thaws_at: float, killed_at: float, excused: bool
+) -> None:
+    case = Case(since="b5", at=5.0)
+    case.note(*given("b6", "b7", "b8", "b9"), at=9.0)
+    case.journal.on_stored(payload("b9", "other"), "run", 10.0)
+    case.troubles.note("hub_freeze", ["hub"], 9.5, thaws_at)
+    case.troubles.note("hub_kill", ["hub"], killed_at, killed_at)
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == ([] if excused else ["another event at its position, untold"])
+
+
 def test_who_lacks_the_last_event_is_not_caught_up_at_the_end() -> None:
     case = Case()
     case.note(*ALL_OF_A)

@@ -55,6 +55,14 @@ class Troubles:
             if kinds is None or trouble.kind in kinds
         )
 
+    def end(self, parts: Collection[Part], begin: float, pause_s: float) -> float:
+        """Until when something is done to one of these parts, and `pause_s` longer; what comes within that counts."""
+        end = begin + pause_s
+        for trouble in sorted(self.noted, key=lambda each: each.begin):
+            if trouble.part in parts and begin <= trouble.end and trouble.begin <= end:
+                end = max(end, trouble.end + pause_s)
+        return end
+
     def begin(self, parts: Collection[Part], now: float, within_s: float, kinds: Collection[str]) -> float:
         """Since when something is done to one of these parts, or was until so many seconds ago; else infinite."""
         found = (

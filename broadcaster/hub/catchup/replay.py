@@ -12,8 +12,9 @@ from broadcaster.core.position import Cause, Gap, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
 from broadcaster.hub.catchup.event_log import Page, Unreadable
+from broadcaster.hub.catchup.live_sequencer import LiveSequencer
 from broadcaster.hub.catchup.page_cache import CachedPage, PageCache
-from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer, with_refused_cause
+from broadcaster.hub.catchup.sequencer import Sequencer, with_refused_cause
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
 from broadcaster.hub.fanout.ring import Entry

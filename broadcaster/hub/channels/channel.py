@@ -12,9 +12,10 @@ from broadcaster.core.position import Instant, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.broker.broker import Whereabouts
 from broadcaster.hub.catchup.event_log import Unreadable
+from broadcaster.hub.catchup.live_sequencer import LiveSequencer
 from broadcaster.hub.catchup.page_cache import PageCache
 from broadcaster.hub.catchup.replay import Replay
-from broadcaster.hub.catchup.sequencer import LiveSequencer, Sequencer
+from broadcaster.hub.catchup.sequencer import Sequencer
 from broadcaster.hub.catchup.times import Asked, Found
 from broadcaster.hub.fanout.fanout import Fanout
 from broadcaster.hub.fanout.message import Message
