@@ -56,7 +56,7 @@ class Troubles:
         )
 
     def end(self, parts: Collection[Part], begin: float, pause_s: float) -> float:
-        """Until when something is done to one of these parts, and `pause_s` longer; what comes within that counts."""
+        """Until `pause_s` after the last thing that is done to one of these parts, with shorter pauses between."""
         end = begin + pause_s
         for trouble in sorted(self.noted, key=lambda each: each.begin):
             if trouble.part in parts and begin <= trouble.end and trouble.begin <= end:
