@@ -131,6 +131,13 @@ class Book:
         self.hub = hub
         self.hubs.add(hub)
 
+    def has_been_given(self, channel: str, place: Place) -> bool:
+        """Whether it has got an event of this place."""
+        return any(
+            isinstance(entry, Given) and (entry.channel, entry.place) == (channel, place)
+            for _, entry in self.entries
+        )
+
     def note(self, now: float, entry: Entry) -> None:
         match entry:
             case Connected():

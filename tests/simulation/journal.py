@@ -143,10 +143,15 @@ class Journal:
         span = self.epochs[channel].get(epoch)
         return span is not None and span.first <= offset <= span.highest
 
-    def may_be_lost(self, channel: str, epoch: str, offset: int, until: float) -> bool:
-        """Whether a memory that Redis has had since does not reach up to a position."""
+    def may_be_lost(
+        self, channel: str, epoch: str, offset: int, until: float, taken_at: float | None = None
+    ) -> bool:
+        """Whether a memory that Redis has had since does not reach up to a position.
+
+        Of several events at one position the last one is meant, or the one that was taken at `taken_at`.
+        """
         events = self.at.get((channel, epoch, offset), ())
-        after = max((event.at for event in events), default=0.0)
+        after = max((event.at for event in events), default=0.0) if taken_at is None else taken_at
         for loss in self.losses:
             if loss.left and loss.at <= until and any(event.server == loss.left for event in events):
                 return True

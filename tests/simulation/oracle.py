@@ -226,7 +226,7 @@ class Oracle:
                 excused = not book.steady or self._is_slow(book, now)
             case 4010:
                 excused = self._troubles.any([REDIS], now, 5.0, ("redis_oom", "redis_evict"))
-                excused |= self._troubles.any(rights(book.channels), now, 5.0, ("redis_deny",))
+                excused |= self._was_denied(book, now, 5.0)
                 away = self._troubles.any(source(book.hub), now, 2.0)
                 excused |= "its log cannot be read" in entry.reason and away
             case 1011:
@@ -247,6 +247,14 @@ class Oracle:
         frozen = self._troubles.any(here, now, 10.0, ("hub_freeze",))
         return self._troubles.any(here, now, 200.0 if frozen else 10.0, ("hub_drain",))
 
+    def _was_denied(self, book: Book, now: float, within_s: float) -> bool:
+        """Whether a right of its channels was missing, as far as its hub can know: what is frozen gives none."""
+        parts = rights(book.channels)
+        denials = [each for each in self._troubles.noted if each.kind == "redis_deny" and each.part in parts]
+        return any(
+            each.begin <= now <= self._troubles.end(source(book.hub), each.end, within_s) for each in denials
+        )
+
     def _on_refused(self, book: Book, now: float, entry: Refused) -> None:
         self._counts[f"refused {entry.status}"] += 1
         here = way(book.client, book.hub)
@@ -255,7 +263,9 @@ class Oracle:
                 denied = self._troubles.any([REDIS], now, 10.0, ("redis_deny",))  # which may end a hub
                 excused = denied or self._troubles.any(here, now, 10.0)
             case 503:
-                denied = self._troubles.any([REDIS], now, 10.0, ("redis_deny", "redis_oom"))
+                denied = self._troubles.any([REDIS], now, 10.0, ("redis_oom",)) or self._was_denied(
+                    book, now, 10.0
+                )
                 excused = denied or self._is_leaving(here, now)
             case _:
                 excused = False

@@ -230,6 +230,9 @@ class Simulation:
             source(hub), self.loop.now, within_s + 3
         ):
             return
+        again = any(event.at > went_back_at for event in self.journal.at[channel, *place])
+        if again and not any(actor.book.has_been_given(channel, place) for actor in self.clients.values()):
+            return  # it got as far again, and no hub had handed on an event there that could be another one
         if self.watcher.ready.get(self.hubs[hub].port) == 503:  # it has noticed
             look_again_at = self.loop.now + self._notice_s
             self.loop.call_outside(look_again_at, self._judge_notice, channel, hub, place, went_back_at)
@@ -441,10 +444,10 @@ class Simulation:
             wanted: {channel: last.get((channel, wanted or TYPES[0]), "") for channel in self.world.channels}
             for wanted in ("", *TYPES)
         }
+        self._over.set_result(None)  # whatever is found now
         self.oracle.at_the_end([actor.book for actor in self.clients.values()], ids, self._last_sent_at, now)
         self._judge_idleness(sum(self.redis.counts.values()) - commands, self.loop.callbacks - callbacks)
         self._judge_readiness()
-        self._over.set_result(None)
 
 
 def _told_s(settings: Settings, world: World) -> float:

@@ -7,6 +7,7 @@ on each event that Redis has accepted is given to it or told, in order.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -359,7 +360,7 @@ class StoredRules:
         for event in reversed(self._journal.accepted[channel]):
             if event.at > now - told_s or event.server != run_id or event.withdrawn:
                 continue
-            if self._journal.may_be_lost(channel, event.epoch, event.offset, now):
+            if self._journal.may_be_lost(channel, event.epoch, event.offset, now, event.at):
                 continue  # whoever does not remember it cannot know of it
             spans = self._journal.epochs[channel]
             if event.epoch == at.epoch:
@@ -405,7 +406,7 @@ class StoredRules:
             gone = (channel, at.epoch, offset) in journal.removed
             if gone or any(map(self._too_large, events)) or not any(map(self._is_stored, events)):
                 return True
-            if any(self._owed(book, view, event) for event in events):
+            if all(self._owed(book, view, event) for event in events):  # of two it may have passed the other one
                 return False
         return any(is_named_before(at.epoch, epoch) for epoch in journal.epochs[channel])
 
@@ -439,7 +440,7 @@ class StoredRules:
             later = began_at > event.at or (place.epoch == epoch and place.offset <= offset)
             if place not in view.given or not self._owed(book, view, event) or later or alone:
                 continue
-            if view.open_at < event.at:
+            if view.open_at < event.at and not self._is_out_of_sight(book, view, channel, event):
                 self._fail("another event at its position, untold", now, book.client, f"{place}: {event}")
                 return
 
@@ -447,6 +448,17 @@ class StoredRules:
         """Whether a hub ends that was given the first of two events, and could not have noticed the second."""
         noticed_at = self._troubles.end(source(hub), second, 2.0)
         return self._troubles.any([frozenset([hub])], noticed_at, noticed_at - first, _FORGETFUL)
+
+    def _is_out_of_sight(self, book: Book, view: View, channel: str, event: Accepted) -> bool:
+        """Whether all events at places that a hub has handed on left the log before it could read that again."""
+        doubled = [each for each in self._journal.doubled[channel] if each.epoch == event.epoch]
+        last = max(each.offset for each in doubled if Place(each.epoch, each.offset) in view.given)
+        gone_at = self._journal.removed.get((channel, event.epoch, last), math.inf)
+        for hub in book.hubs:
+            there = self._troubles.any(source(hub), event.at, self._truth.told_s)
+            if there and gone_at <= self._troubles.end(source(hub), event.at, self._truth.told_s):
+                return True
+        return False
 
     @property
     def _hubs(self) -> set[str]:

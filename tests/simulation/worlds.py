@@ -356,7 +356,9 @@ def _pipelined(world: World, chance: random.Random) -> World:
         world,
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         producers=tuple(producers),
-        ring_bytes=max(world.ring_bytes, 100_000),  # what has waited for Redis comes all at once
+        # What has waited for Redis comes all at once.
+        ring_bytes=max(world.ring_bytes, 100_000),
+        tables=world.tables | {"hub": world.tables["hub"] | {"behind_max_events": 50_000}},
         oom_share=0.5,
     )
 
@@ -366,7 +368,7 @@ def _set_back_unseen(world: World, chance: random.Random) -> World:
 
     Whoever publishes next may be there at once, and get as far again before the next probe, or much later.
     """
-    if not world.tables["history"]["enabled"]:
+    if not world.tables["history"]["enabled"] or world.profile == "slow clients":
         return world
     faults = list(world.faults)
     for _ in range(chance.randint(1, 3)):
@@ -376,7 +378,8 @@ def _set_back_unseen(world: World, chance: random.Random) -> World:
         faults += [Fault(at, "cut", 0.1, f"hub-{port}") for port in world.hubs if chance.random() < 0.3]
     every_s = max(0.1, world.lasts_s / 100)
     producers = (
-        replace(each, every_s=every_s, most=chance.choice((1, 4, 30)), uses_http=False) for each in world.producers
+        replace(each, every_s=every_s, most=chance.choice((1, 4, 8)), uses_http=False) if each.waits else each
+        for each in world.producers
     )
     return replace(
         world,
