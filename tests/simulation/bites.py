@@ -34,11 +34,11 @@ FOUND: Final[dict[str, int]] = {
     "reverts/07-a-connection-is-opened-by-who-waits": 229,
     "reverts/08-without-history-a-lost-connection-is-silent": 27,
     "reverts/11-a-welcome-moves-before-its-gap": 124,
-    "reverts/12-hubs-have-no-floor": 587,
+    "reverts/12-hubs-have-no-floor": 398,
     "reverts/13-publishers-have-no-floor": 71,
     "reverts/14-redis-may-stand-before-the-floor": 3,
     "reverts/15-an-epoch-is-named-by-the-clock-alone": 7,
-    "reverts/16-a-head-that-went-back-is-taken": 61,
+    "reverts/16-a-head-that-went-back-is-taken": 141,
     "reverts/17-a-position-of-a-later-epoch-is-waited-for": 8,
     "reverts/18-other-events-at-known-positions-are-duplicates": 398,
     "reverts/19-what-is-refused-is-of-the-first-epoch": 101,
@@ -50,8 +50,6 @@ FOUND: Final[dict[str, int]] = {
     "reverts/29-an-id-counts-on-every-channel": 1583,
     "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
-    "reverts/34-a-log-that-has-dropped-both-clears-a-doubt": 587,
-    "reverts/35-a-doubt-is-forgotten-before-redis-was-told": 931505,
     "mutations/02-a-page-is-complete-too-soon": 0,
     "mutations/03-a-cached-page-begins-one-too-far": 2,
     "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,
@@ -92,6 +90,16 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "reverts/31-a-page-of-an-error-is-every-channels": ("tests/hub/test_page_cache.py", "one_channel_that_cannot"),
     # A page has to be cached, or under way, in the moment in which an epoch begins.
     "reverts/22-pages-of-an-earlier-memory-are-served": ("tests/hub/test_page_cache.py", "another_epoch"),
+    # More events than the log holds have to come while one page is on its way.
+    "reverts/34-a-log-that-has-dropped-both-clears-a-doubt": (
+        "tests/hub/test_sequencer.py",
+        "log_has_dropped_both",
+    ),
+    # Redis has to run out of memory between two commands.
+    "reverts/35-a-doubt-is-forgotten-before-redis-was-told": (
+        "tests/hub/test_sequencer.py",
+        "begin_no_epoch_at_first",
+    ),
     # A program has to end between a gap and the event that has shown it.
     "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),
     "mutations/01-what-is-refused-is-not-told": ("tests/hub/test_sequencer.py", "told_as_refused"),
