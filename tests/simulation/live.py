@@ -165,8 +165,10 @@ class LiveRules:
             view.told, view.owed = True, None
 
     def at_the_end(self, book: Book, last: dict[str, str], sent_at: float, now: float) -> None:
-        late = any(at > sent_at for at, entry in book.entries if isinstance(entry, Connected))
+        since = [entry for at, entry in book.entries if at > sent_at]
+        came_late = any(isinstance(entry, Connected) for entry in since)
         for channel in book.channels:
             self._collect(book, self._view(book, channel), now)
-            if last[channel] not in self._view(book, channel).ids and not late:
+            was_told = any(isinstance(entry, Told) and entry.channel == channel for entry in since)
+            if last[channel] not in self._view(book, channel).ids and not came_late and not was_told:
                 self._fail("not live at the end", now, book.client, f"{channel}")

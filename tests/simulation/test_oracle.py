@@ -490,6 +490,18 @@ def test_without_history_a_loss_is_told_too(entries: list[Entry], expected: list
     assert case.rules == expected
 
 
+@pytest.mark.parametrize(("told_at", "expected"), [(9.0, []), (7.5, ["not live at the end"])])
+def test_without_history_who_is_told_after_the_last_event_need_not_have_it(
+    told_at: float, expected: list[str]
+) -> None:
+    case = Case(since=None, stores=False, at=5.0)
+    case.troubles.note("cut", ["hub", "redis"], 5.0, 6.0)
+    case.note(LIVE, *live("a1"), at=5.5)
+    case.note(LINK_LOST, at=told_at)
+    case.oracle.at_the_end([case.book], {"": {CHANNEL: "b9"}}, 8.0, NOW)
+    assert case.rules == expected
+
+
 def test_without_history_a_lost_link_is_a_cause() -> None:
     case = Case(since=None, stores=False)
     case.troubles.note("cut", ["hub", "redis"], NOW - 5, NOW - 4)
