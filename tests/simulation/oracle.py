@@ -282,7 +282,9 @@ class Oracle:
         # While what is refused is looked up in the log, there is no proof, and no heartbeat.
         within_s = 3 * self._truth.beat_s + self._truth.told_s + 3
         refuses = any(self._is_refused_since(channel, now - within_s) for channel in book.channels)
-        parts = [*way(book.client, book.hub), *source(book.hub)]
+        # A balancer may have led it from one to another since.
+        hubs = book.hubs if book.kind == "Subscriber" else {book.hub}
+        parts = [part for hub in hubs for part in (*way(book.client, hub), *source(hub))]
         if not refuses and not self._troubles.any(parts, now, within_s):
             self.fail("stale without a cause", now, book.client, f"{entry}")
 
