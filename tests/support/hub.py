@@ -178,7 +178,8 @@ class HubThread(Hub):
         finally:
             for transport in _ALONE.transports_of(self._loop):
                 transport.abort()  # as the end of a process ends all connections there are
-            await asyncio.sleep(0)
+            for _ in range(5):  # a TLS connection that was aborted takes some turns of the loop to be gone
+                await asyncio.sleep(0)
         return 130 if self._interrupted else code
 
     @property
