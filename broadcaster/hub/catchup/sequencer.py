@@ -119,9 +119,8 @@ class Sequencer:
                 if ready:
                     self._fanout.broadcast(ready)
                     ready = []
-                self._compare(
-                    message
-                )  # before what comes behind it makes the ring drop the one that it is held to
+                # Before what comes behind it makes the ring drop the one that it is compared with.
+                self._compare(message)
             else:
                 self._skip(message)
         if ready:
