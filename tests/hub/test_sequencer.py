@@ -676,6 +676,39 @@ async def test_it_is_told_though_redis_can_begin_no_epoch_at_first() -> None:
     assert channel.record.said == TOLD_OF_ONE
 
 
+@pytest.mark.parametrize("then", ["the subscription is confirmed anew", "one is forged"])
+@in_loop
+async def test_it_is_told_whatever_else_has_to_be_looked_up(then: str) -> None:
+    """The log has dropped the event that came twice, and has what is doubted after it as it was handed on."""
+    channel = await set_back_by_one()
+    channel.hear(channel.store(4))
+    channel.redis.trim(8)
+    if then == "one is forged":
+        channel.hear([splice(CHANNEL, P("e1-8"), payload(99))])
+    else:
+        channel.sequencer.interrupt()
+        channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == TOLD_OF_ONE
+
+
+@in_loop
+async def test_what_is_doubted_again_while_it_is_looked_up_is_looked_up_again() -> None:
+    """One was forged; when the log had been read, Redis was set back, and another came at the same place."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.hear([splice(CHANNEL, P("e1-6"), payload(99))])
+
+    def set_back() -> None:
+        channel.redis.on_the_way = None
+        channel.redis.set_back(5)
+        channel.hear(channel.store(1))
+
+    channel.redis.on_the_way = set_back
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 6), ("redis_restarted", "e1", 7, None, "e2-6")]
+
+
 @in_loop
 async def test_one_that_is_forged_of_what_the_log_has_dropped_begins_no_epoch() -> None:
     """It is not the last one that was handed on: if Redis had been set back, another one of that would follow."""

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 from broadcaster.core.backoff import keep_trying
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
@@ -31,7 +31,8 @@ ELSEWHERE: Final = (
 )
 
 
-class _Doubt(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)  # the same place can be doubted anew after it was looked up
+class _Doubt:
     """Where Redis may have another event than the one that was handed on.
 
     Attributes:
@@ -84,7 +85,7 @@ class Sequencer:
         self._skipped: Position | None = None  # the highest event that was not handed on since the last round
         self._early: list[Message] = []  # of those that were not handed on, what may join on to the next page
         self._early_bytes = 0
-        self._doubt: _Doubt | None = None
+        self._doubts: tuple[_Doubt, ...] = ()  # the newest of those that were the last ones, and of the others
         self.sync_round = 0
         self.synced_round = 0
         self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
@@ -165,15 +166,19 @@ class Sequencer:
         assert position is not None
         frame = self._fanout.ring.frame_at(position)
         if frame is not None and frame != message.frame:
-            self._doubt = _Doubt(position, frame, was_last=position == self.position)
-            self._wake.set()
+            self._suspect(_Doubt(position, frame, was_last=position == self.position))
+
+    def _suspect(self, doubt: _Doubt) -> None:
+        """Look it up. The newest says as much as earlier ones, unless only one of them outlives the log."""
+        self._doubts = (*(each for each in self._doubts if each.was_last != doubt.was_last), doubt)
+        self._wake.set()
 
     def confirm(self) -> None:
         """The subscription holds from here on: what came before is in the log."""
         self._confirmed_in = self.sync_round
         at = self.position  # Redis may have been set back meanwhile, and have got further again since
         if at is not None and (frame := self._fanout.ring.frame_at(at)) is not None:
-            self._doubt = _Doubt(at, frame, was_last=False)
+            self._suspect(_Doubt(at, frame, was_last=False))
         self._wake.set()
 
     def interrupt(self) -> None:
@@ -223,10 +228,9 @@ class Sequencer:
             self._wake.clear()
             skipped, self._skipped = self._skipped, None
             self.sync_round += 1
-            doubt = self._doubt
-            head = await self._log.head(self._channel, await self._floor(doubt))
-            if self._doubt is doubt:  # which holds until Redis has been told
-                self._doubt = None
+            doubts = self._doubts
+            head = await self._log.head(self._channel, await self._floor(doubts))
+            self._doubts = tuple(each for each in self._doubts if each not in doubts)  # now that Redis was told
             self.order = self.order.followed_by(head.epochs)
             if self.position is None:
                 self._fanout.ring.begin(head.position)
@@ -245,18 +249,20 @@ class Sequencer:
         self.synced_round = self.sync_round
         self._on_caught_up()
 
-    async def _floor(self, doubt: _Doubt | None) -> Position | None:
+    async def _floor(self, doubts: Sequence[_Doubt]) -> Position | None:
         """The newest position that this hub has seen, so that Redis begins an epoch if its memory is older.
 
         If there are other events where this hub has handed some on, the memory was older, also if it has got
         further since: then it is the last position that there could be.
         """
         floor = self.position
-        if doubt is not None and floor is not None and doubt.position.epoch == floor.epoch:
+        for doubt in doubts:
+            if floor is None or doubt.position.epoch != floor.epoch:
+                continue
             page = await self._log.page(self._channel, doubt.position.offset, floor)
             if self._is_confirmed(doubt, page):
                 log.warning("%s: Redis has other events than those that were handed on", self._channel)
-                floor = floor._replace(offset=MAX_OFFSET)
+                return floor._replace(offset=MAX_OFFSET)
         return floor
 
     def _is_confirmed(self, doubt: _Doubt, page: Page) -> bool:
