@@ -52,6 +52,7 @@ class Replica:
         self._lag_max_s = redis.replica_lag_max_s
         self.patience_s = _SHARE * redis.silence_timeout_s
         self._history = ("", 0)  # the master's replication id, and during which connection of the subscription
+        self._lost_during: int | None = None  # during which it was no replica, or had lost its master
 
     @property
     def lag_max_s(self) -> float:
@@ -83,13 +84,18 @@ class Replica:
         if not why and self._pubsub.refused and self.nodes.has_another(_HOLD_S):
             why = f"it refuses {', '.join(sorted(self._pubsub.refused))}"
         if why:
+            self._lost_during = self._pubsub.reconnects
             raise RedisUnavailable(self.distrust(why))
         # It has copied the memory of its master anew, and kept its connections: what was published, and had not
         # come to it by then, never will. With a log that is read there; without one a lost connection is told.
         master_history = server_info(master).get("master_replid", "")
         before, self._history = self._history, (master_history, self._pubsub.reconnects)
         if before[0] not in ("", master_history) and before[1] == self._pubsub.reconnects:
-            self._pubsub.move(why := "its master has another history than before")
+            why = "its master has another history than before"
+        elif self._lost_during == self._pubsub.reconnects:
+            why = "it had lost its master"
+        if why:
+            self._pubsub.move(why)
             raise RedisUnavailable(f"{self.nodes.address}: {why}")
 
     async def page(
