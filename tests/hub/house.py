@@ -543,6 +543,7 @@ class House:
         *,
         history: bool | HistoryTable = True,
         channels: ChannelsTable | None = None,
+        timed: bool = False,
         **hub: Any,
     ) -> None:
         self.settings = Settings(
@@ -554,7 +555,7 @@ class House:
         self.socket: type[Socket] = Socket
         self.clock = Clock()
         runtime = Runtime(self.clock)
-        self.redis = Memory()
+        self.redis = Memory(timed=timed)
         self.tasks = Tasks()
         self.link = Link()
         broker = self.redis.broker(self.settings, self.link)

@@ -547,6 +547,29 @@ async def test_who_stands_in_what_was_rolled_back_gets_the_new_events_of_the_sam
     assert within.story == [*range(391, 401), ("e1", 401, None, "redis_restarted"), *range(401, 901)]
 
 
+@pytest.mark.parametrize("in_the_ring", [0, 3])
+@in_loop
+async def test_who_comes_from_an_epoch_that_this_hub_has_never_seen_is_welcomed_at_once(in_the_ring: int) -> None:
+    """Redis was restarted twice, the second time without the epoch between, of which another hub had told."""
+    house = House(timed=True)
+    house.channels.on_confirmed(CHANNEL)
+    await house.settle()
+    house.publish(8)
+    house.redis.restart()
+    seen = house.redis.head()
+    house.redis.restart(kept=7)
+    house.sequencer.check(None)
+    await house.settle()
+    house.publish(in_the_ring)
+    house.redis.trim(100)
+    peer = house.connect(f"since={seen}", v1=True)
+    await until_welcome(house, peer)
+    assert peer.story == [(seen.epoch, seen.offset + 1, None, "redis_restarted"), *range(8, 8 + in_the_ring)]
+    pages = len(house.redis.pages)
+    await turns()
+    assert len(house.redis.pages) == pages
+
+
 @in_loop
 async def test_who_resumes_while_the_log_cannot_be_read_is_closed_in_the_end() -> None:
     """Not left without a sign: a plain client has no heartbeats to miss."""

@@ -33,7 +33,7 @@ class Record:
         self.said: list[Any] = []
         self.batches: list[int] = []
         self.position: Position | None = None
-        self.frames: dict[Position, bytes] = {}
+        self.stored: dict[Position, Message] = {}
         self.kept = 1000
         self.ring = self
 
@@ -47,11 +47,18 @@ class Record:
         for event in events:
             self.position = event.position or self.position
             if event.position is not None:
-                self.frames[event.position] = event.frame
-        self.frames = dict(list(self.frames.items())[-self.kept :])
+                self.stored[event.position] = event
+        self.stored = dict(list(self.stored.items())[-self.kept :])
 
     def frame_at(self, position: Position) -> bytes | None:
-        return self.frames.get(position)
+        message = self.stored.get(position)
+        return None if message is None else message.frame
+
+    @property
+    def last_stored(self) -> Message | None:
+        at = self.position
+        of_epoch = [message for place, message in self.stored.items() if at and place.epoch == at.epoch]
+        return of_epoch[-1] if of_epoch else None
 
     def announce(self, gap: Gap) -> None:
         self.position = gap.position or self.position
@@ -693,6 +700,57 @@ async def test_it_is_told_whatever_else_has_to_be_looked_up(then: str) -> None:
 
 
 @in_loop
+async def test_it_is_told_though_the_subscription_is_lost_again_before_the_log_can_be_read() -> None:
+    """What has joined on meanwhile is of the memory that is there, and cannot show what was lost before it."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.sequencer.interrupt()
+    channel.redis.set_back(3)
+    channel.store(3)
+    channel.redis.failures = 1
+    channel.sequencer.confirm()
+    await channel.settle()
+    channel.hear(channel.store(1))
+    channel.sequencer.interrupt()
+    channel.sequencer.confirm()
+    await until(lambda: channel.sequencer.caught_up, "it does not catch up")
+    assert channel.record.said == [*run_of("e1", 1, 7), ("redis_restarted", "e1", 8, None, "e2-7")]
+
+
+@pytest.mark.parametrize("refused", [6, 4], ids=["at its place", "before it"])
+@in_loop
+async def test_it_is_told_though_the_hub_refuses_some_of_the_other_events(refused: int) -> None:
+    """It was set back while nobody listened; where an event had been handed on there is none for anybody now."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.sequencer.interrupt()
+    channel.redis.set_back(3)
+    for offset in range(4, 8):
+        channel.redis.store(INVALID) if offset == refused else channel.store(1)
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.record.said == [*run_of("e1", 1, 7), ("redis_restarted", "e1", 8, None, "e2-7")]
+
+
+@in_loop
+async def test_it_is_told_though_the_hub_had_refused_the_last_one() -> None:
+    """The last event that it has handed on tells it, though others were stored behind that."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(5))
+    channel.redis.store(INVALID)
+    channel.sequencer.check(channel.redis.head())
+    await channel.settle()
+    channel.sequencer.interrupt()
+    channel.redis.set_back(3)
+    channel.store(4)
+    channel.sequencer.confirm()
+    await channel.settle()
+    refused = ("refused", "e1", 6, 6, "e1-6")
+    told = ("redis_restarted", "e1", 8, None, "e2-7")
+    assert channel.record.said == [*run_of("e1", 1, 5), refused, "e1-7", told]
+
+
+@in_loop
 async def test_what_is_doubted_again_while_it_is_looked_up_is_looked_up_again() -> None:
     """One was forged; when the log had been read, Redis was set back, and another came at the same place."""
     channel = await Channel.opened()
@@ -761,6 +819,45 @@ async def test_a_forged_duplicate_begins_no_epoch() -> None:
     assert channel.record.said == run_of("e1", 1, 2)
     assert channel.redis.head() == P("e1-2")
     assert channel.counters[0] == 1
+
+
+NOBODYS = pytest.mark.parametrize("at", ["e1-999", "T000000009000000-5"], ids=["forged", "of another database"])
+
+
+@NOBODYS
+@in_loop
+async def test_events_of_nobody_that_keep_coming_do_not_keep_it_from_catching_up(at: str) -> None:
+    """They come more often than the log can be read, which begins again for each."""
+    channel = Channel(stored=3)
+    channel.redis.on_the_way = lambda: channel.hear([splice(CHANNEL, P(at), payload(99))])
+    channel.sequencer.confirm()
+    await channel.settle()
+    assert channel.sequencer.caught_up
+    assert channel.sequencer.position == P("e1-3")
+
+
+@NOBODYS
+@in_loop
+async def test_events_of_nobody_take_no_room_of_those_that_come_early(at: str) -> None:
+    """Else these would be read again, and what comes meanwhile, without an end."""
+    channel = await Channel.opened(stored=3)
+    nobodys = splice(CHANNEL, P(at), payload(99) + b" " * 100_000)
+    for _ in range(2 * LIMITS.early_bytes // len(nobodys)):
+        channel.hear([nobodys])
+        await channel.settle()
+    pages = len(channel.redis.pages)
+
+    def hear_one_more() -> None:
+        """Once the page has been read."""
+        if len(channel.redis.pages) > pages:
+            channel.redis.on_the_way = None
+            channel.hear(channel.store(1))
+
+    channel.redis.on_the_way = hear_one_more
+    channel.hear(channel.store(2)[1:])
+    await channel.settle()
+    assert channel.record.said == run_of("e1", 4, 6)
+    assert len(channel.redis.pages) == pages + 1
 
 
 # Interruptions

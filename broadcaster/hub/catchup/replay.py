@@ -207,6 +207,8 @@ class Replay:
             return end, order.head_gaps(position, end)
         ring = self._fanout.ring
         oldest = ring.position_at(ring.tail)
+        if oldest and not order.is_after(oldest, position) and ring.number_after(position) is None:
+            oldest = ring.place_after(position, order.is_after)  # another hub has given it that epoch
         if oldest is None or order.is_after(oldest, page.head.position) or not order.is_after(oldest, position):
             return position, []  # the ring takes over, or the page is too old to say what is missing
         return oldest, order.head_gaps(position, oldest)

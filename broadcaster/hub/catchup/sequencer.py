@@ -85,7 +85,7 @@ class Sequencer:
         self._skipped: Position | None = None  # the highest event that was not handed on since the last round
         self._early: list[Message] = []  # of those that were not handed on, what may join on to the next page
         self._early_bytes = 0
-        self._doubts: tuple[_Doubt, ...] = ()  # the newest of those that were the last ones, and of the others
+        self._doubts: tuple[_Doubt, ...] = ()  # of those that were the last ones, and of the others, two each
         self.sync_round = 0
         self.synced_round = 0
         self.order = EpochOrder(self._channel, (), runtime.limits.known_epochs)
@@ -159,6 +159,13 @@ class Sequencer:
         if self._skipped is not None and not self.order.is_after(self._skipped, at):
             self._skipped = None
 
+    def _forget_early(self, count: int, head: Position) -> None:
+        """So many of the first came before Redis was asked: those that it has not given are nobody's next ones."""
+        given = [
+            each for each in self._early[:count] if each.position and self.order.has_given(each.position, head)
+        ]
+        self._early[:count] = given
+
     def _compare(self, message: Message) -> None:
         """If another event was handed on at its position, Redis may have been set back; or it is forged."""
         self.duplicates += 1
@@ -169,16 +176,18 @@ class Sequencer:
             self._suspect(_Doubt(position, frame, was_last=position == self.position))
 
     def _suspect(self, doubt: _Doubt) -> None:
-        """Look it up. The newest says as much as earlier ones, unless only one of them outlives the log."""
-        self._doubts = (*(each for each in self._doubts if each.was_last != doubt.was_last), doubt)
+        """Look it up, with the first of its kind: what was handed on since may be of the memory that is there."""
+        alike = [each for each in self._doubts if each.was_last == doubt.was_last]
+        others = [each for each in self._doubts if each.was_last != doubt.was_last]
+        self._doubts = (*others, *alike[:1], doubt)
         self._wake.set()
 
     def confirm(self) -> None:
         """The subscription holds from here on: what came before is in the log."""
         self._confirmed_in = self.sync_round
-        at = self.position  # Redis may have been set back meanwhile, and have got further again since
-        if at is not None and (frame := self._fanout.ring.frame_at(at)) is not None:
-            self._suspect(_Doubt(at, frame, was_last=False))
+        last = self._fanout.ring.last_stored  # Redis may have been set back meanwhile, and have got further again
+        if last is not None and last.position is not None:
+            self._suspect(_Doubt(last.position, last.frame, was_last=False))
         self._wake.set()
 
     def interrupt(self) -> None:
@@ -212,7 +221,6 @@ class Sequencer:
         while True:
             await self._wake.wait()
             await keep_trying(self._catch_up, self._complain, self._chance, self._on_error)
-            self.problem = None
 
     def _complain(self, said: str) -> None:
         self._throttled.log(
@@ -223,15 +231,19 @@ class Sequencer:
         self.problem = error if is_of_channel(error) else None
 
     async def _catch_up(self) -> None:
-        """Read until the position is the head of the channel and nothing has been skipped meanwhile."""
+        """Read until the position is the head of the channel and nothing has been skipped meanwhile.
+
+        What was skipped does not keep it from having caught up: it may be nobody's, and come again and again.
+        """
         while True:
             self._wake.clear()
             skipped, self._skipped = self._skipped, None
             self.sync_round += 1
-            doubts = self._doubts
+            doubts, early = self._doubts, len(self._early)
             head = await self._log.head(self._channel, await self._floor(doubts))
             self._doubts = tuple(each for each in self._doubts if each not in doubts)  # now that Redis was told
             self.order = self.order.followed_by(head.epochs)
+            self._forget_early(early, head.position)
             if self.position is None:
                 self._fanout.ring.begin(head.position)
             if skipped is not None and not self.order.has_given(skipped, head.position):
@@ -244,10 +256,10 @@ class Sequencer:
                     self._read(page)
                 self._join_early()
             self._join_early()
+            self.synced_round, self.problem = self.sync_round, None
+            self._on_caught_up()
             if self._skipped is None:
                 break
-        self.synced_round = self.sync_round
-        self._on_caught_up()
 
     async def _floor(self, doubts: Sequence[_Doubt]) -> Position | None:
         """The newest position that this hub has seen, so that Redis begins an epoch if its memory is older.
@@ -267,15 +279,13 @@ class Sequencer:
 
     def _is_confirmed(self, doubt: _Doubt, page: Page) -> bool:
         """Whether the log, from the place of a doubt on, has other events than those that were handed on."""
-        is_there = False
-        for message in page.messages:
-            assert message.position is not None
-            frame = self._fanout.ring.frame_at(message.position)
-            if message.position == doubt.position:
-                is_there, frame = True, doubt.frame
-            if frame not in (None, message.frame):
+        there: dict[Position | None, bytes] = {message.position: message.frame for message in page.messages}
+        for position in [*there, *page.refused]:  # no event that this hub refuses was handed on
+            assert position is not None
+            frame = doubt.frame if position == doubt.position else self._fanout.ring.frame_at(position)
+            if frame is not None and frame != there.get(position):
                 return True
-        return doubt.was_last and not is_there
+        return doubt.was_last and doubt.position not in there
 
     @property
     def _at(self) -> Position:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from broadcaster.core.bounded import BoundedDict
@@ -185,6 +185,33 @@ class Ring:
             return None
         entry = self._entry(number)
         return entry.frame if entry.labels is not None and entry.position == position else None
+
+    @property
+    def last_stored(self) -> Entry | None:
+        """The newest stored event of the present epoch, if it is here."""
+        for entry in reversed(self._entries):
+            if entry is None or entry.epoch_index != len(self._epochs):
+                break
+            if entry.labels is not None and entry.stored:
+                return entry
+        return None
+
+    def place_after(self, position: Position, is_after: Callable[[Position, Position], bool]) -> Position | None:
+        """Where a reader goes on that is at a position of an epoch which never came here; None: nowhere.
+
+        Args:
+            position: Of the reader.
+            is_after: Whether a position comes later than another one.
+        """
+
+        def is_later(entry: Entry | None) -> bool:
+            return entry is not None and entry.position is not None and is_after(entry.position, position)
+
+        found = bisect_left(self._entries, True, lo=self._dropped, key=is_later)
+        entry = self._entries[found] if found < len(self._entries) else None
+        if entry is None or entry.position is None or entry.gap is not None:
+            return entry.position if entry is not None else None
+        return entry.position._replace(offset=entry.position.offset - 1)
 
     def gap_at(self, cursor: int) -> Gap | None:
         """The next thing that a reader at `cursor` is given, if that is a gap."""
