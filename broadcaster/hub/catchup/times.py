@@ -103,11 +103,12 @@ class Times:
         Raises:
             RedisUnavailable, RedisRefused: See `Broker`.
         """
-        told_us, rising = await self._log.stamps(channel)
-        now_us, now_s = self._clock.wall_ns() // 1000 if told_us is None else told_us, self._clock.loop_s()
         first = await self._log.stamped(channel, 0, 1)
         if first is None:
             return None
+        # After the head, up to which it will be bisected: the clock may be set back between the two.
+        told_us, rising = await self._log.stamps(channel)
+        now_us, now_s = self._clock.wall_ns() // 1000 if told_us is None else told_us, self._clock.loop_s()
         order = EpochOrder(channel, first.head.epochs)
         if not first.events:
             end = first.head.position
