@@ -95,6 +95,7 @@ class Chaos:
             idle_expire_s=self.settings.history.idle_expire_s,
             dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
+            clock_us=lambda: time.time_ns() // 1000,
         )
         self._findings = Findings()
         self.oracle = Oracle(truth, StoredRules(truth, self._findings), self._findings)

@@ -41,7 +41,7 @@ MUST_BE_REACHED: Final = (
     *("gap no_history", "gap redis_link_lost"),
     *(
         f"since {since} {kind}"
-        for since in ("old", "older", "foreign", "huge")
+        for since in ("old", "older", "foreign", "huge", "time")
         for kind in ("v1", "plain", "Subscriber")
     ),
     *("close 1006", "close 1011", "close 1012", "close 4008", "close 4009", "close 4010"),

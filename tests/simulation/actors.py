@@ -25,6 +25,7 @@ from tests.simulation.clients import RawClient, ask
 from tests.simulation.journal import is_named_before
 from tests.simulation.loop import DrawnChance
 from tests.simulation.process import Pauses, Process
+from tests.simulation.times import instant
 from tests.simulation.troubles import Trouble, way
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class ClientActor(Actor):
         channels: dict[str, Place | None] = {channel: self._first_since(channel) for channel in client.channels}
         world = simulation.world
         steady = not client.naps_s and world.pauses is None and world.windows[0] > 8_000
-        self.book = Book(client.name, client.kind, channels, client.wanted, steady)
+        self.book = Book(client.name, client.kind, channels, client.wanted, steady, self._time())
         self.book.listener = simulation.on_entry
         self._subscriber: Subscriber | None = None
         self._hub = ""
@@ -284,7 +285,7 @@ class ClientActor(Actor):
     def _first_since(self, channel: str) -> Place | None:
         accepted = [event for event in self.sim.journal.accepted[channel] if not event.withdrawn]
         kind, chance = self._client.since, self.chance
-        if kind == "now" or (not accepted and kind != "foreign"):
+        if kind in ("now", "time") or (not accepted and kind != "foreign"):
             return None
         if kind == "foreign":
             names = "abcdef012345", "zz", "Tzzzzzzzzzffffff", "Tvvvvvvvvvffffff", "T000000000000000"
@@ -294,6 +295,16 @@ class ClientActor(Actor):
         some = accepted if kind == "old" else accepted[: 1 + len(accepted) // 10]
         event = chance.choice(some)
         return Place(event.epoch, event.offset)
+
+    def _time(self) -> str | None:
+        """What it asks for who asks by time: everything, so many seconds, or when an event was stored, or so."""
+        if self._client.since != "time":
+            return None
+        stamps = [
+            event.stored_us for channel in self._client.channels for event in self.sim.journal.accepted[channel]
+        ]
+        us = self.chance.choice(stamps or [0]) + self.chance.choice((0, 0, 1, -1))
+        return self.chance.choice(("all", f"{self.chance.randint(1, 30)}s", instant(us)))
 
     async def work(self) -> None:
         if self._client.since != "now":
@@ -324,13 +335,15 @@ class ClientActor(Actor):
         for channel in client.channels:
             if (place := book.at.get(channel) or book.channels[channel]) is not None:
                 since[channel] = Position(place.epoch, place.offset)
-        book.note(loop.now, Connected(f"hub-{port}", {c: _place(since.get(c)) for c in client.channels}))
+        time = None if since else book.time  # who knows one of its places says where, and not when
+        places = {channel: _place(since.get(channel)) for channel in client.channels}
+        book.note(loop.now, Connected(f"hub-{port}", places, time))
         try:
             async with Subscriber(
                 f"ws://127.0.0.1:{address}/ws",
                 settings=self.sim.settings,
                 channels=client.channels,
-                since=since,
+                since=time or since,
                 types=[client.wanted] if client.wanted else [],
                 token=self.sim.world.token,
                 runtime=self.runtime,

@@ -50,6 +50,7 @@ FOUND: Final[dict[str, int]] = {
     "reverts/29-an-id-counts-on-every-channel": 1583,
     "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
+    "reverts/42-an-epoch-that-never-came-here-is-waited-for": 1003403,
     "mutations/02-a-page-is-complete-too-soon": 0,
     "mutations/03-a-cached-page-begins-one-too-far": 2,
     "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,
@@ -73,6 +74,7 @@ FOUND: Final[dict[str, int]] = {
     "mutations/25-a-subscriber-stays-before-what-came-again": 117,
     "mutations/26-one-is-live-before-it-has-the-last-event": 3,
     "mutations/27-what-is-sent-behind-a-failed-one-is-stored": 449,
+    "mutations/28-an-event-of-that-very-instant-is-left-out": 971,
 }
 """Per patch a seed that finds it."""
 
@@ -102,6 +104,25 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     ),
     # The subscription has to be lost in the moment in which the hub finds out that Redis was set back.
     "reverts/36-a-doubt-replaces-every-other-one": ("tests/hub/test_sequencer.py", "else_has_to_be_looked_up"),
+    # And the log has to be read in vain, while what comes live joins on to what was handed on before.
+    "reverts/37-a-doubt-replaces-the-first-of-its-kind": (
+        "tests/hub/test_sequencer.py",
+        "lost_again_before_the_log",
+    ),
+    # An event that is too large has to come at the place of the last one, or be the last one.
+    "reverts/38-what-a-hub-refuses-clears-a-doubt": ("tests/hub/test_sequencer.py", "refuses_some_of_the_other"),
+    "reverts/39-who-refused-the-last-event-has-no-doubt": ("tests/hub/test_sequencer.py", "had_refused_the_last"),
+    # Nobody forges events, or uses another database.
+    "reverts/40-events-of-nobody-keep-a-hub-from-catching-up": (
+        "tests/hub/test_sequencer.py",
+        "do_not_keep_it_from_catching_up",
+    ),
+    "reverts/41-events-of-nobody-are-kept-as-early": ("tests/hub/test_sequencer.py", "take_no_room"),
+    # A replica that comes back to the same master has all that was published meanwhile.
+    "reverts/43-a-replica-that-had-lost-its-master-is-as-before": (
+        "tests/faults/test_replicas.py",
+        "had_lost_its_master",
+    ),
     # A program has to end between a gap and the event that has shown it.
     "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),
     "mutations/01-what-is-refused-is-not-told": ("tests/hub/test_sequencer.py", "told_as_refused"),

@@ -27,10 +27,14 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """It asks a hub for its channels, each with the position after which it wants to go on; None: now."""
+    """It asks a hub for its channels, each with the position after which it wants to go on.
+
+    None: with a time, as it writes it; or now.
+    """
 
     hub: str
     since: dict[str, Place | None]
+    time: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +107,10 @@ class Book:
     Attributes:
         client: Its name.
         kind: `v1`, `plain` or `Subscriber`.
-        channels: What it asks for, each with the position it first came with; None: now.
+        channels: What it asks for, each with the position it first came with; None: with a time, or now.
         wanted: Filter: a type, or None for everything.
         steady: Whether it always reads at once: then it is never too slow.
+        time: The time that it asks for, as it writes it, where it has no position; None: now.
         entries: With their loop time.
         listener: Called with each entry.
         at: Per channel up to where it was given or told everything; None before that is known.
@@ -119,6 +124,7 @@ class Book:
     channels: dict[str, Place | None]
     wanted: str | None = None
     steady: bool = True
+    time: str | None = None
     entries: list[tuple[float, Entry]] = field(default_factory=list)
     listener: Callable[[Book, float, Entry], None] = lambda book, now, entry: None
     at: dict[str, Place | None] = field(default_factory=dict)

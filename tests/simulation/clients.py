@@ -236,22 +236,29 @@ class RawClient:
         for channel, first in book.channels.items():
             if self._form == "sse":  # its URL stays the same: what it brings along stands above it
                 since[channel] = Place.read(self._last_id) if self._last_id else first
-                query += [("channel", channel), *([("since", str(first))] if first else [])]
+                query += [
+                    ("channel", channel),
+                    *([("since", str(first or book.time))] if first or book.time else []),
+                ]
                 continue
             where = book.at.get(channel, None if self._forgotten else first)
             since[channel] = where
             query.append(("channel", channel))
-            if where is not None:
-                query.append(("since", str(where)))
+            if begins := where or self._time:
+                query.append(("since", str(begins)))
         if book.wanted is not None:
             query.append(("type", book.wanted))
         return f"ws://{HOST}:{port}/{'sse' if self._form == 'sse' else 'ws'}?{urlencode(query)}", since
+
+    @property
+    def _time(self) -> str | None:
+        return None if self._forgotten else self._book.time
 
     async def _connect_once(self) -> float:
         book, loop = self._book, self._loop
         port = self._chance.choice(self._hubs)
         url, since = self._url(port)
-        book.note(loop.now, Connected(f"hub-{port}", since))
+        book.note(loop.now, Connected(f"hub-{port}", since, self._time))
 
         def made() -> Wire | Stream:
             if self._form == "sse":

@@ -27,6 +27,7 @@ class Accepted:
         size: Bytes of the whole event.
         at: When, in loop time.
         server: The run_id of the process that stored it.
+        stored_us: When, by Redis' clock, in microseconds since 1970; -1: it does not say.
         withdrawn: Whether the same script removed it again.
     """
 
@@ -38,6 +39,7 @@ class Accepted:
     size: int
     at: float
     server: str
+    stored_us: int = -1
     withdrawn: bool = False
 
 
@@ -106,7 +108,8 @@ class Journal:
         if (event := _read(payload)) is None or not {"epoch", "offset"} <= set(event):
             return
         channel, epoch, offset = event["channel"], event["epoch"], event["offset"]
-        accepted = Accepted(channel, epoch, offset, event["event_id"], _labels(event), len(payload), now, server)
+        rest = _labels(event), len(payload), now, server, event.get("stored_at_us", -1)
+        accepted = Accepted(channel, epoch, offset, event["event_id"], *rest)
         here = self.at[channel, epoch, offset]
         if any(not each.withdrawn for each in here):
             self.doubled[channel].append(accepted)

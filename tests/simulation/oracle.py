@@ -88,6 +88,7 @@ class Truth:
         idle_expire_s: Seconds of silence after which a channel's events expire.
         dedupe_s: Seconds within which an event that is sent again is stored only once.
         max_bytes: The largest event that the hubs deliver.
+        clock_us: The clock of the Redis that is in charge, in microseconds since 1970.
         connections: When the connections of a client began and ended, of those that have, as far as that is seen.
     """
 
@@ -103,6 +104,7 @@ class Truth:
     idle_expire_s: int
     dedupe_s: int
     max_bytes: int
+    clock_us: Callable[[], int]
     connections: Callable[[str], list[tuple[float, float]]] = lambda client: []
 
     def fresh_s(self, now: float) -> float:

@@ -24,7 +24,7 @@ from tests.simulation.books import Book, Entry, Place
 from tests.simulation.faults import Faults
 from tests.simulation.journal import Accepted, Journal
 from tests.simulation.live import LiveRules
-from tests.simulation.loop import Stuck, VirtualLoop, virtual
+from tests.simulation.loop import EPOCH_S, Stuck, VirtualLoop, virtual
 from tests.simulation.lua import Scripts
 from tests.simulation.memory import Stream
 from tests.simulation.network import Link, Network
@@ -111,6 +111,7 @@ class Simulation:
             idle_expire_s=self.settings.history.idle_expire_s,
             dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
+            clock_us=self._clock_us,
         )
         findings = Findings()
         rules = StoredRules if self.settings.history.enabled else LiveRules
@@ -274,6 +275,9 @@ class Simulation:
 
     def _in_charge(self) -> str:
         return "" if self.redis.server is None or self.redis.older else self.redis.server.run_id
+
+    def _clock_us(self) -> int:
+        return int((EPOCH_S + self.loop.now + self.redis.clock_s) * 1_000_000)
 
     # Its course
 

@@ -15,6 +15,7 @@ from typing import Final
 from tests.simulation.books import Beaten, Book, Connected, Given, Place, Told, Welcomed
 from tests.simulation.journal import Accepted, is_named_before
 from tests.simulation.oracle import Findings, Truth
+from tests.simulation.times import Times
 from tests.simulation.troubles import REDIS, source, way
 
 _WORD_S: Final = 6.0
@@ -48,7 +49,8 @@ class View:
         open_told: How many gaps without an end there were, by the epoch in which they begin.
         open_at: When the last one was told.
         owes_gap: Whether a welcome has said that a gap follows first.
-        came_with: Its `since` of this connection.
+        came_with: Its `since` of this connection: a place, or the one that was found for its time.
+        asked: For which time it has asked instead, and when.
         connected_at: When it connected.
         asks_since: When it connected, if it has not been told anything yet.
         fresh_from: When it connected or was welcomed, and the time that reading the log needs: from then on it has
@@ -66,6 +68,7 @@ class View:
     open_at: float = 0.0
     owes_gap: bool = False
     came_with: Place | None = None
+    asked: tuple[str, float] | None = None
     connected_at: float = 0.0
     asks_since: float | None = None
     fresh_from: float = 0.0
@@ -99,6 +102,7 @@ class StoredRules:
         self._is_stored = truth.is_stored
         self._fail = findings.fail
         self._counts = findings.counts
+        self._times = Times(truth, findings.fail)
         self._views: dict[tuple[Book, str], View] = {}
 
     def _view(self, book: Book, channel: str) -> View:
@@ -108,6 +112,7 @@ class StoredRules:
         for channel, since in entry.since.items():
             view = self._view(book, channel)
             view.came_with = since
+            view.asked = (entry.time, now) if entry.time and since is None and view.at is None else None
             view.owes_gap = False
             view.ids_of_life.clear()
             view.connected_at = view.fresh_from = now
@@ -135,7 +140,13 @@ class StoredRules:
         view = self._view(book, entry.channel)
         view.asks_since = None
         view.fresh_from = now + _READ_S * self._count_after(entry.channel, view.came_with)
-        if view.came_with is None:
+        if view.asked is not None:
+            view.fresh_from = now + _READ_S * len(self._journal.accepted[entry.channel])
+            if entry.recovered is None:
+                self._fail("a time without recovered", now, book.client, f"{entry}")
+            elif entry.recovered and entry.position is not None:
+                self._begin(book, view, entry.channel, entry.position, now)
+        elif view.came_with is None:
             if entry.recovered is not None:
                 self._fail("recovered without since", now, book.client, f"{entry}")
             view.at = entry.position
@@ -146,6 +157,13 @@ class StoredRules:
         elif entry.recovered and entry.position != view.came_with:
             self._fail("recovered, but elsewhere", now, book.client, f"since {view.came_with}, {entry}")
         view.owes_gap = entry.recovered is False
+
+    def _begin(self, book: Book, view: View, channel: str, place: Place, now: float) -> None:
+        """It did not know yet where it stands."""
+        if view.asked is not None:
+            self._times.judge_beginning(book, channel, view.asked, place, now)
+            view.came_with = place
+        view.asked, view.at, view.began = None, place, view.began or (place, now)
 
     def on_given(self, book: Book, now: float, entry: Given) -> None:
         view, place, channel = self._view(book, entry.channel), entry.place, entry.channel
@@ -182,7 +200,7 @@ class StoredRules:
         """Everything between where a client is and `upto` must have been given, or is not for it."""
         at = view.at
         if at is None:
-            view.at = upto
+            self._begin(book, view, channel, upto, now)
         elif at.epoch != upto.epoch:
             self._fail("another epoch, untold", now, book.client, f"{channel}: {at}, then {why}")
         elif upto.offset < at.offset:
@@ -210,6 +228,11 @@ class StoredRules:
         view = self._view(book, gap.channel)
         view.owes_gap = False
         view.asks_since = None
+        if view.asked is not None and gap.first is None:
+            self._times.judge_gap(book, gap, now)
+            if gap.position is not None:
+                self._begin(book, view, gap.channel, gap.position, now)
+            return
         if gap.epoch is None or gap.first is None or gap.position is None:
             self._fail("a gap without numbers", now, book.client, f"{gap}")
             return
@@ -280,6 +303,8 @@ class StoredRules:
         if any(map(self._too_large, there)):
             return True  # a range of which some were refused, and some have expired, is one
         if (gap.channel, *place) not in self._journal.removed:
+            if there and self._looks_expired(gap.channel, place, now):
+                return True
             what = "never left the log" if there else "was never accepted"
             self._fail(f"expired, but {what}", now, book.client, f"{place}: {gap}")
             return False
@@ -288,6 +313,13 @@ class StoredRules:
             self._fail("expired, but it is stored", now, book.client, f"{place}: {gap}")
             return False
         return True
+
+    def _looks_expired(self, channel: str, place: Place, now: float) -> bool:
+        """Whether it was lost with Redis' memory, and all that was before it has left the log: nobody can tell."""
+        if not self._journal.may_be_lost(channel, *place, now):
+            return False
+        accepted = self._journal.accepted[channel]
+        return not any(is_named_before(event.epoch, place.epoch) and self._is_stored(event) for event in accepted)
 
     def _judge_open(self, book: Book, view: View, gap: Told, now: float) -> None:
         assert gap.epoch is not None

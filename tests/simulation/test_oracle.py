@@ -23,6 +23,7 @@ from tests.simulation.journal import Journal, Loss
 from tests.simulation.live import LiveRules
 from tests.simulation.oracle import Findings, Oracle, Truth
 from tests.simulation.stored import StoredRules
+from tests.simulation.times import instant
 from tests.simulation.troubles import EVERY_CHANNEL, Troubles
 
 CHANNEL = "c"
@@ -39,13 +40,20 @@ def payload(text: str, event_id: str = "", size: int = 0) -> bytes:
     epoch, offset = place(text)
     labels = {"event_type": "t", "source": "s", "severity": "info"}
     fields = {"channel": CHANNEL, "epoch": epoch, "offset": offset, "event_id": event_id or text, **labels}
-    return json.dumps({**fields, "data": "x" * size}).encode()
+    return json.dumps({**fields, "stored_at_us": 10 * offset, "data": "x" * size}).encode()
 
 
 class Case:
     """A channel with the events a1 to a5 and then b6 to b9, and one client, which comes with `since` a1."""
 
-    def __init__(self, kind: str = "v1", since: str | None = "a1", stores: bool = True, at: float = NOW) -> None:
+    def __init__(
+        self,
+        kind: str = "v1",
+        since: str | None = "a1",
+        stores: bool = True,
+        at: float = NOW,
+        time: str | None = None,
+    ) -> None:
         self.journal = Journal()
         self.troubles = Troubles()
         self.stored = set[str]()
@@ -72,13 +80,14 @@ class Case:
             idle_expire_s=60,
             dedupe_s=60,
             max_bytes=1000,
+            clock_us=lambda: 30_000_030,
         )
         rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
         self.oracle = Oracle(truth, rules, self.findings)
         came_with = {CHANNEL: place(since) if since else None}
         self.book = Book("client", kind, came_with.copy())
         self.book.listener = self.oracle.on_entry
-        self.note(Connected("hub", came_with), at=at)
+        self.note(Connected("hub", came_with, time), at=at)
 
     def note(self, *entries: Entry, at: float = NOW) -> None:
         for entry in entries:
@@ -506,4 +515,67 @@ def test_without_history_a_lost_link_is_a_cause() -> None:
     case = Case(since=None, stores=False)
     case.troubles.note("cut", ["hub", "redis"], NOW - 5, NOW - 4)
     case.note(*live("a1"), LINK_LOST, *live("a3"))
+    assert case.rules == []
+
+
+# Those that ask by time: each event was stored at ten times its offset, in microseconds
+
+TOO_LATE = "asked by time, and begins too late"
+GONE = Told(CHANNEL, "expired", place("a2").epoch, None, 2, place("a2"))
+
+
+@pytest.mark.parametrize(
+    ("time", "entries", "expected"),
+    [
+        ("all", [welcome("a0", True), *given("a1")], []),
+        ("all", [welcome("a1", True)], [TOO_LATE]),
+        (instant(30), [welcome("a2", True)], []),
+        (instant(30), [welcome("a1", True)], []),
+        (instant(30), [welcome("a3", True)], [TOO_LATE]),
+        (instant(31), [welcome("a3", True)], []),
+        ("30s", [welcome("a2", True)], []),
+        ("30s", [welcome("a3", True)], [TOO_LATE]),
+        (instant(30), given("a3", "a4"), []),
+        (instant(30), given("a4"), [TOO_LATE]),
+        (instant(30), [welcome("a2", None)], ["a time without recovered"]),
+        ("all", [welcome("a2", False), *given("a3")], ["recovered false, and no gap first", TOO_LATE]),
+        ("all", [welcome("a2", False), GONE, *given("a3")], [TOO_LATE]),
+        (instant(30), [welcome("a2", False), GONE, *given("a3")], []),
+        (
+            instant(30),
+            [Told(CHANNEL, "refused", place("a2").epoch, None, 2, place("a2"))],
+            ["a gap without numbers"],
+        ),
+        (
+            instant(30),
+            [Told(CHANNEL, "expired", place("a2").epoch, None, 3, place("a2"))],
+            ["a gap's position is not its end"],
+        ),
+        (instant(30), [GONE, GONE], ["a gap without numbers"]),
+    ],
+)
+def test_who_asks_by_time_gets_all_that_was_stored_then_or_later(
+    time: str, entries: list[Entry], expected: list[str]
+) -> None:
+    """As far as it is still there; not more than that is judged."""
+    case = Case(since=None, time=time)
+    case.stored |= {"a1", "a2", "a3", "a4", "a5"}
+    case.journal.removed[CHANNEL, *place("a0")] = 1.0
+    case.note(*entries)
+    assert case.rules == expected
+
+
+def test_what_is_no_longer_there_cannot_be_given_to_who_asks_by_time() -> None:
+    """And it is told that something is gone only if something is."""
+    case = Case(since=None, time="all")
+    case.stored |= {"a3", "a4", "a5"}
+    case.note(welcome("a2", False), GONE, *given("a3"))
+    assert case.rules == ["expired, but nothing has left the log"]
+
+
+def test_what_was_lost_with_all_that_was_before_it_may_be_called_expired() -> None:
+    """Nobody can tell the two apart."""
+    case = Case()
+    case.journal.losses.append(Loss(5.5, {}))
+    case.note(gap("expired", "a2", 3, "a3"), *given("a4"))
     assert case.rules == []

@@ -45,7 +45,7 @@ class Client:
         name: Of its process.
         kind: `v1`, `plain` or `Subscriber`.
         channels: What it asks for.
-        since: `now`, or what it comes with: `old`, `older`, `foreign`, `huge`.
+        since: `now`, or what it comes with: `old`, `older`, `foreign`, `huge`, or a `time`.
         wanted: A type, or None for everything.
         begins_at: When, in seconds from the start.
         polls_s: A `Subscriber` whose `receive` is given up after so many seconds each time; 0: awaited.
@@ -268,6 +268,7 @@ def draw(seed: int) -> World:
         ("pipelined", 0.1, _pipelined),
         ("unseen", 0.1, _set_back_unseen),
         ("anew", 0.1, _anew_in_old_pages),
+        ("times", 0.1, _by_time),
     )
     for name, share, vary in variations:  # each with a chance of its own: the others of a seed stay as they are
         own = random.Random(f"{seed}/{name}")
@@ -413,6 +414,23 @@ def _anew_in_old_pages(world: World, chance: random.Random) -> World:
         ring_bytes=2_000,
         limits=world.limits | {"page_events": 256, "page_bytes": 262_144, "kept_pages": 32},
     )
+
+
+def _by_time(world: World, chance: random.Random) -> World:
+    """In some seeds clients that come late ask for a time."""
+    if not world.tables["history"]["enabled"]:
+        return world
+    lasts_s = world.lasts_s
+    clients = (
+        replace(client, since="time", begins_at=chance.uniform(0.2, 1) * lasts_s)
+        if chance.random() < 0.7
+        else client
+        for client in world.clients
+    )
+    # Looking for a time takes some fifteen reads, one after the other; who waits gives up after three heartbeats.
+    beat_s = 1.0 if world.delays_s[1] >= _SLOW_LINK_S else world.tables["hub"]["beat_interval_s"]
+    hub = world.tables["hub"] | {"beat_interval_s": beat_s}
+    return replace(world, clients=tuple(clients), tables=world.tables | {"hub": hub})
 
 
 def _producer(chance: random.Random, index: int, channels: tuple[str, ...], lasts_s: float) -> Producer:
