@@ -92,6 +92,7 @@ class ResumeState:
         """
         channel, position = str(frame.get("channel")), read_position(frame.get("position"))
         asked = channel in self.positions or "" in self.positions
+        asked |= self._begin is not None and channel not in self._begun  # the gap of the one before has not come
         gap = None if asked or channel not in self._welcomed else Gap(channel, Cause.NO_HISTORY, position=position)
         self._welcomed.add(channel)
         if frame.get("recovered") is not False:  # else its gap moves: the connection may end between the two

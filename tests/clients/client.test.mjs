@@ -46,6 +46,14 @@ test("where to begin is said until a welcome says which position that is", () =>
   assert.equal(state.query(), "since=e-40");
 });
 
+test("who begins again has missed nothing", () => {
+  for (const begin of [{ since: "10m" }, { last: 50 }]) {
+    const state = new ResumeState({ url: URL_, channels: ["c"], ...begin });
+    assert.equal(state.onWelcome({ channel: "c", position: "e-40", recovered: false }), null);
+    assert.equal(state.onWelcome({ channel: "c", position: "e-60", recovered: false }), null, "its gap has not come");
+  }
+});
+
 test("a time is asked for until it is a position, and without history once", () => {
   const state = new ResumeState({ url: URL_, channels: ["c", "d"], since: "10m" });
   assert.equal(state.query(), "channel=c&since=10m&channel=d&since=10m");

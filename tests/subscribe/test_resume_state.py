@@ -430,6 +430,17 @@ def test_a_time_is_asked_for_until_it_is_a_position() -> None:
     assert ResumeState("ws://hub/ws?since=all", (), None, (), (), ()).url() == "ws://hub/ws?since=all"
 
 
+@pytest.mark.parametrize(("since", "last"), [("10m", None), (None, 50)], ids=["a time", "the last events"])
+def test_who_begins_again_has_missed_nothing(since: str | None, last: int | None) -> None:
+    """The connection has ended before the gap of its welcome: the next one tells that again, and nothing else."""
+    state = ResumeState(URL, (), since, (), (), (), last)
+    assert state.on_welcome(welcome("e-40") | {"recovered": False}) is None
+    assert state.on_welcome(welcome("e-60") | {"recovered": False}) is None
+    gap = Gap(C, "expired", "e", None, 60, Position("e", 60))
+    assert state.on_gap(gap) == gap
+    assert state.on_welcome(welcome("e-60") | {"recovered": True}) is None
+
+
 def test_without_history_a_time_is_asked_for_once() -> None:
     """The hub tells that as a gap without a position: what is missed afterwards is another one."""
     state = ResumeState("ws://hub/ws", (), "10m", (), (), ())

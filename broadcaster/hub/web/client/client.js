@@ -115,7 +115,8 @@ export class ResumeState {
   onWelcome(frame) {
     const channel = String(frame.channel);
     const position = parsePosition(frame.position);
-    const asked = this.positions.has(channel) || this.positions.has("");
+    const begins = this.#begin !== null && !this.#begun.has(channel); // the gap of the one before has not come
+    const asked = begins || this.positions.has(channel) || this.positions.has("");
     const gap = asked || !this.#welcomed.has(channel) ? null : makeGap(channel, "no_history", null, null, null, position);
     this.#welcomed.add(channel);
     if (frame.recovered !== false) {
