@@ -266,22 +266,31 @@ def test_without_history_another_history_of_the_master_is_a_gap(tmp_path: Path) 
             assert_calm(hub)
 
 
-def test_without_history_a_replica_that_had_lost_its_master_is_a_gap(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sees_it", [True, False], ids=["", "while the hub has lost it, too"])
+def test_without_history_a_replica_that_had_lost_its_master_is_a_gap(tmp_path: Path, sees_it: bool) -> None:
     """It keeps its connections while it copies its master anew, and what was published meanwhile never comes."""
     variables = {**HASTY, "BROADCASTER_HISTORY__ENABLED": "false"}
     with master_of_two(tmp_path) as (master, [replica, _]), Ledger() as ledger:
         variables["BROADCASTER_REDIS__SUBSCRIBE_URL"] = replica.server.url
-        with HubThread(master.url, None, **variables) as hub, redis_client(master) as client:
+        with (
+            Proxy(master.port) as way,
+            HubThread(f"redis://127.0.0.1:{way.port}/0", None, **variables) as hub,
+            redis_client(master) as client,
+        ):
             v1, plain = Raw("v1", hub.until_ready().url), Raw("plain", hub.url, v1=False)
             ledger.subscribe(v1, plain)
             hub.until_connected(2)
-            replica.link.refuses = True
-            replica.link.cut()
+            for link in [replica.link] if sees_it else [replica.link, way]:
+                link.refuses = True
+                link.cut()
             eventually(lambda: hub.get("/health/ready")[0] == 503, "still ready", within=5.0)
             client.command("SET", "large", b"x" * 3_000_000)  # more than the backlog: it has to copy all of it
             replica.link.refuses = False
+            replica.until_linked()
+            way.refuses = False
             eventually(lambda: v1.gaps and plain.has("close 4009"), "nobody is told", within=20.0)
             hub.until_ready()
+            assert b"sync_partial_err:1" in client.command("INFO", "stats")
             assert {gap.cause for gap in v1.gaps} == {"redis_link_lost"}
             assert_calm(hub)
 

@@ -221,3 +221,39 @@ def test_the_ring_is_the_end_of_the_list_of_all_frames(seed: int) -> None:
         place = chance.choice([*places[-40:], (epoch, offset + 1), (epoch, chance.randrange(1 + offset))])
         later = next((n for n, other in enumerate(places[1:]) if other > place), ring.head)
         assert ring.number_after(at(*place)) == (later if place >= places[ring.tail] else None)
+
+
+# The newest stored event, and the place of a reader from an epoch that never came here
+
+
+def test_the_newest_stored_event_is_found_behind_what_has_no_position_of_its_own() -> None:
+    """Events that are not stored, and gaps."""
+    ring = placed(1000, (1, 1), (1, 2), (1, 2), (1, 2))
+    newest = ring.last_stored
+    assert newest is not None
+    assert (newest.position, newest.stored) == (at(1, 2), True)
+    ring.append_gap(Gap("c", Cause.REFUSED, "e1", 3, 3, at(1, 3)), b"gap", 5.0)
+    assert ring.last_stored == newest
+    assert ring.frame_at(at(1, 2)) == newest.frame
+
+
+def test_a_new_epoch_and_an_empty_ring_have_no_newest_event_yet() -> None:
+    """Nothing of an earlier epoch is compared with what the log has now; nor what was dropped."""
+    ring = placed(1000, (1, 1), (1, 2))
+    ring.append_gap(Gap("c", Cause.REDIS_RESTARTED, "e1", 3, None, at(2, 2)), b"gap", 5.0)
+    assert ring.last_stored is None
+    assert Ring(1000).last_stored is None
+    ring = placed(15, (1, 1), (1, 2))
+    ring.append_gap(Gap("c", Cause.EXPIRED, "e1", 3, 4, at(1, 4)), b"a gap, longer", 5.0)
+    assert ring.last_stored is None
+
+
+def test_a_reader_from_an_epoch_that_never_came_here_goes_on_behind_the_gap_to_the_next_one() -> None:
+    """Where the next epoch begins; nowhere, if there is none after it."""
+    ring = placed(1000, (1, 1), (1, 2))
+    ring.append_gap(Gap("c", Cause.REDIS_RESTARTED, "e1", 3, None, at(3, 2)), b"gap", 5.0)
+    ring.extend([Message(b"x", LABELS, at(3, 3))], 6.0)
+    is_after = lambda one, other: (one.epoch, one.offset) > (other.epoch, other.offset)  # noqa: E731
+    assert ring.place_after(at(2, 7), is_after) == at(3, 2)
+    assert ring.place_after(at(4, 1), is_after) is None
+    assert Ring(1000).place_after(at(2, 7), is_after) is None

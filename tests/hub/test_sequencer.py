@@ -751,6 +751,28 @@ async def test_it_is_told_though_the_hub_had_refused_the_last_one() -> None:
 
 
 @in_loop
+async def test_it_is_told_though_what_the_hub_had_handed_on_last_was_a_gap() -> None:
+    """Of an event that it refuses; the one before was the last that could be compared, and has left the log."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.redis.store(INVALID)
+    channel.sequencer.check(channel.redis.head())
+    await channel.settle()
+    channel.redis.set_back(5)
+    channel.hear(channel.store(4))
+    channel.redis.trim(8)
+    await channel.settle()
+    refused = ("refused", "e1", 7, 7, "e1-7")
+    assert channel.record.said == [
+        *run_of("e1", 1, 6),
+        refused,
+        "e1-8",
+        "e1-9",
+        ("redis_restarted", "e1", 10, None, "e2-9"),
+    ]
+
+
+@in_loop
 async def test_what_is_doubted_again_while_it_is_looked_up_is_looked_up_again() -> None:
     """One was forged; when the log had been read, Redis was set back, and another came at the same place."""
     channel = await Channel.opened()
@@ -834,6 +856,18 @@ async def test_events_of_nobody_that_keep_coming_do_not_keep_it_from_catching_up
     await channel.settle()
     assert channel.sequencer.caught_up
     assert channel.sequencer.position == P("e1-3")
+
+
+@NOBODYS
+@in_loop
+async def test_events_of_nobody_are_counted_also_if_redis_does_not_answer_at_first(at: str) -> None:
+    """They are looked up again when it does."""
+    channel = await Channel.opened(stored=3)
+    channel.redis.failures = 1
+    channel.hear([splice(CHANNEL, P(at), payload(99))])
+    await until(lambda: channel.sequencer.unknown_position, "it is not counted")
+    await channel.settle()
+    assert channel.counters == (0, 1, 0)
 
 
 @NOBODYS

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from broadcaster.core.errors import RedisErrorReply, RedisRefused
-from broadcaster.core.position import OLDEST, Gap, Instant, Position
+from broadcaster.core.position import OLDEST, Cause, Gap, Instant, Position
 from broadcaster.hub.catchup.times import Asked, Found, Times
 from tests.hub.house import CHANNEL, House, Memory, Peer, payload, splice
 from tests.hub.test_replay import until_welcome, welcome
@@ -63,6 +63,25 @@ async def test_a_reader_begins_with_the_first_event_then_or_later(us: int, after
     redis.rising = rising
     stamped(redis, 10, 20, 30, 30, 30, *range(60, 1010, 10))
     assert await offsets(redis, us) == [after]
+
+
+@pytest.mark.parametrize("rising", [1, 0], ids=["bisected", "read"])
+@in_loop
+async def test_what_leaves_the_log_while_it_is_looked_for_is_told(rising: int) -> None:
+    """It cannot be known whether that was stored then or later, and earlier instants begin where it begins now."""
+    redis = Memory()
+    redis.rising = rising
+    stamped(redis, *range(10, 2010, 10))
+    redis.trim(21)
+
+    def trim() -> None:
+        if len(redis.pages) >= 3:
+            redis.trim(131)
+
+    redis.on_the_way = trim
+    gone = Found(P("e1-130"), Gap(CHANNEL, Cause.EXPIRED, "e1", None, 130, P("e1-130")))
+    places = await found(redis, Instant(300), Instant(1900))
+    assert places == [gone, Found(P("e1-189"), None)]
 
 
 @in_loop

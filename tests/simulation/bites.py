@@ -51,6 +51,8 @@ FOUND: Final[dict[str, int]] = {
     "reverts/30-an-error-reply-ends-the-connection": 0,
     "reverts/32-another-history-is-not-noticed": 443,
     "reverts/42-an-epoch-that-never-came-here-is-waited-for": 1003403,
+    "reverts/44-what-leaves-the-log-while-a-time-is-looked-for-is-untold": 0,
+    "reverts/46-who-begins-again-is-told-of-no-history": 1100109,
     "mutations/02-a-page-is-complete-too-soon": 0,
     "mutations/03-a-cached-page-begins-one-too-far": 2,
     "mutations/05-what-has-expired-is-not-told-in-a-replay": 3,
@@ -122,6 +124,11 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "reverts/43-a-replica-that-had-lost-its-master-is-as-before": (
         "tests/faults/test_replicas.py",
         "had_lost_its_master",
+    ),
+    # As the ones of doubts above.
+    "reverts/45-behind-a-gap-no-event-was-the-last-one": (
+        "tests/hub/test_sequencer.py",
+        "handed_on_last_was_a_gap",
     ),
     # A program has to end between a gap and the event that has shown it.
     "mutations/14-a-subscriber-moves-before-it-gives": ("tests/subscribe/test_subscriber.py", "moves_with_what"),

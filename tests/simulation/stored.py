@@ -269,7 +269,9 @@ class StoredRules:
         given = self._journal.has_given(channel, *since)
         # A hub that is still with a master that was left behind knows nothing of what the new one has given.
         split = self._troubles.any([REDIS], now, 0.0, _SPLIT)
-        if given and not split and not self._journal.may_be_lost(channel, *since, now):
+        taken_at: list[float | None] = [event.at for event in self._journal.at[channel, *since]]
+        lost = any(self._journal.may_be_lost(channel, *since, now, at) for at in taken_at or [None])
+        if given and not split and not lost:
             self._fail("position_unknown, but it was given", now, book.client, f"{gap}")
         if not self._journal.has_given(channel, *gap.position):
             self._fail("a gap to nowhere", now, book.client, f"{gap}")

@@ -188,6 +188,8 @@ class RedisBroker:
     async def probe(
         self, own_channel: str, token: bytes, channels: Sequence[str], *, touch: bool
     ) -> dict[str, Whereabouts]:
+        if self._replica is not None and not self._history.enabled:
+            self._replica.must_be_proven()
         stored = channels if self._history.enabled else ()
         if touch:
             await self._check_suitability()

@@ -51,8 +51,9 @@ class Replica:
         self._chance = runtime.chance
         self._lag_max_s = redis.replica_lag_max_s
         self.patience_s = _SHARE * redis.silence_timeout_s
-        self._history = ("", 0)  # the master's replication id, and during which connection of the subscription
-        self._lost_during: int | None = None  # during which it was no replica, or had lost its master
+        # By the last proof: the master's replication id, and during which connection of the subscription.
+        self._history: tuple[str, int] | None = None
+        self._unproven = 0  # rounds of the delivery probe since then, where there is no log
 
     @property
     def lag_max_s(self) -> float:
@@ -66,6 +67,14 @@ class Replica:
         if self.nodes.has_another(_HOLD_S):
             self._pubsub.move(why)
         return said
+
+    def must_be_proven(self) -> None:
+        """A round of the delivery probe begins, which succeeds with `check`; there is no log.
+
+        After one that does not, the subscription begins anew: a replica may have lost its master meanwhile, and
+        have copied it anew.
+        """
+        self._unproven += 1
 
     async def check(self, master: bytes) -> None:
         """Whether this is a replica of the master that the hub publishes at, whose `INFO replication` is given.
@@ -84,16 +93,18 @@ class Replica:
         if not why and self._pubsub.refused and self.nodes.has_another(_HOLD_S):
             why = f"it refuses {', '.join(sorted(self._pubsub.refused))}"
         if why:
-            self._lost_during = self._pubsub.reconnects
             raise RedisUnavailable(self.distrust(why))
         # It has copied the memory of its master anew, and kept its connections: what was published, and had not
         # come to it by then, never will. With a log that is read there; without one a lost connection is told.
         master_history = server_info(master).get("master_replid", "")
         before, self._history = self._history, (master_history, self._pubsub.reconnects)
-        if before[0] not in ("", master_history) and before[1] == self._pubsub.reconnects:
+        failed, self._unproven = self._unproven - 1, 0
+        if before is None or before[1] != self._pubsub.reconnects:
+            return
+        if before[0] not in ("", master_history):
             why = "its master has another history than before"
-        elif self._lost_during == self._pubsub.reconnects:
-            why = "it had lost its master"
+        elif failed > 0:
+            why = "it may have lost its master since the last proof"
         if why:
             self._pubsub.move(why)
             raise RedisUnavailable(f"{self.nodes.address}: {why}")

@@ -156,11 +156,9 @@ class Sequencer:
                 self._early_bytes += len(message.frame)
         if ready:
             self._fanout.broadcast(ready, recovered=True)
-        if self._skipped is not None and not self.order.is_after(self._skipped, at):
-            self._skipped = None
 
     def _forget_early(self, count: int, head: Position) -> None:
-        """So many of the first came before Redis was asked: those that it has not given are nobody's next ones."""
+        """Drop what is not of this channel: so many came before Redis was asked, and it has not given them."""
         given = [
             each for each in self._early[:count] if each.position and self.order.has_given(each.position, head)
         ]
@@ -171,9 +169,9 @@ class Sequencer:
         self.duplicates += 1
         position = message.position
         assert position is not None
-        frame = self._fanout.ring.frame_at(position)
+        frame, last = self._fanout.ring.frame_at(position), self._fanout.ring.last_stored
         if frame is not None and frame != message.frame:
-            self._suspect(_Doubt(position, frame, was_last=position == self.position))
+            self._suspect(_Doubt(position, frame, was_last=last is not None and last.position == position))
 
     def _suspect(self, doubt: _Doubt) -> None:
         """Look it up, with the first of its kind: what was handed on since may be of the memory that is there."""
@@ -231,35 +229,30 @@ class Sequencer:
         self.problem = error if is_of_channel(error) else None
 
     async def _catch_up(self) -> None:
-        """Read until the position is the head of the channel and nothing has been skipped meanwhile.
-
-        What was skipped does not keep it from having caught up: it may be nobody's, and come again and again.
-        """
-        while True:
-            self._wake.clear()
-            skipped, self._skipped = self._skipped, None
-            self.sync_round += 1
-            doubts, early = self._doubts, len(self._early)
-            head = await self._log.head(self._channel, await self._floor(doubts))
-            self._doubts = tuple(each for each in self._doubts if each not in doubts)  # now that Redis was told
+        """Read until the position is the head: a round. What is skipped meanwhile wakes the next."""
+        self._wake.clear()
+        self.sync_round += 1
+        doubts, skipped, early = self._doubts, self._skipped, len(self._early)
+        head = await self._log.head(self._channel, await self._floor(doubts))
+        self._doubts = tuple(each for each in self._doubts if each not in doubts)  # now that Redis was told
+        self.order = self.order.followed_by(head.epochs)
+        self._forget_early(early, head.position)
+        if self.position is None:
+            self._fanout.ring.begin(head.position)
+        if skipped is not None and not self.order.has_given(skipped, head.position):
+            self._count_unknown(skipped)
+        if self._skipped is skipped:
+            self._skipped = None
+        while self.order.is_after(head.position, self._at):
+            page = await self._log.page(self._channel, self.order.next_offset(self._at), self._at)
+            head = page.head
             self.order = self.order.followed_by(head.epochs)
-            self._forget_early(early, head.position)
-            if self.position is None:
-                self._fanout.ring.begin(head.position)
-            if skipped is not None and not self.order.has_given(skipped, head.position):
-                self._count_unknown(skipped)
-            while self.order.is_after(head.position, self._at):
-                page = await self._log.page(self._channel, self.order.next_offset(self._at), self._at)
-                head = page.head
-                self.order = self.order.followed_by(head.epochs)
-                if page.first <= self.order.next_offset(self._at):  # else an epoch has begun that goes back
-                    self._read(page)
-                self._join_early()
+            if page.first <= self.order.next_offset(self._at):  # else an epoch has begun that goes back
+                self._read(page)
             self._join_early()
-            self.synced_round, self.problem = self.sync_round, None
-            self._on_caught_up()
-            if self._skipped is None:
-                break
+        self._join_early()
+        self.synced_round, self.problem = self.sync_round, None
+        self._on_caught_up()
 
     async def _floor(self, doubts: Sequence[_Doubt]) -> Position | None:
         """The newest position that this hub has seen, so that Redis begins an epoch if its memory is older.

@@ -109,17 +109,19 @@ class Times:
         # After the head, up to which it will be bisected: the clock may be set back between the two.
         told_us, rising = await self._log.stamps(channel)
         now_us, now_s = self._clock.wall_ns() // 1000 if told_us is None else told_us, self._clock.loop_s()
-        order = EpochOrder(channel, first.head.epochs)
         if not first.events:
-            end = first.head.position
-            return [Found(end, order.gap_before(end._replace(offset=end.offset + 1)))] * len(asked)
+            return [_beginning(channel, first)] * len(asked)
         oldest, oldest_us = first.events[0]
         instants = [_us_of(each, now_us, now_s) for each in asked]
         later = sorted({us for us in instants if oldest_us is not None and oldest_us < us})
         head = first.head.position
         found = await self._scan(channel, oldest, head, later, head.offset + 1 if rising is None else rising)
         places = dict(zip(later, found, strict=True))
-        begin = Found(oldest._replace(offset=oldest.offset - 1), order.gap_before(oldest))
+        last = _known(await self._log.stamped(channel, 0, 1)) if later else first
+        begin = _beginning(channel, last)
+        if begin != _beginning(channel, first):  # events have left the log, perhaps before they were read
+            order = EpochOrder(channel, last.head.epochs)
+            places = {us: place for us, place in places.items() if order.is_after(place, begin.position)}
         return [Found(places[us], None) if us in places else begin for us in instants]
 
     async def _bisect(
@@ -171,6 +173,14 @@ class Times:
                 offset = page.events[-1][0].offset + 1
         rest = instants[len(places) :]
         return places + await self._bisect(channel, max(oldest.offset, rising - 1), head, rest)
+
+
+def _beginning(channel: str, page: StampedPage) -> Found:
+    """Where the log begins, by its first event; at its head, if there is none."""
+    head = page.head.position
+    oldest = page.events[0][0] if page.events else head._replace(offset=head.offset + 1)
+    before = EpochOrder(channel, page.head.epochs).gap_before(oldest)
+    return Found(oldest._replace(offset=oldest.offset - 1), before)
 
 
 def _us_of(asked: Asked, now_us: int, now_s: float) -> int:

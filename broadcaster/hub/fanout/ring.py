@@ -209,9 +209,7 @@ class Ring:
 
         found = bisect_left(self._entries, True, lo=self._dropped, key=is_later)
         entry = self._entries[found] if found < len(self._entries) else None
-        if entry is None or entry.position is None or entry.gap is not None:
-            return entry.position if entry is not None else None
-        return entry.position._replace(offset=entry.position.offset - 1)
+        return None if entry is None or entry.gap is None else entry.position  # a later epoch begins with a gap
 
     def gap_at(self, cursor: int) -> Gap | None:
         """The next thing that a reader at `cursor` is given, if that is a gap."""
