@@ -16,6 +16,7 @@ class ResumeState:
 
     Attributes:
         positions: Up to where everything has arrived, or was announced as a gap.
+        channel_count: How many channels it asks for.
         has_one_channel: Whether all events are of one channel.
         sees_everything: Whether there is one channel and no filter, so that every hole is a loss.
     """
@@ -62,6 +63,7 @@ class ResumeState:
                 raise ValueError("one position cannot be that of several channels")
             else:
                 self.positions["".join(self._channels)] = begins
+        self.channel_count = max(1, len(set(self._channels)))
         self.has_one_channel = len(self._channels) <= 1
         self.sees_everything = self.has_one_channel and not self._filters
 

@@ -118,6 +118,7 @@ class Subscriber:
         self._handed: dict[str, Position] = self._resume_state.named()
         self._left = False
         self._beat_interval_s = settings.hub.beat_interval_s
+        self._beats: dict[object, float] = {}  # per channel the last one of this connection
         self._beat_at = 0.0
         self._silent_at = 0.0
         self._was_late = False
@@ -142,7 +143,7 @@ class Subscriber:
         return next(iter(self._handed.values()), None)
 
     async def __aenter__(self) -> Subscriber:
-        self._on_beat()
+        self._expect_beats(self._clock.loop_s())
         return self
 
     async def __aexit__(
@@ -204,6 +205,7 @@ class Subscriber:
             except client.ConnectionClosed as error:
                 if self._left:
                     break
+                self._beats.clear()
                 self._connector.on_lost(error)
                 if client.cannot_resume(error):
                     for gap in self._resume_state.forget():
@@ -226,18 +228,33 @@ class Subscriber:
             return
         if not self.stale:
             self.stale = True
+            self._beats.clear()
             self._pending.append((Stale(now - self._beat_at), "", None))
             log_received.warning("no beat for %.1f s: this subscriber is blind", now - self._beat_at)
         self._connector.probe()
 
-    def _on_beat(self) -> None:
-        self._beat_at = self._clock.loop_s()
-        self._silent_at = self._beat_at + _MISSED_BEATS * self._beat_interval_s
-        self._was_late = False
+    def _on_beat(self, channel: object, *, is_proof: bool = True) -> None:
+        """A channel has had a heartbeat, or has begun, which proves nothing to who is blind.
+
+        Whoever has several channels sees as much as the one that has been silent for longest.
+        """
+        now = self._clock.loop_s()
+        if self.stale and not is_proof:
+            self._silent_at = now + _MISSED_BEATS * self._beat_interval_s
+            return
+        self._beats[channel] = now
+        if len(self._beats) < self._resume_state.channel_count:
+            return
+        self._expect_beats(min(self._beats.values()))
         if self.stale:
             self.stale = False
             self._connector.stop_probing()
             self._pending.append((Fresh(), "", None))
+
+    def _expect_beats(self, since: float) -> None:
+        self._beat_at = since
+        self._silent_at = since + _MISSED_BEATS * self._beat_interval_s
+        self._was_late = False
 
     # Incoming messages
 
@@ -295,11 +312,11 @@ class Subscriber:
             self._connector.on_welcome()
             self._announce(self._resume_state.on_welcome(control))
             self._pass(control.get("channel"))
-            self._on_beat()
+            self._on_beat(control.get("channel"), is_proof=False)
         elif kind == "beat":
             self._announce(self._resume_state.on_beat(control))
             self._pass(control.get("channel"))
-            self._on_beat()
+            self._on_beat(control.get("channel"))
         elif kind == "gap":
             self._announce(self._resume_state.on_gap(Gap.from_fields(control)))
         elif kind == "lag":
