@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -25,18 +25,20 @@ import pytest
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from broadcaster import Event, Fresh, Gap, Position, Stale
-from broadcaster.cli import cli
+from broadcaster import Event, Fresh, Gap, Position, Publisher, Settings, Stale
+from broadcaster.cli import cli, events
 from broadcaster.cli.common import program
 from broadcaster.cli.output import as_json_line, describe, watch
 from broadcaster.cli.resume_file import ResumeFile
 from broadcaster.core import process
+from broadcaster.core.errors import RedisUnavailable
 from broadcaster.core.event import decode
-from broadcaster.core.position import Cause
+from broadcaster.core.position import OLDEST, Cause
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.version import VERSION
 from broadcaster.redis.presence import answers
 from broadcaster.redis.server import RedisServer
+from broadcaster.settings import RedisTable
 from broadcaster.subscribe.status_events import Received
 from tests.support import (
     CommandLine,
@@ -51,6 +53,7 @@ from tests.support import (
     eventually,
     finished,
     free_port,
+    in_loop,
     next_message,
     redis_client,
 )
@@ -1122,6 +1125,40 @@ def signals_caught(pid: int) -> bool:
 
 
 # What is stored
+
+
+async def offsets_of_slow_reader(redis: RedisServer, *meanwhile: str) -> AsyncIterator[int]:
+    """Of ten stored events, read two at a time; a command is given when the first two have been read."""
+    settings = Settings.model_construct(redis=RedisTable(url=redis.url))
+    async with Publisher(settings) as publisher:
+        await publisher.publish_all([publisher.draft("A", "b") for _ in range(10)])
+    async for event in events._stored(settings, settings.event.channel, OLDEST):
+        assert event.position is not None
+        yield event.position.offset
+        if event.position.offset == 2:
+            with redis_client(redis) as client:
+                client.command(*meanwhile)
+
+
+@in_loop
+async def test_what_leaves_the_log_while_it_is_read_is_said(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pager stands still, and the channel is busy."""
+    monkeypatch.setattr(events, "_PAGE_EVENTS", 2)
+    trim = "XTRIM", "{events.critical}:log", "MINID", "8"
+    assert [offset async for offset in offsets_of_slow_reader(redis, *trim)] == [1, 2, 8, 9, 10]
+    assert "the events 3 to 7 have left the log meanwhile" in capsys.readouterr().err
+
+
+@in_loop
+async def test_what_is_read_from_another_memory_is_not_taken_for_the_rest(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis loses its memory between two pages."""
+    monkeypatch.setattr(events, "_PAGE_EVENTS", 2)
+    with pytest.raises(RedisUnavailable, match="another memory"):
+        assert [offset async for offset in offsets_of_slow_reader(redis, "FLUSHALL")] == []
 
 
 def test_events_are_read_from_redis_itself(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ import click
 
 from broadcaster.cli.common import BEGINNINGS, cli, examples, filters, load_settings
 from broadcaster.core import process
-from broadcaster.core.errors import InvalidEvent
+from broadcaster.core.errors import InvalidEvent, RedisUnavailable
 from broadcaster.core.runtime import CLOCK
 
 if TYPE_CHECKING:
     from broadcaster.core.event import Event
-    from broadcaster.core.position import Instant, Position
+    from broadcaster.core.position import Head, Instant, Position
+    from broadcaster.redis.commands import CommandLink
     from broadcaster.settings import Settings
 
 _PAGE_EVENTS: Final = 512
@@ -144,8 +145,7 @@ async def _stored(settings: Settings, channel: str, begins: Position | Instant) 
             return  # nothing is known of this channel
         head, offset, begun = stream.read_head(table), 1, False
         while offset <= head.offset:
-            [page] = await link.execute(stream.page(channel, offset, _PAGE_EVENTS, _PAGE_BYTES))
-            stored, complete = stream.read_page(page)
+            stored, complete = await _page(link, channel, offset, head)
             for number, payload in stored:
                 if number > head.offset:
                     return
@@ -165,6 +165,27 @@ async def _stored(settings: Settings, channel: str, begins: Position | Instant) 
             offset = stored[-1][0] + 1
     finally:
         link.close()
+
+
+async def _page(link: CommandLink, channel: str, offset: int, head: Head) -> tuple[list[tuple[int, bytes]], bool]:
+    """What is stored from an offset on, and whether that is all; what has left the log since it began is said.
+
+    Raises:
+        RedisUnavailable, RedisRefused: See `CommandLink.execute`; or its memory is another one.
+    """
+    from broadcaster.redis import stream
+
+    [page] = await link.execute(stream.page(channel, offset, _PAGE_EVENTS, _PAGE_BYTES))
+    stored, complete = stream.read_page(page)
+    if not stream.is_of_head(page, head):
+        raise RedisUnavailable("Redis has another memory than when this began: ask again")
+    if offset > 1 and (not stored or stored[0][0] > offset):
+        [page] = await link.execute(stream.page(channel, 1, 1, _PAGE_BYTES))
+        oldest = next((number for number, _ in stream.read_page(page)[0]), head.offset + 1)
+        if oldest > offset:  # else nobody was given what is not there
+            gone = f"the events {offset} to {oldest - 1} have left the log meanwhile: they are gone"
+            click.echo(gone, err=True)
+    return stored, complete
 
 
 async def _of_hub(
@@ -204,7 +225,11 @@ async def _of_hub(
         _say_gone(oldest)
     if oldest.position is not None and not isinstance(begins, Position):
         since = str(oldest.position._replace(offset=oldest.position.offset - 1))
+    is_known = not complete and isinstance(begins, Position)
     async for page in pages(since, wanted):
+        if not page.complete and not is_known:
+            click.echo("some of what follows has left the log meanwhile, or is no event", err=True)
+        is_known = False
         for payload in page.payloads:
             yield read(payload)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ class PublishPipeline:
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
         self._lookout = HubLookout(settings.redis.url, runtime)
+        self._closed = False
         self._tried = False
         self._why = "it was silent"
         self._log = ThrottledLog(log, clock=runtime.clock)
@@ -103,6 +105,7 @@ class PublishPipeline:
 
     def close(self) -> None:
         """End the connection; the outcome of what is not answered stays unknown."""
+        self._closed = True
         self._commands.close()
 
     def send(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[Pending]:
@@ -196,10 +199,11 @@ class PublishPipeline:
                 self._read(pending)
             self._give_up(clock())
             if last.has_failed:
-                async with self._recovering:
-                    self._read(last)
-                    if last.has_failed:
-                        await self._recover()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(last.deadline - clock()), self._recovering:
+                        self._read(last)
+                        if last.has_failed:
+                            await self._recover()
         self._read_front()
         outcomes: list[Stored | RedisUnavailable] = []
         for outcome in (outcome for pending in sent for outcome in pending.outcomes):
@@ -296,13 +300,12 @@ class PublishPipeline:
                     await self._reconnect()
             except TimeoutError:
                 return
-            except RedisUnavailable as error:
-                self._note_trouble(str(error))
-                return
-            except RedisRefused as error:
-                for pending in again:
-                    if not pending.outcomes:
+            except (RedisUnavailable, RedisRefused) as error:
+                if isinstance(error, RedisRefused) or self._closed:
+                    for pending in (pending for pending in again if not pending.outcomes):
                         self._fail(pending, error)
+                else:
+                    self._note_trouble(str(error))
                 return
         self._write_again()  # what was sent meanwhile is among it, in its order
 

@@ -108,6 +108,10 @@ class PublisherSync:
 
     def _run(self, work: Callable[[Publisher], Coroutine[Any, Any, T]]) -> T:
         """Do something with the publisher on its thread, and wait for it."""
+        if self._worker is not None and self._worker.is_this_thread:
+            raise RedisUnavailable(
+                "what handles its own log records cannot publish through it: it would wait for itself"
+            )
         with self._lock:  # nothing begins on a thread that ends
             if self._closed:
                 raise RedisUnavailable("the publisher is closed")
@@ -153,6 +157,11 @@ class _Worker:
 
     def join(self) -> None:
         self._thread.join()
+
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether the caller runs on the thread of the publisher: a handler of what that logs, perhaps."""
+        return threading.current_thread() is self._thread
 
     def _serve(self) -> None:
         with self._runner as runner:  # leaving it cancels what has begun

@@ -181,8 +181,11 @@ local begun = epoch ~= known[1]
 left_ms = now and turn_ends and turn_ends - now or 0
 -- A cluster that moves the slot serves no key that is missing: what is dropped could not be made again. So this turn
 -- goes on until the slot has moved; whether it moves is seen by a key that there never is.
-if now and not (left_ms > 0 and left_ms <= turn_ms)
-    and not failed(redis.pcall('HMGET', '{' .. channel .. '}:id:', 'epoch')) then
+local turn_is_over = now and not (left_ms > 0 and left_ms <= turn_ms)
+if turn_is_over and failed(redis.pcall('HMGET', '{' .. channel .. '}:id:', 'epoch')) then
+  redis.pcall('EXPIRE', ids, 3 * ARGV[8])
+  redis.pcall('EXPIRE', ids_before, 3 * ARGV[8])
+elseif turn_is_over then
   if turn_ends and left_ms <= 0 then  -- else nothing is known of the turn, or a clock was set back: all of it stays
     ids, ids_before = ids_before, ids
     if failed(redis.pcall('UNLINK', ids)) then

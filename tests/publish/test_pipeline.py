@@ -988,6 +988,27 @@ async def test_when_everybody_has_stopped_waiting_the_next_one_is_stored(redis: 
 
 
 @in_loop
+async def test_deadlines_are_kept_though_each_attempt_takes_long(redis: RedisServer) -> None:
+    """Redis accepts and does not answer: who waits for the attempt of another one has a deadline of its own."""
+    loop, took = asyncio.get_running_loop(), list[float]()
+    deadline_s = 2.0 * UNIT_S
+    async with publishing(redis.url, deadline_s=deadline_s, connect_timeout_s=1.0, silence_timeout_s=1.0) as link:
+
+        async def one(number: int) -> None:
+            began = loop.time()
+            errors(await publish(link, number), 1)
+            took.append(loop.time() - began)
+
+        with frozen(redis):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(40):
+                    tasks.create_task(one(number))
+                    await asyncio.sleep(0.05 * UNIT_S)
+        assert len(took) == 40
+        assert max(took) < deadline_s + 0.5 * UNIT_S
+
+
+@in_loop
 async def test_a_closed_link_makes_no_new_connection(redis: RedisServer, publish: RedisClient) -> None:
     """Who still waits when the link is closed is told soon, and Redis has no connection of ours any more."""
 
@@ -995,14 +1016,15 @@ async def test_a_closed_link_makes_no_new_connection(redis: RedisServer, publish
         clients: bytes = publish.command("CLIENT", "LIST")
         return len(clients.splitlines()) - 1
 
-    async with publishing(redis.url, deadline_s=0.5) as link:
+    async with publishing(redis.url, deadline_s=60.0) as link:
         with frozen(redis):
             task = asyncio.create_task(link.settle(send(link, 1)))
             await asyncio.sleep(0.05)
             link.close()
             link.close()
-        await asyncio.wait([task], timeout=5 * UNIT_S)
-        assert task.done()
+            await asyncio.wait([task], timeout=5 * UNIT_S)
+            assert task.done()
+        assert "closed" in errors(task.result(), 1)
         await asyncio.sleep(0.1)
         assert await asyncio.to_thread(ours) == 0
 

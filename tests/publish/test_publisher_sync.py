@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from tests.support import (
     eventually,
     free_port,
     frozen,
+    redis_client,
     stored_events,
 )
 
@@ -220,3 +222,40 @@ def test_whole_programs(program: str, redis: RedisServer) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+class PublishingHandler(logging.Handler):
+    """Publishes what is logged, as a service may want to."""
+
+    def __init__(self, publisher: PublisherSync) -> None:
+        super().__init__()
+        self._publisher = publisher
+        self.refused = list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._publisher.publish("LOGGED", "log")
+        except RedisUnavailable as error:
+            self.refused.append(str(error))
+
+
+def test_who_publishes_what_the_publisher_logs_is_told_that_it_cannot(redis: RedisServer) -> None:
+    """On its own thread it would wait for itself: the publish that is logged about ends in time."""
+    with (
+        redis_client(redis) as client,
+        PublisherSync(settings_for(redis.url, deadline_s=1.0 * UNIT_S)) as publisher,
+    ):
+        publisher.publish("A", "a")
+        handler = PublishingHandler(publisher)
+        logging.getLogger().addHandler(handler)
+        client.command("CONFIG", "SET", "maxmemory", "1")
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                outcome = pool.submit(publisher.publish, "B", "b")
+                with pytest.raises(RedisUnavailable, match="OOM"):
+                    outcome.result(timeout=10 * UNIT_S)
+        finally:
+            client.command("CONFIG", "SET", "maxmemory", "0")
+            logging.getLogger().removeHandler(handler)
+    assert handler.refused
+    assert "it would wait for itself" in handler.refused[0]

@@ -1252,6 +1252,9 @@ def is_whole(client: RedisClient) -> bool:
     return len(masters) == 2 and b"cluster_state:ok" in said and b"slots_ok:2\r" in said
 
 
+IDS = f"{{{CHANNEL}}}:id:odd", f"{{{CHANNEL}}}:id:even"
+
+
 def test_a_cluster_serves_the_script_while_it_moves_the_slot(tmp_path: Path) -> None:
     """New events, retries, order, looks and the end of a turn: no key is missing, and the ids move along."""
     with cluster(tmp_path) as (first, second):
@@ -1263,6 +1266,10 @@ def test_a_cluster_serves_the_script_while_it_moves_the_slot(tmp_path: Path) -> 
             places += positions(first, event_id)
             assert look(first).position == places[-1]
             assert [one.position for one in store(first, "a b c")] == places[:3]
+            # However long it takes: what expires meanwhile could not be made again.
+            assert all(first.command("TTL", key) > 10 for key in IDS)
+            for key in IDS:
+                first.command("EXPIRE", key, 10)
             end_turn(first)
         after = stream.store(CHANNEL, batch("f"), TABLE, after="e")
         assert [one.receivers for one in stream.read_stored(ask(first, after))] == [0]
