@@ -125,6 +125,17 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
         "tests/faults/test_replicas.py",
         "had_lost_its_master",
     ),
+    # Its hub has to prove nothing and to welcome again, or one of several channels to be in trouble alone.
+    "reverts/47-a-welcome-is-a-heartbeat": ("tests/subscribe/test_subscriber.py", "welcome_is_no_heartbeat"),
+    "reverts/48-any-channel-beats-for-all": ("tests/subscribe/test_subscriber.py", "hears_of_one_of_its_channels"),
+    # Publishers of the simulation have more time than their attempts take, and are killed, not closed.
+    "reverts/49-deadlines-wait-for-the-attempts-of-others": (
+        "tests/publish/test_pipeline.py",
+        "deadlines_are_kept",
+    ),
+    "reverts/50-a-closed-publisher-goes-on-trying": ("tests/publish/test_pipeline.py", "closed_link_makes_no_new"),
+    # A cluster.
+    "reverts/51-ids-expire-while-a-slot-moves": ("tests/redis/test_stream.py", "while_it_moves_the_slot"),
     # As the ones of doubts above.
     "reverts/45-behind-a-gap-no-event-was-the-last-one": (
         "tests/hub/test_sequencer.py",

@@ -167,6 +167,9 @@ class LiveRules:
     def at_the_end(self, book: Book, last: dict[str, str], sent_at: float, now: float) -> None:
         since = [entry for at, entry in book.entries if at > sent_at]
         came_late = any(isinstance(entry, Connected) for entry in since)
+        if book.kind == "Subscriber" and not book.blind:  # it may have been told to stay away for some seconds
+            connections = self._truth.connections(book.client)
+            came_late |= not any(began <= sent_at < ended for began, ended in connections)
         for channel in book.channels:
             self._collect(book, self._view(book, channel), now)
             was_told = any(isinstance(entry, Told) and entry.channel == channel for entry in since)

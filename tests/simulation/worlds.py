@@ -358,7 +358,7 @@ def _pipelined(world: World, chance: random.Random) -> World:
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         producers=tuple(producers),
         # What has waited for Redis comes all at once.
-        ring_bytes=max(world.ring_bytes, 100_000),
+        ring_bytes=max(world.ring_bytes, 2**20),
         tables=world.tables | {"hub": world.tables["hub"] | {"behind_max_events": 50_000}},
         oom_share=0.5,
     )
