@@ -472,7 +472,7 @@ class StoredRules:
             first = min(each.at for each in self._journal.at[channel, *place])
             alone = any(self._forgets(hub, first, event.at) for hub in self._hubs)
             later = began_at > event.at or (place.epoch == epoch and place.offset <= offset)
-            if place not in view.given or not self._owed(book, view, event) or later or alone:
+            if event.withdrawn or place not in view.given or not self._owed(book, view, event) or later or alone:
                 continue
             if view.open_at < event.at and not self._is_out_of_sight(book, view, channel, event):
                 self._fail("another event at its position, untold", now, book.client, f"{place}: {event}")

@@ -411,7 +411,7 @@ def _anew_in_old_pages(world: World, chance: random.Random) -> World:
         faults=tuple(sorted(faults, key=lambda fault: fault.at)),
         producers=tuple(replace(producer, every_s=every_s, most=4) for producer in world.producers),
         tables=world.tables | {"history": world.tables["history"] | {"max_events": 10_000}},
-        ring_bytes=2_000,
+        ring_bytes=2_000 if all(producer.waits for producer in world.producers) else world.ring_bytes,
         limits=world.limits | {"page_events": 256, "page_bytes": 262_144, "kept_pages": 32},
     )
 
