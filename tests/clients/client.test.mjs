@@ -54,6 +54,14 @@ test("who begins again has missed nothing", () => {
   }
 });
 
+test("where to begin may stand in the address", () => {
+  assert.equal(new ResumeState({ url: `${URL_}?last=50` }).query(), "last=50");
+  assert.equal(new ResumeState({ url: `${URL_}?last=50`, last: 7 }).query(), "last=7");
+  assert.equal(new ResumeState({ url: URL_, channels: ["a", "b"], since: { a: "e-1" }, last: 7 }).query(), "channel=a&since=e-1&channel=b&last=7");
+  assert.equal(new ResumeState({ url: URL_, since: "e-1", last: 7 }).query(), "since=e-1");
+  assert.throws(() => new ResumeState({ url: `${URL_}?last=some` }), RangeError);
+});
+
 test("a time is asked for until it is a position, and without history once", () => {
   const state = new ResumeState({ url: URL_, channels: ["c", "d"], since: "10m" });
   assert.equal(state.query(), "channel=c&since=10m&channel=d&since=10m");
@@ -320,8 +328,91 @@ test("without heartbeats it says that it is blind, opens another connection, and
   await until(() => sockets.length === 2);
   assert.deepEqual(items, ["stale"]);
   sockets[1].say({ ...welcome("e-0", true), beat_interval_s: 0.1 });
+  assert.deepEqual(items, ["stale"], "a hub that proves nothing welcomes, too");
+  sockets[1].say({ control: "beat", channel: "c", position: "e-0" });
   assert.deepEqual(items, ["stale", "fresh"]);
   subscriber.close();
+});
+
+test("who hears of one of its channels only is blind", async () => {
+  const [Fake, sockets] = speaking();
+  const items = [];
+  const subscriber = new Subscriber({ url: URL_, channels: ["a", "b"], WebSocket: Fake, random: () => 0, onStale: () => items.push("stale"), onFresh: () => items.push("fresh") }).connect();
+  await soon();
+  const beat = (...channels) => sockets[0].say(...channels.map((channel) => ({ control: "beat", channel, position: "e-0" })));
+  for (const channel of ["a", "b"]) sockets[0].say({ ...welcome("e-0"), channel, beat_interval_s: 0.1 });
+  const beating = setInterval(() => beat("a"), 30);
+  await until(() => items.length);
+  clearInterval(beating);
+  beat("a");
+  assert.deepEqual(items, ["stale"]);
+  beat("b");
+  assert.deepEqual(items, ["stale", "fresh"]);
+  subscriber.close();
+});
+
+/** A `fetch` whose streams never say anything; the channels in `refused` are answered with that status. */
+function silentStreams(refused) {
+  return async (url, { signal }) => {
+    const status = refused[new URL(url).searchParams.get("channel")];
+    if (status !== undefined) return new Response("bad gateway", { status });
+    const body = new ReadableStream({ start: (control) => signal.addEventListener("abort", () => control.error(new Error("aborted"))) });
+    return new Response(body, { status: 200, headers: { "Content-Type": "text/event-stream" } });
+  };
+}
+
+test("several streams of which one is refused are a failed attempt, and each wait is longer", async () => {
+  const waits = [];
+  const fetch = silentStreams({ b: 502 });
+  const subscriber = new Subscriber({ url: URL_, channels: ["a", "b"], transports: ["sse"], fetch, random: () => 1, onState: ({ state, waitMs }) => state === "waiting" && waits.push(waitMs) });
+  await soon(Math.max(0, 5_200 - performance.now())); // on a page that is there for a while
+  subscriber.connect();
+  await until(() => waits.length === 3);
+  subscriber.close();
+  assert.ok(waits[0] < waits[1] && waits[1] < waits[2], `${waits}`);
+});
+
+test("a token that cannot be sent is not said in a reason", async () => {
+  const reasons = [];
+  const fetch = () => assert.fail("it is sent");
+  const subscriber = new Subscriber({ url: URL_, transports: ["sse"], fetch, token: "secret\u0000", onState: ({ reason }) => reason && reasons.push(reason) }).connect();
+  await until(() => reasons.length);
+  subscriber.close();
+  assert.equal(reasons[0], "the token has characters that a header cannot have");
+});
+
+test("a token function that rejects with nothing is asked again", async () => {
+  const [Fake] = speaking();
+  let asked = 0;
+  const token = () => Promise.reject((asked += 1) && undefined);
+  const subscriber = new Subscriber({ url: URL_, WebSocket: Fake, random: () => 0, token }).connect();
+  await until(() => asked > 1);
+  subscriber.close();
+});
+
+test("what a gateway says of a stream does not end it", async () => {
+  class Blip {
+    constructor() {
+      queueMicrotask(() => this.onclose({ code: 1006, reason: "" }));
+    }
+  }
+  let asked = 0;
+  const fetch = async () => new Response(JSON.stringify({ status: 404, error: "Not Found", path: "/sse" }), { status: (asked += 1) && 404 });
+  const subscriber = new Subscriber({ url: URL_, WebSocket: Blip, fetch, random: () => 0 }).connect();
+  await until(() => asked > 1);
+  assert.notEqual(subscriber.state, "closed");
+  subscriber.close();
+});
+
+test("a channel whose position was not kept begins where it was to begin", async () => {
+  const storage = { getItem: () => '{"a":"e-5"}', setItem() {} };
+  for (const [begin, expected] of [[{ since: "all" }, "&since=all"], [{ last: 50 }, "&last=50"], [{}, ""], [{ since: { a: "e-1" } }, ""]]) {
+    const [Fake, sockets] = speaking();
+    const subscriber = new Subscriber({ url: URL_, channels: ["a", "b"], WebSocket: Fake, storage, storageKey: "k", ...begin }).connect();
+    await soon();
+    subscriber.close();
+    assert.equal(new URL(sockets[0].url).search, `?channel=a&since=e-5&channel=b${expected}`);
+  }
 });
 
 test("a hub that refuses for good ends it, one that cannot serve now does not", async () => {

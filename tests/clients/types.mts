@@ -7,6 +7,7 @@ const options: Options = {
   channels: ["events.critical"],
   severities: ["critical", "warning"],
   since: { "events.critical": "abc-7" },
+  last: 5,
   token: async () => "token",
   storage: "localStorage",
   transports: ["sse"],

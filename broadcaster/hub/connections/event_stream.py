@@ -106,7 +106,8 @@ def _allow_origin(target: wire.Target) -> str:
     """What lets the page of another site read the answer; that it may connect is known."""
     if target.origin is None or not target.origin.isascii():
         return ""
-    return f"Access-Control-Allow-Origin: {target.origin}\r\nVary: Origin\r\n"
+    exposed = "Access-Control-Expose-Headers: Retry-After"
+    return f"Access-Control-Allow-Origin: {target.origin}\r\n{exposed}\r\nVary: Origin\r\n"
 
 
 def _preflight(target: wire.Target, allow: str) -> bytes:

@@ -102,6 +102,8 @@ export interface Options {
   severities?: Severity[];
   /** Begin after this position, or after those of each channel; or at a time (`10m`, ISO 8601, `all`); default: now. */
   since?: string | Record<string, string | Position> | null;
+  /** Begin so many events before the newest one, on each channel that `since` says nothing of. */
+  last?: number | null;
   /** API key or token; a function is called before each connection, so that it can return a fresh one. */
   token?: string | (() => string | Promise<string>);
   /** Where positions outlive the page; what it holds comes before `since`. One key per reader. */

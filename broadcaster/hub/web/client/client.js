@@ -66,7 +66,7 @@ export class ResumeState {
   #welcomed = new Set();
   #begun = new Set();
 
-  constructor({ url, channels = [], since = null, last = null, types = [], sources = [], severities = [] }) {
+  constructor({ url, channels = [], since = null, last = null, types = [], sources = [], severities = [], kept = null }) {
     this.base = new URL(url);
     const given = [...this.base.searchParams];
     this.base.search = "";
@@ -76,20 +76,18 @@ export class ResumeState {
       for (const value of values) this.#filters.push([key, value]);
     }
     since = since || (given.find(([key]) => key === "since") ?? [])[1] || null;
+    last ??= (given.find(([key, value]) => key === "last" && value) ?? [])[1] ?? null;
+    if (last !== null && !/^[0-9]+$/.test(last)) throw new RangeError("last is a number of events");
     this.positions = new Map();
-    this.#begin = null; // where to begin as the hub understands it, until it has said which position that is
-    if (since && typeof since === "object") {
-      for (const [channel, position] of Object.entries(since)) this.positions.set(channel, checked(position));
-      if (!this.#channels.length) this.#channels = Object.keys(since);
-    } else if (since && parsePosition(since)) {
-      if (this.#channels.length > 1) throw new RangeError("one position cannot be that of several channels");
-      this.positions.set(this.#channels.join(""), parsePosition(since));
-    } else if (since) {
-      this.#begin = ["since", String(since)];
-    } else if (last !== null) {
-      if (!Number.isInteger(last) || last < 0) throw new RangeError("last is a number of events");
-      this.#begin = ["last", String(last)];
-    }
+    // Where to begin as the hub understands it, until it has said which position that is.
+    this.#begin = last === null ? null : ["last", String(last)];
+    const isPosition = typeof since === "string" && parsePosition(since);
+    if (isPosition && this.#channels.length > 1) throw new RangeError("one position cannot be that of several channels");
+    if (isPosition && !kept) this.positions.set(this.#channels.join(""), isPosition);
+    if (typeof since === "string" && !isPosition) this.#begin = ["since", since];
+    const positions = { ...(since && typeof since === "object" ? since : {}), ...kept }; // what was kept is later
+    for (const [channel, position] of Object.entries(positions)) this.positions.set(channel, checked(position));
+    if (!this.#channels.length) this.#channels = Object.keys(positions);
     this.hasOneChannel = this.#channels.length <= 1;
     this.seesEverything = this.hasOneChannel && !this.#filters.length;
   }
@@ -355,10 +353,12 @@ function overFetch(fetchFunction, urls, token, timeoutMs, on) {
     ended = true;
     clearTimeout(timer);
     controller.abort();
-    on.lost({ code: 1006, reason: "", wasOpen: opened > 0, ...how });
+    on.lost({ code: 1006, reason: "", wasOpen: opened === urls.length, ...how });
   };
   const timer = setTimeout(() => end({ reason: "no answer in time" }), timeoutMs);
   const read = async (url) => {
+    // Else the error of what sends it would say all of it.
+    if (/[^\t -~\x80-\xff]/.test(token)) throw new Error("the token has characters that a header cannot have");
     const headers = { Accept: "text/event-stream" };
     if (token) headers.Authorization = `Bearer ${token}`;
     const response = await fetchFunction(url, { headers, cache: "no-store", signal: controller.signal });
@@ -397,10 +397,12 @@ function overFetch(fetchFunction, urls, token, timeoutMs, on) {
 async function refusalOf(response) {
   const hintS = retryAfterS(response.headers.get("Retry-After"));
   const text = await response.text().catch(() => "");
-  const error = fieldsOf(text)?.error;
+  const fields = fieldsOf(text);
+  const error = fields?.error;
   const { status } = response;
   if (status === 204) return { refused: { status, reason: "closed for good" }, final: true };
-  const isOfHub = typeof error === "string" && !error.includes("/sse"); // else what answers has no streams
+  // Else what answers has no streams, or stands in front of the hub.
+  const isOfHub = typeof error === "string" && Object.keys(fields).length === 1 && !error.includes("/sse");
   const isFinal = isOfHub && [400, 401, 403, 404].includes(status);
   return { reason: `${status} ${error ?? ""}`.trim(), hintS, refused: { status, reason: error ?? "" }, final: isFinal };
 }
@@ -465,6 +467,7 @@ export class Subscriber {
   #maxBytes;
   #beatMs = 2_000;
   #beatAt = 0;
+  #beats = new Map(); // per channel: when this connection last heard of it
   #silentAt = 0;
   #wasLate = false;
   #beatTimer = null;
@@ -489,7 +492,7 @@ export class Subscriber {
     url.pathname = url.pathname === "/" ? "/ws" : url.pathname;
     this.#maxBytes = this.#options.maxBytes ?? DEFAULT_MAX_BYTES;
     const saved = this.#load(url.href);
-    this.#state = new ResumeState({ ...this.#options, url: url.href, ...(saved ? { since: saved, last: null } : {}) });
+    this.#state = new ResumeState({ ...this.#options, url: url.href, kept: saved });
     for (const [channel, position] of this.#state.positions) if (channel) this.#handed.set(channel, position);
     this.#backoff = new Backoff(this.#options.reconnectMaxS * 1000, this.#options.random);
     this.state = "idle";
@@ -665,7 +668,7 @@ export class Subscriber {
     try {
       token = String((typeof options.token === "function" ? await options.token() : options.token) ?? "").trim();
     } catch (error) {
-      if (attempt === this.#attempts && this.#ended === null) this.#later({ reason: `no token: ${error.message}` });
+      if (attempt === this.#attempts && this.#ended === null) this.#later({ reason: `no token: ${error?.message ?? error}` });
       return;
     }
     if (attempt !== this.#attempts || this.#ended !== null) return;
@@ -707,6 +710,7 @@ export class Subscriber {
   #onLost({ code, reason, hintS = 0, refused, final, wasOpen, viaStream }) {
     this.#leave = null;
     this.transport = null;
+    this.#beats.clear();
     if (this.#ended !== null || this.#paused) return;
     const lastedMs = wasOpen ? performance.now() - this.#openedAt : 0;
     const canStream = this.#options.fetch && this.#options.transports.includes("sse");
@@ -727,6 +731,7 @@ export class Subscriber {
     if (code === CLOSE_GAP) {
       for (const gap of this.#state.forget()) this.#announce(gap);
       this.#handed.clear();
+      if (this.#paused) return; // by the queue, which that has filled: it goes on when there is room
     }
     if (code === 1013) hintS = Math.max(hintS, TRY_LATER_S);
     if (code === CLOSE_UNAVAILABLE) hintS = Math.max(hintS, 1);
@@ -787,16 +792,24 @@ export class Subscriber {
 
   // Staleness
 
-  #expectBeat() {
-    this.#beatAt = performance.now();
+  #expectBeat(at = performance.now()) {
+    this.#beatAt = at;
     this.#silentAt = this.#beatAt + MISSED_BEATS * this.#beatMs;
     this.#wasLate = false;
     this.#staleRounds = 0;
     this.#watch();
   }
 
-  #onBeat() {
-    this.#expectBeat();
+  /** A channel has begun, or had a heartbeat; who is blind believes heartbeats only, and those of all channels. */
+  #onBeat(channel, isProof = true) {
+    if (this.stale && !isProof) {
+      this.#silentAt = performance.now() + MISSED_BEATS * this.#beatMs;
+      this.#watch();
+      return;
+    }
+    this.#beats.set(channel, performance.now());
+    if (this.#beats.size < new Set(this.#state.channels).size) return;
+    this.#expectBeat(Math.min(...this.#beats.values()));
     if (this.stale) {
       this.stale = false;
       this.#put({ kind: "fresh" });
@@ -819,6 +832,7 @@ export class Subscriber {
       this.#silentAt = now + GRACE_MS; // this program was late: heartbeats may be unread
     } else if (!this.stale) {
       this.stale = true;
+      this.#beats.clear();
       this.#put({ kind: "stale", silentS: (now - this.#beatAt) / 1000 });
     } else {
       this.#staleRounds += 1;
@@ -898,12 +912,12 @@ export class Subscriber {
       }
       this.#announce(this.#state.onWelcome(frame));
       this.#pass(frame.channel);
-      this.#onBeat();
+      this.#onBeat(frame.channel, false);
       this.#tell("welcome", { kind, channel: frame.channel, position: parsePosition(frame.position), recovered: frame.recovered ?? null });
     } else if (kind === "beat") {
       this.#announce(this.#state.onBeat(frame));
       this.#pass(frame.channel);
-      this.#onBeat();
+      this.#onBeat(frame.channel);
       this.#tell("beat", { kind, channel: frame.channel, position: parsePosition(frame.position) });
     } else if (kind === "gap") {
       this.#announce(this.#state.onGap(readGap(frame)));

@@ -18,11 +18,35 @@ export const took = (ms) => {
   return `${ms.toFixed(ms < 10 ? 1 : 0)} ms`;
 };
 
+/** Items, the oldest first. Of too many, or too much of them, the oldest are dropped. */
+export class Items {
+  all = [];
+  #characters = 0;
+
+  add(items) {
+    for (const item of items) {
+      this.#characters += item.json?.length ?? 0;
+      this.all.push(item);
+    }
+    let dropped = 0;
+    while (this.all.length - dropped > MOST_ROWS || (this.#characters > MOST_CHARACTERS && dropped < this.all.length - 1)) {
+      this.#characters -= this.all[dropped].json?.length ?? 0;
+      dropped += 1;
+    }
+    this.all.splice(0, dropped);
+  }
+
+  /** All of them; none is left. */
+  take() {
+    this.#characters = 0;
+    return this.all.splice(0);
+  }
+}
+
 export class List {
   #box;
   #rows;
-  #items = []; // the oldest first
-  #characters = 0;
+  #kept = new Items();
   #pool = [];
   #selected = null;
   #open;
@@ -42,12 +66,11 @@ export class List {
   }
 
   get items() {
-    return this.#items;
+    return this.#kept.all;
   }
 
   clear() {
-    this.#items = [];
-    this.#characters = 0;
+    this.#kept.take();
     this.#selected = null;
     this.#box.scrollTop = 0;
     this.render();
@@ -55,17 +78,8 @@ export class List {
 
   /** Add items, oldest first. Whoever has scrolled down goes on seeing what is seen now. */
   add(items) {
-    for (const item of items) {
-      item.number = this.#numbers += 1;
-      this.#characters += item.json?.length ?? 0;
-      this.#items.push(item);
-    }
-    let dropped = Math.max(0, this.#items.length - MOST_ROWS);
-    while (this.#characters > MOST_CHARACTERS && dropped < this.#items.length - 1) {
-      this.#characters -= this.#items[dropped].json?.length ?? 0;
-      dropped += 1;
-    }
-    this.#items.splice(0, dropped);
+    for (const item of items) item.number = this.#numbers += 1;
+    this.#kept.add(items);
     if (this.#box.scrollTop > 0) {
       this.#resize();
       this.#box.scrollTop += items.length * this.#height();
@@ -78,26 +92,26 @@ export class List {
   }
 
   #resize() {
-    this.#rows.style.height = `${this.#items.length * this.#height()}px`;
+    this.#rows.style.height = `${this.items.length * this.#height()}px`;
   }
 
   render() {
     const height = this.#height();
     this.#resize();
     const first = Math.max(0, Math.floor(this.#box.scrollTop / height) - BEYOND);
-    const count = Math.min(this.#items.length - first, Math.ceil(this.#box.clientHeight / height) + 2 * BEYOND);
+    const count = Math.min(this.items.length - first, Math.ceil(this.#box.clientHeight / height) + 2 * BEYOND);
     const now = Date.now();
     while (this.#pool.length < count) this.#pool.push(this.#rows.appendChild(makeRow()));
     this.#pool.forEach((row, index) => {
       row.hidden = index >= count;
       if (row.hidden) return;
-      const item = this.#items[this.#items.length - 1 - first - index];
+      const item = this.items[this.items.length - 1 - first - index];
       row.style.transform = `translateY(${(first + index) * height}px)`;
       if (row.item !== item) fill(row, item);
       row.age.textContent = item.publishedAt ? ago(now - item.publishedAt) : "";
       row.setAttribute("aria-selected", String(item === this.#selected));
       row.setAttribute("aria-posinset", String(first + index + 1));
-      row.setAttribute("aria-setsize", String(this.#items.length));
+      row.setAttribute("aria-setsize", String(this.items.length));
     });
     const active = this.#pool.find((row) => !row.hidden && row.item === this.#selected);
     if (active) this.#box.setAttribute("aria-activedescendant", active.id);
@@ -105,13 +119,13 @@ export class List {
   }
 
   #onKey(event) {
-    const last = this.#items.length - 1;
-    const at = this.#selected ? this.#items.indexOf(this.#selected) : -1;
+    const last = this.items.length - 1;
+    const at = this.#selected ? this.items.indexOf(this.#selected) : -1;
     const page = Math.max(1, Math.floor(this.#box.clientHeight / this.#height()) - 1);
     const to = { ArrowDown: at < 0 ? last : at - 1, ArrowUp: at < 0 ? last : at + 1, PageDown: at - page, PageUp: at + page, Home: last, End: 0 }[event.key];
     if (to !== undefined && last >= 0) {
       event.preventDefault();
-      this.#choose(this.#items[Math.max(0, Math.min(last, to))], false);
+      this.#choose(this.items[Math.max(0, Math.min(last, to))], false);
     } else if ((event.key === "Enter" || event.key === " ") && this.#selected) {
       event.preventDefault();
       this.#choose(this.#selected, true);
@@ -121,7 +135,7 @@ export class List {
   #choose(item, opens) {
     this.#selected = item;
     const height = this.#height();
-    const top = (this.#items.length - 1 - this.#items.indexOf(item)) * height;
+    const top = (this.items.length - 1 - this.items.indexOf(item)) * height;
     const box = this.#box;
     if (top < box.scrollTop) box.scrollTop = top;
     else if (top + height > box.scrollTop + box.clientHeight) box.scrollTop = top + height - box.clientHeight;

@@ -3,7 +3,7 @@
 import { HubRefused, Subscriber, parsePosition } from "/client.js";
 import { Charts } from "/page/charts.js";
 import { HubStatus } from "/page/status.js";
-import { List, ago, took } from "/page/list.js";
+import { Items, List, ago, took } from "/page/list.js";
 import { copy, csvOf, curlOf, download, ndjsonOf } from "/page/share.js";
 
 const LAST = 50;
@@ -15,7 +15,7 @@ const list = new List($("list"), $("rows"), openDetail);
 const charts = new Charts($("rate"), $("latency"));
 let token = ""; // in memory only
 let subscriber = null;
-let waiting = []; // items that are not in the list yet
+const waiting = new Items(); // that are not in the list yet
 let paused = false;
 let drawing = false;
 let liveSince = 0;
@@ -92,7 +92,7 @@ function subscribe() {
   subscriber?.close();
   list.clear();
   charts.clear();
-  waiting = [];
+  waiting.take();
   gaps = unseenGaps = 0;
   liveSince = Infinity;
   $("blind").hidden = $("missing").hidden = true;
@@ -133,8 +133,8 @@ function onEvent(event) {
     summary: Object.keys(event.data).length ? JSON.stringify(event.data).slice(0, SUMMARY) : "",
   };
   charts.add(item);
-  if (item.severity === "critical" && isLive) alarm(item);
   add(item);
+  if (item.severity === "critical" && isLive) alarm(item);
   if (view.at && event.position?.offset === view.at.offset && event.position.epoch === view.at.epoch) {
     view.at = null;
     openDetail(item);
@@ -157,7 +157,7 @@ $("missing").lastElementChild.addEventListener("click", () => {
 });
 
 function add(item) {
-  waiting.push(item);
+  waiting.add([item]);
   if (!drawing && !document.hidden) {
     drawing = true;
     requestAnimationFrame(draw);
@@ -167,9 +167,8 @@ function add(item) {
 /** Once a frame at most, and once a second where nothing is drawn: however many events come. */
 function draw() {
   drawing = false;
-  if (!paused && waiting.length) list.add(waiting.splice(0));
-  if (waiting.length > 20_000) waiting.splice(0, waiting.length - 20_000);
-  $("pause").textContent = paused ? `Resume (${waiting.length.toLocaleString("en")} waiting)` : "Pause";
+  if (!paused && waiting.all.length) list.add(waiting.take());
+  $("pause").textContent = paused ? `Resume (${waiting.all.length.toLocaleString("en")} waiting)` : "Pause";
   $("count").textContent = list.items.length ? `${list.items.length.toLocaleString("en")} shown` : "";
   $("empty").hidden = list.items.length > 0;
 }
