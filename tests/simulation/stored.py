@@ -440,6 +440,8 @@ class StoredRules:
             gone = (channel, at.epoch, offset) in journal.removed
             if gone or any(map(self._too_large, events)) or not any(map(self._is_stored, events)):
                 return True
+            if journal.may_be_lost(channel, at.epoch, offset, now):
+                return True  # Redis had forgotten it, and came back to a memory that has it
             if all(self._owed(book, view, event) for event in events):  # of two it may have passed the other one
                 return False
         return any(is_named_before(at.epoch, epoch) for epoch in journal.epochs[channel])
