@@ -476,9 +476,16 @@ class StoredRules:
             later = began_at > event.at or (place.epoch == epoch and place.offset <= offset)
             if event.withdrawn or place not in view.given or not self._owed(book, view, event) or later or alone:
                 continue
+            here = self._journal.at[channel, *place]
+            if any(each.event_id in view.ids and each.at > event.at for each in here) and self._is_unseen(event):
+                continue  # a memory that no hub has handed on anything of went back
             if view.open_at < event.at and not self._is_out_of_sight(book, view, channel, event):
                 self._fail("another event at its position, untold", now, book.client, f"{place}: {event}")
                 return
+
+    def _is_unseen(self, event: Accepted) -> bool:
+        """Whether nobody was given an event."""
+        return not any(event.event_id in view.ids for view in self._views.values())
 
     def _forgets(self, hub: str, first: float, second: float) -> bool:
         """Whether a hub ends that was given the first of two events, and could not have noticed the second."""
