@@ -234,9 +234,9 @@ class Subscriber:
         self._connector.probe()
 
     def _on_beat(self, channel: object, *, is_proof: bool = True) -> None:
-        """A channel has had a heartbeat, or has begun, which proves nothing to who is blind.
+        """A channel has had a heartbeat, or has begun, which proves nothing to a subscriber that is blind.
 
-        Whoever has several channels sees as much as the one that has been silent for longest.
+        Of several channels the one that has been silent for longest says whether it is.
         """
         now = self._clock.loop_s()
         if self.stale and not is_proof:

@@ -381,11 +381,11 @@ def test_stored_events_and_times_are_read_at_the_replica(tmp_path: Path) -> None
         ledger.flows(10)
         ledger.subscribe(raw := Raw("v1", f"{scene.hub.url}?since=1h"))
         eventually(lambda: len(raw.got) > 40, "what was stored does not come")
-        status, body = scene.hub.get("/events?limit=1000")
+        status, body = scene.hub.get("/events?limit=1000", timeout_s=20)
         assert (status, body.get("error"), body.get("complete")) == (200, None, True)
         assert [event["offset"] for event in body["events"]] == [*range(1, len(body["events"]) + 1)]
         assert len(body["events"]) > 40
-        status, body = scene.hub.get("/events?last=5&limit=5")
+        status, body = scene.hub.get("/events?last=5&limit=5", timeout_s=20)
         assert (status, len(body["events"])) == (200, 5)
         assert served(used.server) >= before + 3
         assert_calm(scene.hub)

@@ -478,7 +478,7 @@ def test_an_event_does_not_wait_for_the_next() -> None:
     """An event is given out when it is due, not when the one after it is."""
 
     async def story() -> list[tuple[int, int]]:
-        return [(due[0], time.monotonic_ns()) async for due in on_schedule(3, 4.0)]
+        return [(due[0], time.monotonic_ns()) async for due in on_schedule(3, 1.0)]
 
     seen = asyncio.run(story(), debug=True)
     assert len(seen) == 3

@@ -20,7 +20,7 @@ from broadcaster.hub.catchup.replay import Replay
 from broadcaster.settings import Settings
 from tests.simulation import clients
 from tests.simulation.actors import ClientActor, HubActor, ProducerActor, Watcher
-from tests.simulation.books import Book, Entry, Place
+from tests.simulation.books import Book, Entry, Given, Place
 from tests.simulation.faults import Faults
 from tests.simulation.journal import Accepted, Journal
 from tests.simulation.live import LiveRules
@@ -434,6 +434,9 @@ class Simulation:
     def _judge_idleness(self, commands: int, callbacks: int) -> None:
         """Where nothing happens nobody is busy, and nothing is left behind."""
         now, hubs = self.loop.now, len(self.hubs)
+        entries = [entry for actor in self.clients.values() for entry in actor.book.entries]
+        if any(isinstance(entry, Given) and at > now - 1.0 for at, entry in entries):
+            return  # one is still reading what it had missed
         if commands > self._idle_commands:
             self.oracle.fail("busy while nothing happens", now, "redis", f"{commands} commands in a second")
         if callbacks > IDLE_CALLBACKS_PER_S * (hubs + len(self.clients)):

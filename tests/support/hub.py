@@ -62,13 +62,13 @@ class Hub(Speaking):
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws"
 
-    def get(self, path: str, token: str = "") -> tuple[int, dict[str, Any]]:
+    def get(self, path: str, token: str = "", timeout_s: float = 3.0) -> tuple[int, dict[str, Any]]:
         """Status and JSON body of a GET; status 0 while nobody listens."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         if token:
             request.add_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=3) as response:
+            with urllib.request.urlopen(request, timeout=timeout_s) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
