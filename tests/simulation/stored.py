@@ -21,6 +21,9 @@ from tests.simulation.troubles import REDIS, source, way
 _WORD_S: Final = 6.0
 """Seconds within which a client that has connected is told something of each of its channels."""
 
+_CAUGHT_UP_S: Final = 5.0
+"""So long after the last fault a hub may still be reading what it has missed."""
+
 _SETTLED_S: Final = 15.0
 """After so many seconds without trouble what a client is told is of the memory that Redis has."""
 
@@ -426,7 +429,7 @@ class StoredRules:
         journal, at = self._journal, view.at
         if at is None:  # it has got nothing yet, and nobody has told it where it stands
             lately = view.connected_at - self._truth.told_s
-            if self._troubles.any(source(book.hub), view.connected_at, self._truth.told_s):
+            if self._troubles.any(source(book.hub), view.connected_at, self._truth.told_s + _CAUGHT_UP_S):
                 return True  # it stands where the hub did when that lost Redis
             began = any(span.at >= lately for span in journal.epochs[channel].values())
             removed = any(when >= lately for place, when in journal.removed.items() if place[0] == channel)
