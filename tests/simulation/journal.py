@@ -153,7 +153,7 @@ class Journal:
 
         Of several events at one position the last one is meant, or the one that was taken at `taken_at`.
         """
-        events = self.at.get((channel, epoch, offset), ())
+        events = [event for event in self.at.get((channel, epoch, offset), ()) if not event.withdrawn]
         after = max((event.at for event in events), default=0.0) if taken_at is None else taken_at
         for loss in self.losses:
             if loss.left and loss.at <= until and any(event.server == loss.left for event in events):
