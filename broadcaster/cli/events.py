@@ -182,7 +182,7 @@ async def _page(link: CommandLink, channel: str, offset: int, head: Head) -> tup
     if offset > 1 and (not stored or stored[0][0] > offset):
         [page] = await link.execute(stream.page(channel, 1, 1, _PAGE_BYTES))
         oldest = next((number for number, _ in stream.read_page(page)[0]), head.offset + 1)
-        if oldest > offset:  # else nobody was given what is not there
+        if oldest > offset:  # else there never was an event
             gone = f"the events {offset} to {oldest - 1} have left the log meanwhile: they are gone"
             click.echo(gone, err=True)
     return stored, complete

@@ -85,7 +85,6 @@ class PublishPipeline:
         self._recovering = asyncio.Lock()
         self._waits_s = backoff_s(SHORTEST_WAIT_S, self._longest_wait_s, self._chance)
         self._lookout = HubLookout(settings.redis.url, runtime)
-        self._closed = False
         self._tried = False
         self._why = "it was silent"
         self._log = ThrottledLog(log, clock=runtime.clock)
@@ -105,7 +104,6 @@ class PublishPipeline:
 
     def close(self) -> None:
         """End the connection; the outcome of what is not answered stays unknown."""
-        self._closed = True
         self._commands.close()
 
     def send(self, channel: str, events: Sequence[tuple[str, bytes]]) -> list[Pending]:
@@ -301,7 +299,7 @@ class PublishPipeline:
             except TimeoutError:
                 return
             except (RedisUnavailable, RedisRefused) as error:
-                if isinstance(error, RedisRefused) or self._closed:
+                if isinstance(error, RedisRefused) or self._commands.closed:
                     for pending in (pending for pending in again if not pending.outcomes):
                         self._fail(pending, error)
                 else:

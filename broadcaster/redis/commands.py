@@ -25,7 +25,11 @@ A proxy can keep a connection open while what is behind it becomes another proce
 
 
 class CommandLink:
-    """Sends commands to Redis over one connection, opened when it is needed and again when it was lost."""
+    """Sends commands to Redis over one connection, opened when it is needed and again when it was lost.
+
+    Attributes:
+        closed: Whether it was closed: no connection is opened any more.
+    """
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class CommandLink:
         self._asked_at = 0.0  # for the run_id
         self._link: RedisConnection | None = None
         self._connecting = asyncio.Lock()
-        self._closed = False
+        self.closed = False
 
     def use(self, redis: RedisTable) -> None:
         """Log in as this table says on new connections; one that is open stays."""
@@ -74,7 +78,7 @@ class CommandLink:
             RedisUnavailable, RedisRefused: See `RedisConnection.open`; or this was closed.
         """
         async with self._connecting:
-            if self._closed:
+            if self.closed:
                 raise RedisUnavailable("the connection to Redis was closed")
             if (link := self.link) is None:
                 timeout_s = self._redis.connect_timeout_s
@@ -94,7 +98,7 @@ class CommandLink:
                     link.abort()
                     raise
                 self._link = link
-                if self._closed:
+                if self.closed:
                     link.abort()
         return link
 
@@ -164,7 +168,7 @@ class CommandLink:
 
     def close(self) -> None:
         """End the connection; no other one will be opened."""
-        self._closed = True
+        self.closed = True
         if self._link is not None:
             self._link.abort()
 

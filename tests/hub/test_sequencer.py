@@ -633,6 +633,15 @@ TOLD_OF_ONE = [*run_of("e1", 1, 9), ("redis_restarted", "e1", 10, None, "e2-9")]
 """What a channel has said that was set back by one event, and was handed on three more before it noticed."""
 
 
+async def set_back_unheard() -> Channel:
+    """A channel that has handed on six events, of which Redis has three, since its subscription was lost."""
+    channel = await Channel.opened()
+    channel.hear(channel.store(6))
+    channel.sequencer.interrupt()
+    channel.redis.set_back(3)
+    return channel
+
+
 async def set_back_by_one() -> Channel:
     """A channel that has handed on six events, of which Redis has five."""
     channel = await Channel.opened()
@@ -702,10 +711,7 @@ async def test_it_is_told_whatever_else_has_to_be_looked_up(then: str) -> None:
 @in_loop
 async def test_it_is_told_though_the_subscription_is_lost_again_before_the_log_can_be_read() -> None:
     """What has joined on meanwhile is of the memory that is there, and cannot show what was lost before it."""
-    channel = await Channel.opened()
-    channel.hear(channel.store(6))
-    channel.sequencer.interrupt()
-    channel.redis.set_back(3)
+    channel = await set_back_unheard()
     channel.store(3)
     channel.redis.failures = 1
     channel.sequencer.confirm()
@@ -721,10 +727,7 @@ async def test_it_is_told_though_the_subscription_is_lost_again_before_the_log_c
 @in_loop
 async def test_it_is_told_though_the_hub_refuses_some_of_the_other_events(refused: int) -> None:
     """It was set back while nobody listened; where an event had been handed on there is none for anybody now."""
-    channel = await Channel.opened()
-    channel.hear(channel.store(6))
-    channel.sequencer.interrupt()
-    channel.redis.set_back(3)
+    channel = await set_back_unheard()
     for offset in range(4, 8):
         channel.redis.store(INVALID) if offset == refused else channel.store(1)
     channel.sequencer.confirm()
@@ -805,10 +808,7 @@ async def test_one_that_is_forged_of_what_the_log_has_dropped_begins_no_epoch() 
 @in_loop
 async def test_a_memory_that_was_set_back_while_nobody_listened_is_told(stored: int) -> None:
     """The subscription was lost meanwhile; less, as much or more has been stored again than was lost."""
-    channel = await Channel.opened()
-    channel.hear(channel.store(6))
-    channel.sequencer.interrupt()
-    channel.redis.set_back(3)
+    channel = await set_back_unheard()
     channel.store(stored)
     channel.sequencer.confirm()
     await channel.settle()

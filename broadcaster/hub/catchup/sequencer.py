@@ -159,18 +159,19 @@ class Sequencer:
 
     def _forget_early(self, count: int, head: Position) -> None:
         """Drop what is not of this channel: so many came before Redis was asked, and it has not given them."""
-        given = [
+        known = [
             each for each in self._early[:count] if each.position and self.order.has_given(each.position, head)
         ]
-        self._early[:count] = given
+        self._early[:count] = known
 
     def _compare(self, message: Message) -> None:
         """If another event was handed on at its position, Redis may have been set back; or it is forged."""
         self.duplicates += 1
         position = message.position
         assert position is not None
-        frame, last = self._fanout.ring.frame_at(position), self._fanout.ring.last_stored
+        frame = self._fanout.ring.frame_at(position)
         if frame is not None and frame != message.frame:
+            last = self._fanout.ring.last_stored
             self._suspect(_Doubt(position, frame, was_last=last is not None and last.position == position))
 
     def _suspect(self, doubt: _Doubt) -> None:
