@@ -248,7 +248,7 @@ def test_a_link_to_an_event_opens_it(kit: Kit, redis: RedisServer, hub: Hub) -> 
     with live_page(kit, hub.port, f"?channel={event.channel}&at={event.position}") as tab:
         eventually(lambda: text(tab, "#detail-json"), "it does not open")
         assert json.loads(text(tab, "#detail-json"))["event_id"] == event.event_id
-        assert shown(tab) == 93
+        eventually(lambda: shown(tab) == 93, "not the event and all that came after it")
 
 
 def test_a_token_is_asked_for_and_kept_nowhere(kit: Kit, redis: RedisServer) -> None:
