@@ -642,10 +642,9 @@ class House:
             form=self.context.formats.deflate if deflate else PLAIN,
         )
         socket.protocol = connection
-        channels = [
-            (self.channels.get(name, admitted.address), since) for name, since in admitted.request.channels
-        ]
-        connection.open(channels, admitted.request.filter)
+        names, begins = zip(*admitted.request.channels, strict=True)
+        channels = self.channels.get(*names, address=admitted.address)
+        connection.open(zip(channels, begins, strict=True), admitted.request.filter)
         return Peer(connection, socket)
 
     def stream(self, query: str = "", *, reads_along: bool = True, address: str = "192.0.2.1") -> Peer:
@@ -657,7 +656,8 @@ class House:
         assert isinstance(admitted, Admitted), admitted
         connection = socket.protocol = EventStream(socket, self.context, admitted)
         [(name, since)] = admitted.request.channels
-        connection.open([(self.channels.get(name, admitted.address), since)], admitted.request.filter)
+        [channel] = self.channels.get(name, address=admitted.address)
+        connection.open([(channel, since)], admitted.request.filter)
         return Peer(connection, socket)
 
     def be_proven(self) -> None:

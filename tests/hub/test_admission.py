@@ -696,8 +696,8 @@ def arrive(house: House, address: str, expires_at: float | None) -> Connection:
         grant=Grant(("*",), expires_at=expires_at),
     )
     socket.protocol = connection
-    channels = [(house.channels.get(name), since) for name, since in admitted.request.channels]
-    connection.open(channels, admitted.request.filter)
+    names, begins = zip(*admitted.request.channels, strict=True)
+    connection.open(zip(house.channels.get(*names), begins, strict=True), admitted.request.filter)
     return connection
 
 

@@ -242,6 +242,27 @@ async def test_a_client_that_is_closed_for_one_channel_does_not_resume_in_anothe
 
 
 @in_loop
+async def test_no_channel_closes_to_make_room_for_another_of_the_same_client() -> None:
+    """The one to which nobody has listened for longest is one of those that are asked for: another one goes."""
+    first, second = "events.first", "events.second"
+    house = await House.opened(channels=ChannelsTable(max_open=4))
+    house.clock.stop()
+    for name in (first, "events.idle"):
+        peer = house.connect(f"channel={name}")
+        peer.connection.connection_lost(None)
+        house.clock.move(1)
+    house.connect("channel=events.listened")
+    peer = house.connect(f"channel={first}&channel={second}", v1=True)
+    for name in (first, second):
+        house.channels.on_confirmed(name)
+    await house.settle()
+    assert sorted(house.channels.open) == sorted([CHANNEL, first, second, "events.listened"])
+    events = [*house.publish(1, channel=first), *house.publish(1, channel=second)]
+    await house.settle()
+    assert peer.events() == events
+
+
+@in_loop
 async def test_nothing_is_written_behind_the_close_frame() -> None:
     """Whoever writes: a heartbeat, a warning, an event that was on its way."""
     house = await House.opened()

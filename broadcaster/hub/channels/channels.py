@@ -121,25 +121,29 @@ class Channels:
         """The same for a name as Redis says it; what is no open channel goes last."""
         return self.by_key[key].rank if key in self.by_key else 1 + len(self._settings.channels.priority)
 
-    def get(self, name: str, address: str = "") -> Channel:
-        """A channel, opened if it is not open; if nobody listens to it, this address holds it from now on.
+    def get(self, *names: str, address: str = "") -> list[Channel]:
+        """Channels, opened if they are not open; those that nobody listens to this address holds from now on.
 
-        When there are too many, the one closes to which nobody has listened for the longest time.
+        When there are too many, the one closes to which nobody has listened for the longest time, none of these.
         """
-        channel = self.open.get(name)
-        if channel is None:
-            idle = [channel for channel in self.open.values() if self._is_idle(channel)]
-            if idle and len(self.open) >= self._settings.channels.max_open:
-                self._close(min(idle, key=lambda channel: channel.idle_since))
-            channel = self._open(name)
-        if not channel.listeners:
-            channel.opened_by = address
-        return channel
+        for name in names:
+            if name not in self.open:
+                self._make_room(names)
+                self._open(name)
+            if not self.open[name].listeners:
+                self.open[name].opened_by = address
+        return [self.open[name] for name in names]
+
+    def _make_room(self, wanted: Sequence[str]) -> None:
+        """Close a channel that nobody listens to, if there are too many; one that is `wanted` has none only yet."""
+        idle = [channel for channel in self.open.values() if self._is_idle(channel) and channel.name not in wanted]
+        if idle and len(self.open) >= self._settings.channels.max_open:
+            self._close(min(idle, key=lambda channel: channel.idle_since))
 
     def _is_idle(self, channel: Channel) -> bool:
         return not channel.listeners and channel.name != self.default
 
-    def _open(self, name: str) -> Channel:
+    def _open(self, name: str) -> None:
         channel = Channel(
             name,
             self._settings,
@@ -154,7 +158,6 @@ class Channels:
         self.open[name] = self.by_key[name.encode()] = channel
         self._tasks[name] = self._spawn(channel.run, f"channel {name}")
         self._broker.subscribe(name)
-        return channel
 
     def close_idle(self) -> None:
         """Close the channels that have had no subscription for long enough."""

@@ -195,8 +195,9 @@ class HandshakeProtocol(asyncio.Protocol):
         request = admitted.request
         if log.isEnabledFor(logging.DEBUG):
             log.debug("connected: %s", connection.name)
-        channels = [(self.channels.get(name, admitted.address), since) for name, since in request.channels]
-        connection.open(channels, request.filter)
+        names, begins = zip(*request.channels, strict=True)
+        channels = self.channels.get(*names, address=admitted.address)
+        connection.open(zip(channels, begins, strict=True), request.filter)
 
     def _hand_to_sanic(self) -> None:
         """From here on the connection is Sanic's, which is held to the deadline as well."""
