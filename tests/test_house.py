@@ -82,7 +82,7 @@ ROOMS = {
         "audiences fanout filters format message ring scheduler slow subscription trace", "core settings wire"
     ),
     "hub.broker": Room("broker redis_broker replica", "core publish redis settings"),
-    "hub.deployment": Room("announcement announcer identity listening", "core settings hub.broker"),
+    "hub.deployment": Room("announcement announcer certificate identity listening", "core settings hub.broker"),
     "hub.catchup": Room(
         "epochs event_log history live_sequencer page_cache replay sequencer times",
         "core hub.broker hub.fanout wire",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from broadcaster.core.bounded import BoundedDict
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.core.runtime import RUNTIME, Runtime
+from broadcaster.core.text import printable
 from broadcaster.settings import AuthTable, JwtKey
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Grant:
         expires_at: Time of expiry in seconds since 1970; None: never.
         name: The bearer's, for logs: that of the API key, or the claim `sub`; empty: not known.
         monitor: Whether the hub's counters, trace and clocks may be read.
+        key: Of an API key: its digest.
     """
 
     subscribe: tuple[str, ...]
@@ -79,6 +81,7 @@ class Grant:
     expires_at: float | None = None
     name: str = field(default="", compare=False)
     monitor: bool = False
+    key: bytes = field(default=b"", compare=False, repr=False)
 
     def has_expired(self, now: float) -> bool:
         """Whether it is over; `now` in seconds since 1970."""
@@ -113,14 +116,11 @@ class Access:
         """
         if table.mode == "token" and not (table.api_keys or table.jwt_keys):
             raise ConfigurationError("auth.mode is token, but there is no auth.api_keys and no auth.jwt_keys")
-        self._jwt_keys = [(key, _verifying(key)) for key in table.jwt_keys]
+        self._jwt_keys = [(key, _verifying(key, number)) for number, key in enumerate(table.jwt_keys, 1)]
         self._table = table
         # Digests are compared, all of them and in constant time: the time it takes discloses nothing of a key.
         self._api_keys = [
-            (
-                _digest(key.key.get_secret_value()),
-                Grant(key.subscribe, key.publish, name=key.name, monitor=key.monitor),
-            )
+            Grant(key.subscribe, key.publish, None, key.name, key.monitor, _digest(key.key.get_secret_value()))
             for key in table.api_keys
         ]
         # All tokens of one issuer begin with the same segment, and reading it costs as much as the rest.
@@ -132,7 +132,8 @@ class Access:
         """Whether a grant still holds: its API key is there, with these rights. A JWT is good until its `exp`."""
         if self._table.mode == "none" or grant.expires_at is not None:
             return True
-        return any(grant == known and grant.name == known.name for _, known in self._api_keys)
+        same = [known for known in self._api_keys if known.key == grant.key]
+        return any(grant == known and grant.name == known.name for known in same)
 
     def grant(self, token: str | None) -> Grant:
         """What the bearer of a token may do.
@@ -150,8 +151,8 @@ class Access:
             mark = blake2b(token.encode(), digest_size=12, key=self._secret).digest()
             return self._verified_before(mark) or self._remember(mark, self._from_jwt(token))
         digest, found = _digest(token), None
-        for known, grant in self._api_keys:
-            if hmac.compare_digest(known, digest):
+        for grant in self._api_keys:
+            if hmac.compare_digest(grant.key, digest):
                 found = grant
         if found is None:
             raise Denied("unknown_key")
@@ -224,7 +225,7 @@ class Access:
         return known
 
 
-def _verifying(key: JwtKey) -> jwt.PyJWK:
+def _verifying(key: JwtKey, number: int) -> jwt.PyJWK:
     """The key bound to its algorithm, as the library verifies with it; of a private key the public half."""
     import jwt
 
@@ -234,8 +235,9 @@ def _verifying(key: JwtKey) -> jwt.PyJWK:
         if hasattr(prepared, "public_key"):
             prepared = prepared.public_key()
         return jwt.PyJWK.from_dict(algorithm.to_jwk(prepared, as_dict=True), key.algorithm)
-    except (jwt.PyJWTError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"auth.jwt_keys: {key.algorithm} key {key.kid!r}: {error}") from None
+    except Exception as error:  # whatever the libraries say of a key: of an unknown curve it is no ValueError
+        why = str(error) if key.algorithm == "HS256" else "is no Ed25519 or Ed448 key in PEM"
+        raise ConfigurationError(f"auth.jwt_keys, item {number}: {key.algorithm} key {key.kid!r}: {why}") from None
 
 
 def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
@@ -247,7 +249,7 @@ def _grant_of(claims: Mapping[str, Any], leeway_s: float) -> Grant:
     if not isinstance(monitor, bool):
         raise Denied("claims", "monitor has to be true or false")
     expires_at = min(int(claims["exp"]), _NEVER)  # the library has seen that it is a number
-    name = claims.get("sub", "")[:_LONGEST_NAME]  # the library has seen that it is a text
+    name = printable(claims.get("sub", "")[:_LONGEST_NAME])  # the library has seen that it is a text
     return _shared_grant(tuple(subscribe), tuple(publish), expires_at + leeway_s, name, monitor)
 
 

@@ -15,8 +15,8 @@ import click
 
 from broadcaster.cli.common import cli, examples, load_settings, say
 from broadcaster.core import process
-from broadcaster.core.errors import BroadcasterError, PortTaken
-from broadcaster.settings import Settings
+from broadcaster.core.errors import BroadcasterError, ConfigurationError, PortTaken
+from broadcaster.settings import Loaded, Settings
 
 log = logging.getLogger("broadcaster")
 
@@ -65,9 +65,17 @@ def hub(
     from broadcaster.hub.serve import serve
     from broadcaster.subscribe import hub_status
 
-    def load() -> Settings:
+    def load() -> Loaded:
         options = {"hub__host": host, "hub__port": port, "hub__number": number, "redis__url": redis_url}
-        settings = load_settings(context, **options).settings
+        return load_settings(context, **options)
+
+    def load_again() -> Settings:
+        again = load()
+        if gone := [str(file) for file in loaded.files if file not in again.files]:
+            raise ConfigurationError(f"there is no config file {gone[0]} any more")  # without it, all is default
+        return of_this_run(again.settings)
+
+    def of_this_run(settings: Settings) -> Settings:
         if not loadtest:
             return settings
         from broadcaster.loadtest.run import Run
@@ -81,7 +89,7 @@ def hub(
         asked = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
         try:
-            return await serve(settings, stop, reload=Reload(asked, load))
+            return await serve(settings, stop, reload=Reload(asked, load_again))
         except PortTaken as error:
             if not loadtest:
                 raise
@@ -93,7 +101,8 @@ def hub(
                 raise error from None
             raise PortTaken(error.host, error.port, hub_status.taken_by(url, other)) from None
 
-    settings = load()
+    loaded = load()
+    settings = of_this_run(loaded.settings)
     sys.exit(process.run(main))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.core.text import reason
+from broadcaster.hub.deployment import certificate
+from broadcaster.hub.deployment.certificate import Certificate
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
 from broadcaster.settings import RedisTable, Settings, without_credentials
@@ -18,10 +18,9 @@ from broadcaster.settings import RedisTable, Settings, without_credentials
 log = logging.getLogger("broadcaster.hub")
 
 _RELOADED: Final = {
-    "auth": None,  # every key of the table
+    "auth": {"api_keys", "audience", "issuer", "jwt_keys", "leeway_s", "open_to_network"},
     "hub": {
         "allowed_origins",
-        "handshake_timeout_s",
         "handshakes_per_s",
         "max_connections",
         "max_handshakes",
@@ -31,9 +30,8 @@ _RELOADED: Final = {
         "tls_cert",
         "tls_key",
     },
-    "redis": {"password"},
 }
-"""What can change while a hub runs; of a URL of Redis user and password."""
+"""What can change while a hub runs, with the password of Redis; of a URL of it user and password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +46,44 @@ class Reload:
     asked: asyncio.Event
     load: Callable[[], Settings]
 
-    async def run(self, hub: Hub, tls: ssl.SSLContext | None) -> None:
+    async def run(self, hub: Hub, shown: Certificate | None) -> None:
         """Re-read whenever it is asked for, until cancelled; what is wrong is said, and changes nothing."""
         while True:
             await self.asked.wait()
             self.asked.clear()
             try:
-                said = self._once(hub, tls)
+                said = self._once(hub, shown)
             except ConfigurationError as error:
                 log.error("SIGHUP: nothing has changed: %s", error)
+            except Exception:
+                log.exception("SIGHUP: this is a bug; the hub goes on")
             else:
                 read = "keys, origins, limits, certificates and the password of Redis"
                 log.info("SIGHUP: %s were read again%s", read, said)
 
-    def _once(self, hub: Hub, tls: ssl.SSLContext | None) -> str:
+    def _once(self, hub: Hub, shown: Certificate | None) -> str:
         before, settings = hub.settings, within_open_files(self.load())
-        if bool(settings.hub.tls_cert) != (tls is not None):
+        if bool(settings.hub.tls_cert) != (shown is not None):
             raise ConfigurationError("a hub with TLS and one without are two: hub.tls_cert needs a restart")
-        if tls is not None:
-            load_certificate(tls, settings)
-        redis = _with_credentials(before.redis, settings.redis)
-        hub.use(settings.model_copy(update={"redis": redis}))
-        without = before.model_copy(update={"redis": redis})
-        kept = [name for name in _changed(without, settings) if not _is_reloaded(name)]
+        if settings.auth.mode != before.auth.mode:
+            # Whether it may listen where it does depends on it, and hubs of one deployment have the same.
+            raise ConfigurationError("with access control and without are two: auth.mode needs a restart")
+        context = certificate.read(settings.hub)
+        used = _reloaded(before, settings)
+        hub.use(used)
+        if shown is not None and context is not None:
+            shown.use(context)
+        kept = _changed(used, settings)
         return f"; a restart is needed for {', '.join(kept)}" if kept else ""
 
 
-def load_certificate(context: ssl.SSLContext, settings: Settings) -> None:
-    """Use the certificate of the settings for connections from now on.
-
-    Raises:
-        ConfigurationError: It cannot be read, or is not the key's.
-    """
-    try:
-        # A password that is no password: else the library asks for one on the terminal, and waits.
-        context.load_cert_chain(settings.hub.tls_cert, settings.hub.tls_key, password="")
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise ConfigurationError(
-            f"hub.tls_cert, hub.tls_key: {settings.hub.tls_cert}, {settings.hub.tls_key}: {reason(error)}"
-        ) from None
+def _reloaded(before: Settings, after: Settings) -> Settings:
+    """The settings of a hub with those that it reads again."""
+    tables: dict[str, Any] = {"redis": _with_credentials(before.redis, after.redis)}
+    for table, keys in _RELOADED.items():
+        values = {key: getattr(getattr(after, table), key) for key in keys}
+        tables[table] = getattr(before, table).model_copy(update=values)
+    return before.model_copy(update=tables)
 
 
 def _with_credentials(before: RedisTable, after: RedisTable) -> RedisTable:
@@ -107,9 +104,3 @@ def _changed(before: Settings, after: Settings) -> list[str]:
 
     old = flat(before)
     return [name for name, value in flat(after).items() if value != old[name]]
-
-
-def _is_reloaded(name: str) -> bool:
-    table, _, key = name.partition(".")
-    keys = _RELOADED.get(table, set())
-    return keys is None or key in keys

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import math
-import ssl
 from functools import partial
 from typing import Any
 
@@ -17,13 +16,15 @@ from broadcaster.hub.broker.redis_broker import RedisBroker
 from broadcaster.hub.channels.channels import Work
 from broadcaster.hub.connections.drain import close_all, drain
 from broadcaster.hub.connections.handshake import HandshakeProtocol
+from broadcaster.hub.deployment import certificate
 from broadcaster.hub.deployment.announcer import Announcer
+from broadcaster.hub.deployment.certificate import Certificate
 from broadcaster.hub.deployment.listening import Listening
 from broadcaster.hub.health import Health
 from broadcaster.hub.http import create_app
 from broadcaster.hub.hub import Hub
 from broadcaster.hub.open_files import within_open_files
-from broadcaster.hub.reload import Reload, load_certificate
+from broadcaster.hub.reload import Reload
 from broadcaster.hub.stats import HubStatistics
 from broadcaster.hub.web.files import CLIENT, PAGE, Files
 from broadcaster.settings import Settings
@@ -98,7 +99,8 @@ async def _run(
 
     `most`: the connections that were asked for.
     """
-    tls = _tls(hub.settings)
+    context = certificate.read(hub.settings.hub)
+    shown = Certificate(context) if context else None
     announcer = Announcer(
         hub.identity, hub.settings, hub.broker, lambda: HubStatistics.of(hub).as_dict(), hub.context.runtime
     )
@@ -111,7 +113,7 @@ async def _run(
             hub.channels,
             lambda method, path, head: health.answer(method, path) or files.answer(method, path, head),
         )
-        await listening.begin(create_app(hub, announcer), protocol, hub.settings, hub.identity, tls)
+        await listening.begin(create_app(hub, announcer), protocol, hub.settings, hub.identity, context)
     except BaseException:
         listening.close()
         raise
@@ -122,7 +124,7 @@ async def _run(
     if hub.context.runtime.limits.announce_every_s < math.inf:
         hub.spawn(announcer.run, "announcements")
     if reload is not None:
-        hub.spawn(partial(reload.run, hub, tls), "reload")
+        hub.spawn(partial(reload.run, hub, shown), "reload")
     stopped = asyncio.ensure_future(stop.wait())
     try:
         ends: list[asyncio.Future[Any]] = [failed, stopped]
@@ -139,19 +141,6 @@ async def _run(
         await close_all(hub.context, wire.CloseCode.RESTART, reason, hub.settings.hub.shutdown_s)
         await announcer.withdraw()
         await listening.end()
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    """For wss:// and https://, if there is a certificate.
-
-    Raises:
-        ConfigurationError: It cannot be read, or is not the key's.
-    """
-    if not settings.hub.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    load_certificate(context, settings)
-    return context
 
 
 def _quiet_garbage_collector() -> None:

@@ -47,10 +47,11 @@ _HARMLESS_URL: Final = re.compile(r"'[a-z]+://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/ws)?
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The effective settings, and per key (`hub.port`) the layer it came from."""
+    """The effective settings, per key (`hub.port`) the layer it came from, and the files that were read."""
 
     settings: Settings
     origins: Mapping[str, str]
+    files: tuple[Path, ...]
 
 
 def load(
@@ -102,7 +103,8 @@ def load(
         raise ConfigurationError(_explain(error, layers)) from None
     except ValueError as error:  # an environment value that is no JSON table
         raise ConfigurationError(str(error)) from None
-    return Loaded(settings, {key: _origin(key, layers) for key, _ in _flatten(settings.model_dump())})
+    origins = {key: _origin(key, layers) for key, _ in _flatten(settings.model_dump())}
+    return Loaded(settings, origins, tuple(files))
 
 
 def dump(settings: Settings, origins: Mapping[str, str] | None = None) -> str:
@@ -178,10 +180,13 @@ def _config_files(config: Path | None, preset: str | None) -> list[Path]:
             there = f"there is no {folders[0] / preset}.toml (known: {known})"
             raise ConfigurationError(f"preset {preset!r}: {there}{did_you_mean(preset, presets, cutoff=0.6)}")
         files.append(presets[preset])
-    if base.is_file():
-        files.append(base)
-    elif named:
-        raise ConfigurationError(f"{base} is no file" if base.exists() else f"there is no config file {base}")
+    try:
+        if base.is_file():
+            files.append(base)
+        elif named:
+            raise ConfigurationError(f"{base} is no file" if base.exists() else f"there is no config file {base}")
+    except OSError as error:  # its folder may not be looked into
+        raise ConfigurationError(f"{base} cannot be read: {error.strerror}") from None
     return files
 
 

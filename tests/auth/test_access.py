@@ -470,6 +470,29 @@ def test_access_control_without_a_key_is_a_wrong_setting() -> None:
         Access(table(jwt_keys=(), api_keys=()))
 
 
+def test_a_holder_is_named_in_one_line() -> None:
+    """Whoever chooses a name writes no line of the log with it."""
+    name = Access(table(hs256())).grant(holding(sub="x\nready: events get through")).name
+    assert name == "x?ready: events get through"
+
+
+OF_SM2 = """\
+-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoEcz1UBgi0DQgAEGnmpnwnBKM7Mzidx/GgGN1TVxX2q
+lTDbojaDySB65w/nxJsxwlKzI703oA4ieSp0wA+SwNHzd9hZdPxszUPVbA==
+-----END PUBLIC KEY-----
+"""
+"""A key on a curve that the library does not know."""
+
+
+@pytest.mark.parametrize("pem", [OF_SM2, public_pem(ec.generate_private_key(ec.SECP256R1())), SECRET])
+def test_a_key_of_another_kind_is_said_in_words(pem: str) -> None:
+    """Which one it is, and what it should be."""
+    with pytest.raises(ConfigurationError) as caught:
+        Access(table(hs256(), eddsa(pem)))
+    assert str(caught.value) == "auth.jwt_keys, item 2: EdDSA key '': is no Ed25519 or Ed448 key in PEM"
+
+
 def test_without_access_control_everybody_is_somebody() -> None:
     """With mode none whatever is shown is not looked at."""
     access = Access(AuthTable())

@@ -19,7 +19,15 @@ from broadcaster.redis.server import RedisServer
 from broadcaster.settings import RedisTable
 from tests.certificates import Certificates, make
 from tests.hub.test_access import Guest, ask, bearer, status_of
-from tests.support import HubProcess, RedisClient, event_payload, eventually, upgrade_request
+from tests.support import (
+    HubProcess,
+    RedisClient,
+    broadcaster,
+    event_payload,
+    eventually,
+    free_port,
+    upgrade_request,
+)
 
 OLD, NEW = "old-key_0123456789", "new-key_0123456789"
 
@@ -89,6 +97,54 @@ def test_keys_change_and_who_has_a_good_one_notices_nothing(
         assert one.status(NEW) == 403
 
 
+def test_a_key_that_is_replaced_is_gone_whatever_its_name(steady_redis: RedisServer, tmp_path: Path) -> None:
+    """Who shows the old one, which may have leaked, is closed."""
+    old, new = (keys(key) for key in (OLD, NEW))
+    new["api_keys"][0]["name"] = old["api_keys"][0]["name"]
+    with (
+        reloading(steady_redis, tmp_path, old) as one,
+        Guest(one.hub.port, upgrade_request(one.hub.port, **bearer(OLD))) as guest,
+    ):
+        one.reload(new)
+        assert guest.close_code() == 4001
+        assert (one.status(OLD), one.status(NEW)) == (401, 101)
+
+
+def test_access_control_is_not_switched_while_it_runs(steady_redis: RedisServer, tmp_path: Path) -> None:
+    """Where it may listen depends on it; and without the file that it began with, all would be default."""
+    with reloading(steady_redis, tmp_path, keys(OLD)) as one:
+        assert "nothing has changed: " in one.reload({"mode": "none"})
+        assert one.status(None) == 401
+        (tmp_path / "broadcaster.toml").unlink()
+        one.hub.signal(signal.SIGHUP)
+        one.hub.said("there is no config file")
+        assert (one.status(None), one.status(OLD)) == (401, 101)
+
+
+def test_the_file_of_the_folder_may_not_be_missing_either(steady_redis: RedisServer, tmp_path: Path) -> None:
+    """The one that nobody has named."""
+    file = tmp_path / "broadcaster.toml"
+    file.write_text(tomli_w.dumps({"auth": keys(OLD)}))
+    settings = {"BROADCASTER_REDIS__URL": steady_redis.url, "BROADCASTER_HUB__PORT": str(free_port())}
+    with broadcaster("hub", cwd=tmp_path, **settings) as hub:
+        hub.said("events get through")
+        file.unlink()
+        hub.signal(signal.SIGHUP)
+        hub.said("nothing has changed: there is no config file broadcaster.toml any more")
+
+
+def test_what_needs_a_restart_is_not_used_before(steady_redis: RedisServer, tmp_path: Path) -> None:
+    """Neither what admission control goes by, nor with the rest of a table."""
+    with reloading(steady_redis, tmp_path, {}, header_max_bytes=16_384) as one:
+        table = {"channels": {"max_per_connection": 1}, "hub": {"handshake_timeout_s": 1.5}}
+        (tmp_path / "broadcaster.toml").write_text(tomli_w.dumps(table))
+        one.hub.signal(signal.SIGHUP)
+        one.hub.said("; a restart is needed for channels.max_per_connection, hub.handshake_timeout_s")
+        several = upgrade_request(one.hub.port, path="/ws?channel=events.a&channel=events.b")
+        with Guest(one.hub.port, several) as guest:
+            assert status_of(guest.response) == 101
+
+
 def test_origins_and_limits_change(steady_redis: RedisServer, tmp_path: Path) -> None:
     with reloading(steady_redis, tmp_path, {}) as one:
         assert one.status(None, Origin="https://wall.example") == 403
@@ -136,9 +192,16 @@ def test_a_certificate_is_renewed(steady_redis: RedisServer, tmp_path: Path) -> 
         put(second)
         one.reload({})
         assert (trusts(first), trusts(second)) == (False, True)
-        Path(shown[1]).write_text("no key")
-        assert "nothing has changed: hub.tls_cert" in one.reload({})
-        assert trusts(second)
+        shutil.copy(first.certificate, shown[0])
+        for key in (Path(second.key).read_text(), "no key"):
+            Path(shown[1]).write_text(key)
+            assert "nothing has changed: hub.tls_cert" in one.reload({})
+            assert (trusts(first), trusts(second)) == (False, True)
+        put(first)
+        assert "nothing has changed: auth" in one.reload({"leeway_s": -1})
+        assert (trusts(first), trusts(second)) == (False, True)
+        one.reload({})
+        assert (trusts(first), trusts(second)) == (True, False)
 
 
 def clients_of(client: RedisClient, kind: str) -> dict[str, str]:
