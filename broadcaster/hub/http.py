@@ -14,7 +14,7 @@ from dataclasses import replace
 from json import dumps
 from math import ceil
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, cast
 
 from sanic import HTTPResponse, Request, Sanic, empty, json
 from sanic.config import Config
@@ -26,6 +26,7 @@ from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.event import channel_name
 from broadcaster.core.position import Position
 from broadcaster.hub.catchup.history import Busy
+from broadcaster.hub.connections.handshake import SanicProtocol
 from broadcaster.hub.deployment.announcer import Announcer
 from broadcaster.hub.hub import Hub
 
@@ -64,6 +65,7 @@ def create_app(hub: Hub, announcer: Announcer) -> App:
         """201 with what became of the event."""
         if hub.admission.stopping:
             return json({"error": "the hub is stopping"}, status=503, headers={"Retry-After": "1"})
+        cast(SanicProtocol, request.protocol).on_publish()
         reply = await hub.publisher.answer(request.headers.getall("Authorization", []), request.body)
         if reply.status != 201:
             why = str(reply.body["error"])

@@ -690,7 +690,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_comes(guarded: Hub) -> No
 
 @contextlib.contextmanager
 def sending(
-    port: int, size: int, tls: ssl.SSLContext | None = None, chunked: bool = False
+    port: int, size: int, tls: ssl.SSLContext | None = None, chunked: bool = False, path: str = "/publish"
 ) -> Iterator[socket.socket]:
     """A connection over which the head of a request was sent, and then all of a body, whatever is answered."""
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
@@ -699,7 +699,7 @@ def sending(
         connection: socket.socket = plain
         if tls:
             connection = stack.enter_context(tls.wrap_socket(plain, server_hostname="127.0.0.1"))
-        connection.sendall(f"POST /publish HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n".encode())
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n".encode())
         piece = b"x" * 65_536
         if chunked:
             piece = b"%x\r\n%b\r\n" % (len(piece), piece)
@@ -720,6 +720,14 @@ def test_who_goes_on_sending_reads_the_refusal(guarded: Hub, chunked: bool) -> N
         answer = all_of(connection)
     assert status_of(answer) == 413
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ws", "/sse"])
+def test_who_sends_where_nobody_reads_learns_it(guarded: Hub, path: str) -> None:
+    """What is answered without a look at the body is not overtaken by a reset either."""
+    with sending(guarded.port, 4 * 2**20, path=path) as connection:
+        answer = all_of(connection)
+    assert status_of(answer) in (400, 405)
 
 
 def test_who_goes_on_sending_over_tls_reads_the_refusal(
@@ -834,6 +842,40 @@ def test_without_redis_a_publish_fails_in_time(
             eventually(lambda: post(hub, event_body(), as_root())[0] == 201, "nothing can be published again")
         assert "Traceback" not in hub.output
         assert ROOT_KEY not in hub.output
+
+
+def test_a_request_that_is_complete_is_never_said_to_have_come_too_late(redis: RedisServer) -> None:
+    """Its body has taken its time, and Redis takes some more: 503, as the event may be published nevertheless."""
+    with HubThread(redis.url, None, **GUARDED, BROADCASTER_HUB__HANDSHAKE_TIMEOUT_S="2") as hub:
+        hub.until_ready()
+        with frozen(redis), socket.create_connection(("127.0.0.1", hub.port), timeout=10 * UNIT_S) as connection:
+            head, body = publish_request()
+            connection.sendall(head)
+            time.sleep(1.5)
+            connection.sendall(body)
+            answer = all_of(connection)
+        assert (status_of(answer), header_of(answer, "Retry-After")) == (503, "1")
+        assert hub.stats()["refused"]["too_late"] == 0
+
+
+def test_who_has_to_make_room_while_redis_is_asked_is_told_that_it_is_not_known(redis: RedisServer) -> None:
+    """Of too many unfinished requests the oldest goes, also one whose event may be stored at any moment."""
+    with HubThread(redis.url, None, **GUARDED, BROADCASTER_HUB__MAX_HANDSHAKES="1") as hub:
+        hub.until_ready()
+        with frozen(redis), socket.create_connection(("127.0.0.1", hub.port), timeout=10 * UNIT_S) as connection:
+            connection.sendall(b"".join(publish_request()))
+            time.sleep(0.3 * UNIT_S)
+            with socket.create_connection(("127.0.0.1", hub.port)):
+                answer = all_of(connection)
+        assert status_of(answer) == 503
+        assert b"it is not known whether the event was published" in answer
+
+
+def publish_request() -> tuple[bytes, bytes]:
+    """Head and body of one that is good."""
+    body = event_body()
+    head = f"POST /publish HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n".encode()
+    return head + b"Authorization: " + as_root() + b"\r\n\r\n", body
 
 
 def test_a_hub_that_is_stopping_publishes_nothing_more(steady_redis: RedisServer) -> None:

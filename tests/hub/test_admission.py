@@ -68,8 +68,9 @@ class Guest:
         self.deadline = 0.0
         self.expired = 0
 
-    def expire(self) -> None:
+    def expire(self) -> bool:
         self.expired += 1
+        return True
 
 
 @pytest.fixture
@@ -622,9 +623,9 @@ async def test_a_guest_may_be_forgotten_while_he_is_shown_out() -> None:
     gate = await gate_of(max_handshakes=2)
 
     class Polite(Guest):
-        def expire(self) -> None:
-            super().expire()
+        def expire(self) -> bool:
             gate.forget(self)
+            return super().expire()
 
     guests: list[Guest] = [Polite() for _ in range(5)]
     for guest in guests:

@@ -57,8 +57,8 @@ class PendingHandshake(Protocol):
 
     deadline: float
 
-    def expire(self) -> None:
-        """End it: it has taken too long, or there are too many."""
+    def expire(self) -> bool:
+        """End it: it has taken too long, or there are too many. Whether it is refused by that, and not before."""
 
 
 class AdmissionControl:
@@ -139,8 +139,7 @@ class AdmissionControl:
     def _evict_oldest(self, cause: str) -> None:
         oldest = next(iter(self._pending))
         del self._pending[oldest]
-        self.refused[cause] += 1
-        oldest.expire()
+        self.refused[cause] += oldest.expire()
 
     def allows_handshake(self) -> bool:
         """Whether one more handshake may be answered now; parsing it costs more than all the rest."""

@@ -57,7 +57,7 @@ class HandshakeProtocol(asyncio.Protocol):
         deadline: Loop time at which the request must be complete and answered.
     """
 
-    __slots__ = ("_head", "_sanic_arguments", "_transport", "_unsent", "_waiting", "deadline")
+    __slots__ = ("_head", "_publishes", "_sanic_arguments", "_transport", "_unsent", "_waiting", "deadline")
 
     admission: AdmissionControl
     context: ConnectionContext
@@ -70,6 +70,7 @@ class HandshakeProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unsent: asyncio.Transport | None = None  # of an answer that the client is slow to take
         self._waiting = False
+        self._publishes = False  # what the client asks for; whether it is done is not known until it is answered
         self.deadline = 0.0
 
     @classmethod
@@ -137,7 +138,7 @@ class HandshakeProtocol(asyncio.Protocol):
         elif self.admission.allows_request(self._address()):
             self._hand_to_sanic()
         else:
-            self._refuse(429, "too many requests", _RETRY, lingers=_HAS_BODY(self._head) is not None)
+            self._refuse(429, "too many requests", _RETRY)
 
     def _address(self) -> str:
         assert self._transport is not None
@@ -167,7 +168,7 @@ class HandshakeProtocol(asyncio.Protocol):
             self.admission.refused["malformed"] += 1
             self.admission.note_refused(address, "malformed", 400, "the upgrade request is malformed")
         if answer.admitted is None:
-            transport.close()
+            self._close(head, transport)
         else:
             admitted = answer.admitted
             connection = Connection(
@@ -185,7 +186,7 @@ class HandshakeProtocol(asyncio.Protocol):
         answer = answer_stream_request(head, address, self.admission, self.context)
         transport.write(answer.response)
         if answer.admitted is None:
-            transport.close()
+            self._close(head, transport)
         else:
             self._open(transport, EventStream(transport, self.context, answer.admitted), answer.admitted)
 
@@ -205,23 +206,33 @@ class HandshakeProtocol(asyncio.Protocol):
         assert transport is not None
         self._head = b""
         self.admission.watch(self)
-        protocol = _SanicProtocol(self, self._sanic_arguments)
+        protocol = SanicProtocol(self, self._sanic_arguments)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)  # type: ignore[no-untyped-call]
         protocol.data_received(head)
 
-    def _refuse(self, status: int, reason: str, header: str = "", *, lingers: bool = False) -> None:
+    def on_publish(self) -> None:
+        """The request is complete, and its event is going to be published: that has a deadline of its own."""
+        if self._transport is not None:  # else the client has gone
+            self._publishes = True
+            self.admission.watch(self)
+
+    def _refuse(self, status: int, reason: str, header: str = "") -> None:
         if status in (400, 431):
             self.admission.refused["malformed"] += 1
         self.admission.note_refused(self._address(), str(status), status, reason)
-        self._end(wire.refusal(status, reason, header), lingers=lingers)
+        self._end(wire.refusal(status, reason, header))
 
-    def _end(self, response: bytes, *, lingers: bool = False) -> None:
-        transport = self._transport
+    def _end(self, response: bytes) -> None:
+        head, transport = self._head, self._transport
         self._release()
         assert transport is not None
         transport.write(response)
-        if lingers:
+        self._close(head, transport)
+
+    def _close(self, head: bytes, transport: asyncio.Transport) -> None:
+        """The request is answered, and a body that may come behind its head not wanted."""
+        if _HAS_BODY(head):
             self.linger(transport)
             return
         if transport.get_write_buffer_size():  # the rest has to be taken in time, too
@@ -242,18 +253,29 @@ class HandshakeProtocol(asyncio.Protocol):
         if transport.can_write_eof():
             transport.write_eof()
 
-    def expire(self) -> None:
-        """The deadline has passed, and the request is not complete, not answered, or its answer not taken."""
+    def expire(self) -> bool:
+        """The deadline has passed, and the request is not complete, not answered, or its answer not taken.
+
+        Whether it is refused by that: it was not answered.
+        """
         if self._unsent is not None:
             self._unsent.abort()
-            return
-        self._refuse(408, "the request did not come in time")
+            return False
+        assert self._transport is not None
+        if self._transport.is_closing():  # Sanic has answered
+            self._transport.abort()
+            return False
+        if self._publishes:
+            self._refuse(503, "it is not known whether the event was published", _RETRY)
+        else:
+            self._refuse(408, "the request did not come in time")
+        return True
 
     def _release(self) -> None:
         """The transport belongs to another protocol now, or is gone."""
         self.admission.forget(self)
         self._transport = self._unsent = None
-        self._waiting = False
+        self._waiting = self._publishes = False
         self._head = b""
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -288,7 +310,7 @@ class _Lingering(asyncio.Protocol):
         self._handshake.connection_lost(error)
 
 
-class _SanicProtocol(HttpProtocol):
+class SanicProtocol(HttpProtocol):
     """A connection of Sanic's whose end is told to the handshake: it still counts as pending."""
 
     __slots__ = ("_handshake", "_served")
@@ -301,6 +323,10 @@ class _SanicProtocol(HttpProtocol):
     def _setup_connection(self, *args: Any, **options: Any) -> None:
         super()._setup_connection(*args, **options)  # type: ignore[no-untyped-call]
         self._served = self._http
+
+    def on_publish(self) -> None:
+        """See `HandshakeProtocol`."""
+        self._handshake.on_publish()
 
     def close(self, timeout: float | None = None) -> None:
         """End the connection: at once, or when the client has done with a body that was not taken."""
