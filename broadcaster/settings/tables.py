@@ -163,7 +163,7 @@ class HubTable(Table):
     header_max_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16_384
     handshake_timeout_s: Seconds = 5.0
     inbound_max_bytes: Annotated[int, Field(ge=128, le=2**20)] = 4096
-    inbound_max_per_s: Annotated[float, Field(gt=0)] = 100.0
+    inbound_max_per_s: Annotated[float, Field(ge=1)] = 100.0
     compress: bool = True
     compress_min_bytes: Annotated[int, Field(ge=64, le=2**20)] = 1024
     ring_bytes: Annotated[int, Field(ge=2**18)] = 16 * 2**20

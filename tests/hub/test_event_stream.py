@@ -542,6 +542,14 @@ async def test_the_library_publishes_what_a_stream_brings(redis: RedisServer) ->
         assert sent.fields["data"] == {"text": "é\r\n\n"}
 
 
+def test_a_client_may_be_behind_for_ever(redis: RedisServer) -> None:
+    """As many milliseconds as a setting can say, which are more than the system can be told."""
+    with HubThread(redis.url, BROADCASTER_HUB__BEHIND_MAX_MS=str(2**31 - 1)) as hub:
+        with StreamClient(hub.until_ready().port) as client:
+            assert client.until("welcome")
+        assert_calm(hub)
+
+
 def test_a_stream_over_tls(redis: RedisServer, tmp_path: Path) -> None:
     """Encrypted, live and drained as any other."""
     certificates = make(tmp_path)

@@ -135,7 +135,7 @@ class Channels:
         return [self.open[name] for name in names]
 
     def _make_room(self, wanted: Sequence[str]) -> None:
-        """Close a channel that nobody listens to, if there are too many; one that is `wanted` has none only yet."""
+        """Close a channel without listeners if there are too many; one that is `wanted` will have some."""
         idle = [channel for channel in self.open.values() if self._is_idle(channel) and channel.name not in wanted]
         if idle and len(self.open) >= self._settings.channels.max_open:
             self._close(min(idle, key=lambda channel: channel.idle_since))

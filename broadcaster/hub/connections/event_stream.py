@@ -14,6 +14,8 @@ from broadcaster.hub.connections.connection import Connection, ConnectionContext
 
 _ALLOW: Final = f"Allow: {', '.join(wire.STREAM_METHODS)}\r\n"
 _NO_STORE: Final = "Cache-Control: no-store\r\n"
+_LONGEST_MS: Final = 2**31 - 1
+"""More than the system's int cannot be said to it."""
 
 
 class EventStream(Connection):
@@ -42,7 +44,7 @@ class EventStream(Connection):
             with contextlib.suppress(OSError, AttributeError):  # Linux has it
                 settings = self._context.settings
                 within_ms = max(round(2000 * settings.ping_interval_s), 2 * settings.behind_max_ms)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, within_ms)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(within_ms, _LONGEST_MS))
 
     def data_received(self, data: bytes) -> None:
         if data.strip(b"\r\n"):
