@@ -186,7 +186,7 @@ class PublishPipeline:
         could answer.
 
         Raises:
-            RedisRefused: Redis does not permit publishing.
+            RedisRefused: Redis does not permit publishing; what it has not answered may be published.
         """
         clock = self._clock.loop_s
         while waiting := [pending for pending in sent if not pending.outcomes]:

@@ -160,7 +160,7 @@ class Publisher:
 
         Raises:
             InvalidEvent: The name of the channel is wrong; nothing was sent.
-            RedisRefused: Redis does not permit publishing.
+            RedisRefused: Redis does not permit publishing; what it has not answered may be published.
         """
         if not drafts:
             return []
@@ -186,7 +186,7 @@ class Publisher:
         """Wait for the replies of Redis, sending again what was not answered. Failures are in the result.
 
         Raises:
-            RedisRefused: Redis does not permit publishing.
+            RedisRefused: Redis does not permit publishing; what it has not answered may be published.
         """
         outcomes = await self._link.settle(sent.pending)
         return [

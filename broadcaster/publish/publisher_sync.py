@@ -71,7 +71,7 @@ class PublisherSync:
         Raises:
             InvalidEvent: A field or the name of the channel is wrong, or the event is too large.
             RedisUnavailable: It is not known whether it was published; or this publisher is closed.
-            RedisRefused: Redis does not permit publishing.
+            RedisRefused: Redis does not permit publishing; what it has not answered may be published.
         """
         return self._run(lambda it: it.publish(event_type, source, severity=severity, data=data, to=to))
 
