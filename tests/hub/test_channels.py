@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
 from broadcaster.settings import ChannelsTable
 from broadcaster.wire import CloseCode
-from tests.hub.house import CHANNEL, House
+from tests.hub.house import CHANNEL, House, Peer
 from tests.support import in_loop
 
 ALLOWED: list[tuple[str, tuple[str, ...], str, bool]] = [
@@ -260,6 +261,38 @@ async def test_no_channel_closes_to_make_room_for_another_of_the_same_client() -
     events = [*house.publish(1, channel=first), *house.publish(1, channel=second)]
     await house.settle()
     assert peer.events() == events
+
+
+@pytest.mark.parametrize("seed", range(5))
+@in_loop
+async def test_whoever_is_subscribed_gets_everything_however_few_channels_may_be_open(seed: int) -> None:
+    """Clients of one to three of eight channels come and go, and there is room for four."""
+    chance = random.Random(seed)
+    house = await House.opened(channels=ChannelsTable(max_open=4, linger_s=5.0))
+    house.clock.stop()
+    names = [f"events.{letter}" for letter in "abcdefg"] + [CHANNEL]
+    peers: list[tuple[Peer, list[str]]] = []
+    events: dict[int, list[bytes]] = {}
+    for _ in range(120):
+        house.clock.move(chance.uniform(0, 2))
+        wanted = chance.sample(names, chance.choice((1, 1, 2, 3)))
+        if chance.random() < 0.5 and house.channels.has_room_for(*wanted):
+            peers.append((house.connect("&".join(f"channel={name}" for name in wanted)), wanted))
+            events[len(peers) - 1] = []
+        elif peers:
+            chance.choice(peers)[0].connection.connection_lost(None)
+        house.timer.tick()
+        for name in house.channels.open:
+            house.channels.on_confirmed(name)
+        await house.settle()
+        name = chance.choice(list(house.channels.open))
+        published = house.publish(1, channel=name)
+        await house.settle()
+        for number, (peer, wanted) in enumerate(peers):
+            if name in wanted and not peer.connection.closing:
+                events[number] += published
+    assert any(len(wanted) > 1 and events[number] for number, (_, wanted) in enumerate(peers))
+    assert [peer.events() for peer, _ in peers] == list(events.values())
 
 
 @in_loop
