@@ -141,6 +141,8 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "reverts/50-a-closed-publisher-goes-on-trying": ("tests/publish/test_pipeline.py", "closed_link_makes_no_new"),
     # A cluster.
     "reverts/51-ids-expire-while-a-slot-moves": ("tests/redis/test_stream.py", "while_it_moves_the_slot"),
+    # The simulator has no more channels than may be open.
+    "reverts/52-a-channel-makes-room-for-its-neighbour": ("tests/hub/test_channels.py", "to_make_room"),
     # As the ones of doubts above.
     "reverts/45-behind-a-gap-no-event-was-the-last-one": (
         "tests/hub/test_sequencer.py",
