@@ -272,6 +272,10 @@ def publish_with_errors(run: Run) -> None:
     change(run, 1, lambda rows: [row for row in rows if row.sequence < 4])
 
 
+def publish_more_than_meant(run: Run) -> None:
+    run.config.write_text(run.config.read_text().replace("\nevents = 4\n", "\nevents = 3\n"))
+
+
 def announce(run: Run, process: int, *losses: LossRecord) -> None:
     records.write(run.losses(process), LossRecord, losses)
     count_rows(run, process)
@@ -332,6 +336,10 @@ BROKEN: dict[str, tuple[Callable[[Run], None], str]] = {
         publish_with_errors,
         "1 events that could not be published, 0 allowed",
     ),
+    "more_published_than_meant": (
+        publish_more_than_meant,
+        "events that could not be published are -1: more was counted than there can have been",
+    ),
     "slow": (slow(max_p99_ms=989.9), "p99 is 990.0 ms, 989.9 ms allowed"),
     "slow_median": (slow(max_p50_ms=499.9), "p50 is 500.0 ms, 499.9 ms allowed"),
     "slow_to_the_last": (
@@ -374,6 +382,17 @@ def test_a_limit_that_is_just_met_holds(spoil: Callable[[Run], None], limits: di
     spoil(run)
     write_config(run, **limits)
     assert read_run(run.folder).broken == []
+
+
+@pytest.mark.parametrize("configured", [3, 5])
+def test_a_fleet_of_other_clients_than_its_settings_say(configured: int, run: Run, command: CommandLine) -> None:
+    """What came to the others would stand for what was lost, with a word: no figures, and no verdict."""
+    lose_two(run)
+    overrides = {"fleet": {"clients": configured, "processes": 2}, "loadtest": {"events": 4}}
+    run.config.write_text(dump(load(overrides=overrides).settings))
+    ended = command("report", str(run.folder))
+    assert (ended.code, ended.stdout) == (65, "")
+    assert f"all fleet processes had 4 clients, and fleet.clients is {configured} in its" in ended.complaint
 
 
 # The ledger

@@ -18,7 +18,7 @@ class Limit:
         what: What is limited, in words.
         unit: `ms`, or empty for a count.
         value: What the run has; None: too few samples for this percentile.
-        allowed: The most that holds.
+        allowed: The most that holds; a count below zero, which there cannot be, never does.
         holds: Whether it does.
         broken: One sentence that says how it is broken; empty if it holds.
     """
@@ -66,7 +66,7 @@ def limits(
         ("published", "events that could not be published", unpublished, 0),
     ]
     found = [
-        Limit(name, what, "", count, allowed, count <= allowed, _too_many(count, what, allowed))
+        Limit(name, what, "", count, allowed, 0 <= count <= allowed, _not_allowed(count, what, allowed))
         for name, what, count, allowed in counts
     ]
     latencies = [
@@ -89,7 +89,9 @@ def limits(
     return found
 
 
-def _too_many(count: int, what: str, allowed: int) -> str:
+def _not_allowed(count: int, what: str, allowed: int) -> str:
+    if count < 0:
+        return f"{what} are {count}: more was counted than there can have been"
     return f"{count} {what}, {allowed} allowed" if count > allowed else ""
 
 

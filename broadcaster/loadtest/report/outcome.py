@@ -129,7 +129,7 @@ def outcome_of(
         samples: Of its machine.
 
     Raises:
-        RunDamaged: A file in it is missing or damaged.
+        RunDamaged: A file in it is missing or damaged, or its fleet had other clients than its settings say.
     """
     config = shapes.read_settings(run)
     loadtest, report = config["loadtest"], config["report"]
@@ -139,6 +139,7 @@ def outcome_of(
             raise RunDamaged(f"{run.folder} has no {path.name}: not a complete run, or of an earlier version")
     published = records.read(run.published, PublishedRecord)
     fleet = {number: shapes.read_fleet(run, number) for number in processes}
+    _check_clients(run, sum(result["clients"] for result in fleet.values()), config["fleet"]["clients"])
     clocks = _clocks(run, processes, _host(config, "redis"))
     logs = {number: deliveries.read(run.deliveries(number), published) for number in processes}
     losses = {number: records.read(run.losses(number), LossRecord) for number in processes}
@@ -208,6 +209,15 @@ def outcome_of(
         budget=hops.budget(published, measured, parts) if parts else None,
         clocks=clocks,
     )
+
+
+def _check_clients(run: Run, had: int, configured: int) -> None:
+    """Refuse what cannot be counted: what comes to clients that are not expected would hide what was lost."""
+    if had != configured:
+        raise RunDamaged(
+            f"{run.folder}: all fleet processes had {had} clients, and fleet.clients is {configured} in its "
+            f"{run.config.name}: give all parts of a run the same settings"
+        )
 
 
 def _clocks(run: Run, processes: Iterable[int], redis_host: str) -> Clocks:
