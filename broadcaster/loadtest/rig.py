@@ -28,7 +28,8 @@ _STILL_NS: Final = 20_000_000
 """Shorter times of standing still are in the lag, and no stall of their own."""
 _KEPT_LAGS: Final = 200_000
 """Of a run of more than an hour, the lag is that of the last one."""
-_KEPT_STALLS: Final = 1000
+_KEPT_STALLS: Final = 100_000
+"""Likewise, of a process that is stopped again and again."""
 _BEFORE_NS: Final = 1_000_000_000
 """The lag is that of the run and of the second before it: a burst is over before a timer has run."""
 
@@ -66,7 +67,8 @@ class Lag:
     Attributes:
         lag_p50_ms, lag_p99_ms, lag_max_ms: By CLOCK_MONOTONIC, read in the process itself: the error bar of its
             stamps.
-        lag_usual_ms: The 99th percentile of all timers but the latest one, which is not its own measure.
+        lag_usual_ms: The 99th percentile of all timers but the latest one, which is not its own measure, each less
+            the time of its stall: being stopped often is no usual lag.
         busy_pct: CPU time of its loop's thread, in percent of one core.
         stalls: When and how long it stood still, for more than 20 ms, in order.
     """
@@ -83,6 +85,12 @@ class _Timer(NamedTuple):
     at_ns: int
     late_ns: int
     busy_ns: int
+
+    @property
+    def stall_ns(self) -> int:
+        """How long it stood still; 0 if that is no stall of its own."""
+        still_ns = self.late_ns - self.busy_ns
+        return still_ns if still_ns > _STILL_NS else 0
 
 
 class LagMeter:
@@ -105,9 +113,10 @@ class LagMeter:
     def note(self, due_ns: int, now_ns: int, busy_ns: int) -> None:
         """Record one timer: when it was due, when it ran, and CPU time used since it was set."""
         late_ns = max(0, now_ns - due_ns)
-        self._timers.append(_Timer(now_ns, late_ns, busy_ns))
-        if (still_ns := late_ns - busy_ns) > _STILL_NS:
-            self._stalls.append((now_ns, still_ns))
+        timer = _Timer(now_ns, late_ns, busy_ns)
+        self._timers.append(timer)
+        if timer.stall_ns:
+            self._stalls.append((now_ns, timer.stall_ns))
 
     def between(self, first_ns: int, last_ns: int) -> Lag:
         """The lag from the first publish to the last delivery."""
@@ -117,12 +126,13 @@ class LagMeter:
 
         timers = [each for each in self._timers if is_within(each.at_ns, each.late_ns, first_ns - _BEFORE_NS)]
         lags_ms = sorted(each.late_ns / 1e6 for each in timers) or [0.0]
+        own_ms = sorted((each.late_ns - each.stall_ns) / 1e6 for each in timers)[:-1] or [0.0]
         lasted_ns = sum(each.late_ns + round(_TIMER_S * 1e9) for each in timers)
         return Lag(
             lag_p50_ms=round(lags_ms[len(lags_ms) // 2], 3),
             lag_p99_ms=round(lags_ms[int(len(lags_ms) * 0.99)], 3),
             lag_max_ms=round(lags_ms[-1], 3),
-            lag_usual_ms=round(lags_ms[:-1][int((len(lags_ms) - 1) * 0.99)], 3) if len(lags_ms) > 1 else 0.0,
+            lag_usual_ms=round(own_ms[int(len(own_ms) * 0.99)], 3),
             busy_pct=round(100 * sum(each.busy_ns for each in timers) / max(lasted_ns, 1), 1),
             stalls=[
                 Stall(at_ns, round(still_ns / 1e6, 3))

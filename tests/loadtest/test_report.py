@@ -468,6 +468,10 @@ DISTURBED: dict[str, tuple[Callable[[Run], object], str]] = {
         lambda run: run.publisher.write_text(json.dumps(publisher_result(stalls=[[300 * MS, 51.0]]))),
         "publisher stood still for 51 ms",
     ),
+    "fleet_stood_still_again_and_again": (
+        lambda run: write_fleet(run, stalls=[[number * 100 * MS, 45.0] for number in range(1, 5)]),
+        "fleet.2 stood still for 18 % of the time, 45 ms at most at once: it was stopped again and again",
+    ),
     "late": (
         lambda run: run.publisher.write_text(json.dumps(publisher_result(late_max_ms=20.1))),
         "the publisher wrote an event 20 ms late, and was not waiting for Redis",
@@ -524,6 +528,7 @@ CALM: dict[str, Callable[[Run], object]] = {
         json.dumps(publisher_result(late_max_ms=20.0, stalls=[[0, 50.0]]))
     ),
     "a_slow_loop": lambda run: write_fleet(run, stalls=[[300 * MS, 287.0]], lag_usual_ms=30.0),
+    "some_short_stalls": lambda run: write_fleet(run, stalls=[[300 * MS, 50.0], [400 * MS, 50.0]]),
     "no_proc": lambda run: write_samples(run, lambda at_ms: {"user_ms": None, "steal_ms": None}),
     "a_hub_of_which_nothing_is_known": lambda run: write_samples(
         run, lambda at_ms: {"user_ms": at_ms, "hub_ms": None}

@@ -38,8 +38,28 @@ def test_lag_is_that_of_the_run() -> None:
         meter.note((at_ms - late_ms) * MS, at_ms * MS, busy_ms * MS)
     lag = meter.between(2000 * MS, 3000 * MS)
     assert lag.stalls == [Stall(2100 * MS, 200.0), Stall(3050 * MS, 100.0)]
-    assert (lag.lag_p50_ms, lag.lag_usual_ms, lag.lag_max_ms) == (80.0, 100.0, 200.0)
+    assert (lag.lag_p50_ms, lag.lag_usual_ms, lag.lag_max_ms) == (80.0, 2.0, 200.0)
     assert lag.busy_pct == pytest.approx(100 * 76 / (60 + 200 + 80 + 2 + 100 + 5 * 20), abs=0.1)
+
+
+@pytest.mark.parametrize(("timers", "stops"), [(95, 2), (250, 4)])
+def test_being_stopped_often_is_no_usual_lag(timers: int, stops: int) -> None:
+    """Each of the stops stays far above it."""
+    meter = LagMeter()
+    for number in range(timers):
+        late_ms = 300 if number % (timers // stops) == 5 else 1
+        meter.note(number * 400 * MS, (number * 400 + late_ms) * MS, 0)
+    lag = meter.between(0, timers * 400 * MS)
+    assert lag.lag_usual_ms == 1.0
+    assert [stall.still_ms for stall in lag.stalls] == [300.0] * stops
+
+
+def test_what_a_loop_has_worked_is_its_usual_lag() -> None:
+    """It works 200 ms in each round, and has to wait for a core for 100 ms meanwhile."""
+    meter = LagMeter()
+    for number in range(50):
+        meter.note(number * 400 * MS, (number * 400 + 300) * MS, 200 * MS)
+    assert meter.between(0, 50 * 400 * MS).lag_usual_ms == 200.0
 
 
 def test_a_timer_that_is_early_is_not_late() -> None:

@@ -33,8 +33,8 @@ __all__ = ["command", "run"]
 
 DOCUMENT = (ROOT / "docs" / "measuring.md").read_text()
 ANY_NAME = (
-    *("validity/cpu_pct", "validity/stalls_ms", "validity/lags_ms", "clocks/hop_errors_ms", "scopes", "lost"),
-    *("hub", "machine"),
+    *("validity/cpu_pct", "validity/stalls_ms", "validity/still_pct", "validity/lags_ms", "clocks/hop_errors_ms"),
+    *("scopes", "lost", "hub", "machine"),
 )
 """Where the names of keys are data."""
 

@@ -19,7 +19,7 @@ from broadcaster.loadtest.records import ClockRecord, LossRecord, PublishedRecor
 from broadcaster.loadtest.report import shapes
 from broadcaster.loadtest.report.clocks import ONE_CLOCK, SAME, Clocks, compare
 from broadcaster.loadtest.report.limits import Limit, limits
-from broadcaster.loadtest.report.validity import Rig, Validity, judge, used, wall_step_ms
+from broadcaster.loadtest.report.validity import Rig, Validity, judge, still_pct, used, wall_step_ms
 from broadcaster.loadtest.rig import Lag, MachineSample, Stall
 from broadcaster.loadtest.run import Run
 from broadcaster.settings import is_loopback
@@ -255,6 +255,7 @@ def _validity(
     rig = Rig(
         **used(samples, first_ns, last_ns, local)._asdict(),
         stalls_ms={name: max((each.still_ms for each in lag.stalls), default=0.0) for name, lag in lags.items()},
+        still_pct={name: still_pct(lag, (last_ns - first_ns) / 1e6) for name, lag in lags.items()},
         lags_ms={name: lag.lag_usual_ms for name, lag in lags.items()},
         late_ms=late_ms,
         wall_step_ms=wall_step_ms(samples),

@@ -46,6 +46,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "steal_pct": rig.steal_pct,
             "cpu_pct": dict(rig.cpu_pct),
             "stalls_ms": rig.stalls_ms,
+            "still_pct": rig.still_pct,
             "lags_ms": rig.lags_ms,
             "late_ms": rig.late_ms,
             "wall_step_ms": rig.wall_step_ms,

@@ -20,6 +20,8 @@ STEAL_PCT: Final = 5.0
 STALL_MS: Final = 50.0
 STALL_LAGS: Final = 10.0
 """A stall counts that is also so many times the usual lag of its process."""
+STILL_PCT: Final = 10.0
+"""Stalls that count, of whatever length, are together less of the time: none that is short excuses many."""
 LATE_MS: Final = 20.0
 WALL_STEP_MS: Final = 5.0
 BUSY_PCT: Final = 80.0
@@ -38,6 +40,7 @@ class Rig:
         steal_pct: Time in which the machine was not given its cores, likewise.
         cpu_pct: CPU time of each part, in percent of one core; None: not known, or on another machine.
         stalls_ms: By process: the longest time it stood still.
+        still_pct: By process: all times that it stood still (`still_pct`), in percent of the time.
         lags_ms: By process: its usual lag.
         late_ms: How late the publisher wrote an event through its own fault.
         wall_step_ms: The largest step of the wall clock against CLOCK_MONOTONIC.
@@ -48,6 +51,7 @@ class Rig:
     steal_pct: float | None
     cpu_pct: Mapping[str, float | None]
     stalls_ms: dict[str, float]
+    still_pct: dict[str, float]
     lags_ms: dict[str, float]
     late_ms: float
     wall_step_ms: float
@@ -124,6 +128,12 @@ def wall_step_ms(samples: Sequence[MachineSample]) -> float:
     return max((abs(after - before) / 1000 for before, after in pairwise(aheads_us)), default=0.0)
 
 
+def still_pct(lag: Lag, lasted_ms: float) -> float:
+    """All stalls of more than ten times the usual lag, in percent of the time (of a second at least)."""
+    stalls_ms = [each.still_ms for each in lag.stalls if each.still_ms > STALL_LAGS * lag.lag_usual_ms]
+    return round(100 * sum(stalls_ms) / max(lasted_ms, _SHORTEST_S * 1000), 1)
+
+
 def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
     """Say what speaks against the figures, and what has to be known.
 
@@ -138,6 +148,12 @@ def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
             reasons.append(
                 f"{name} stood still for {stall_ms:.0f} ms: it was stopped, or was given no core "
                 f"({STALL_MS:.0f} ms allowed; its lag is usually {lag_ms:.1f} ms)"
+            )
+        elif rig.still_pct[name] > STILL_PCT:
+            reasons.append(
+                f"{name} stood still for {rig.still_pct[name]:.0f} % of the time, {stall_ms:.0f} ms at most at "
+                f"once: it was stopped again and again, or was given too little of a core "
+                f"({STILL_PCT:.0f} % allowed)"
             )
     if rig.late_ms > LATE_MS:
         reasons.append(

@@ -127,12 +127,14 @@ def _rig(outcome: Outcome) -> dict[str, Any]:
     rig = outcome.validity.rig
     cpu = {f"CPU of {role} (% of a core)": pct for role, pct in rig.cpu_pct.items()}
     stalls = {f"longest stall of {name} (ms)": stall_ms for name, stall_ms in rig.stalls_ms.items()}
+    still = {f"stalls of {name} (% of the time)": pct for name, pct in rig.still_pct.items()}
     lags = {f"usual lag of {name} (ms)": lag_ms for name, lag_ms in rig.lags_ms.items()}
     return {
         "CPU of others (% of the machine)": rig.others_cpu_pct,
         "steal (% of the machine)": rig.steal_pct,
         **cpu,
         **stalls,
+        **still,
         **lags,
         "latest publish through its own fault (ms)": rig.late_ms,
         "largest step of the wall clock (ms)": rig.wall_step_ms,
