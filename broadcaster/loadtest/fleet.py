@@ -313,15 +313,11 @@ class Fleet:
         """The possible losses of all clients, by client and in order."""
         return [row for client in self._all for row in client.losses]
 
-    def result(self, process: int, first_publish_ns: int = 0) -> FleetResult:
-        """The result of this process.
-
-        Args:
-            process: Its number.
-            first_publish_ns: When the first event was published: what was before is not measured.
-        """
-        last_ns = max((row.received_mono_ns for row in self.deliveries), default=CLOCK.monotonic_ns())
-        lag = self.lag.between(first_publish_ns, last_ns)
+    def result(self, process: int) -> FleetResult:
+        """The result of this process, by its number. Its lag is that from its first to its last delivery."""
+        # Not from the first publish: that is an instant of the publisher's clock, which may be of another host.
+        received_ns = [row.received_mono_ns for row in self.deliveries]
+        lag = self.lag.between(min(received_ns, default=0), max(received_ns, default=CLOCK.monotonic_ns()))
         return FleetResult(
             process=process,
             clients=len(self._all),

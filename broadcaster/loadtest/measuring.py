@@ -69,10 +69,10 @@ async def measure_run(settings: Settings) -> None:
         run.connected(number).touch()
         await _check_the_others(run, settings)
         fetching = asyncio.create_task(_keep_fetching(trace, fleet))
-        published = await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
+        await _wait_for_the_end(fleet, run.published, settings.fleet.drain_s)
         fetching.cancel()
         clocks.append(await _ask_at_the_end(trace, fleet, target))
-    result = fleet.result(number, min((row.published_mono_ns for row in published), default=0))
+    result = fleet.result(number)
     await fleet.close()
     records.write(run.deliveries(number), DeliveryRecord, fleet.deliveries)
     records.write(run.losses(number), LossRecord, fleet.losses())
@@ -204,10 +204,8 @@ def so_far(fleet: Fleet) -> tuple[int, int]:
     return max(fleet.highest_sequence, events), received
 
 
-async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> list[PublishedRecord]:
+async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> None:
     """Wait until all events meant to be published have arrived, or no missing one has arrived for `drain_s`.
-
-    Returns what was meant to be published.
 
     Also an event whose publish failed may arrive; and what was announced as lost will not. Heartbeats, duplicates
     and clients that reconnect do not count as arrivals, or this might never end.
@@ -230,7 +228,6 @@ async def _wait_for_the_end(fleet: Fleet, published: Path, drain_s: float) -> li
             break
         await asyncio.sleep(0.05)
     await fleet.parse_all()
-    return rows
 
 
 @contextlib.asynccontextmanager

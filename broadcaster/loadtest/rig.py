@@ -62,7 +62,7 @@ class Stall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How late the event loop of a process ran a timer, between first publish and last delivery.
+    """How late the event loop of a process ran a timer, from first publish (fleet: delivery) to last delivery.
 
     Attributes:
         lag_p50_ms, lag_p99_ms, lag_max_ms: By CLOCK_MONOTONIC, read in the process itself: the error bar of its
@@ -70,7 +70,8 @@ class Lag:
         lag_usual_ms: The 99th percentile of all timers but the latest one, which is not its own measure, each less
             the time of its stall: being stopped often is no usual lag.
         busy_pct: CPU time of its loop's thread, in percent of one core.
-        stalls: When and how long it stood still, for more than 20 ms, in order.
+        stalls: When and how long it stood still, for more than 20 ms, in order; also before that: when the first
+            event was published is known by the publisher's clock, onto which the report brings them.
     """
 
     lag_p50_ms: float
@@ -119,12 +120,9 @@ class LagMeter:
             self._stalls.append((now_ns, timer.stall_ns))
 
     def between(self, first_ns: int, last_ns: int) -> Lag:
-        """The lag from the first publish to the last delivery."""
-
-        def is_within(at_ns: int, late_ns: int, since_ns: int) -> bool:
-            return at_ns >= since_ns and at_ns - late_ns <= last_ns
-
-        timers = [each for each in self._timers if is_within(each.at_ns, each.late_ns, first_ns - _BEFORE_NS)]
+        """The lag from the first publish, or the first delivery, to the last delivery; all stalls until then."""
+        until = [each for each in self._timers if each.at_ns - each.late_ns <= last_ns]
+        timers = [each for each in until if each.at_ns >= first_ns - _BEFORE_NS]
         lags_ms = sorted(each.late_ns / 1e6 for each in timers) or [0.0]
         own_ms = sorted((each.late_ns - each.stall_ns) / 1e6 for each in timers)[:-1] or [0.0]
         lasted_ns = sum(each.late_ns + round(_TIMER_S * 1e9) for each in timers)
@@ -137,7 +135,7 @@ class LagMeter:
             stalls=[
                 Stall(at_ns, round(still_ns / 1e6, 3))
                 for at_ns, still_ns in self._stalls
-                if is_within(at_ns, still_ns, first_ns)
+                if at_ns - still_ns <= last_ns
             ],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from broadcaster.loadtest import records
 from broadcaster.loadtest.records import ClockRecord, DeliveryRecord
 from broadcaster.loadtest.report.clocks import SAME, SAME_NS, UNKNOWN, Clocks, Offset, compare
 from broadcaster.loadtest.report.outcome import read_run
+from broadcaster.loadtest.report.page.series import marks_of
 from broadcaster.loadtest.report.text import present
 from broadcaster.loadtest.run import Run
 from broadcaster.redis.commands import server_clock
@@ -160,6 +162,21 @@ def test_the_report_corrects_a_fleet_on_another_clock(run: Run) -> None:
     assert after["max latency (ms)"][0] == "7.00 ± 3.00"
     assert outcome.whole.negative == 0
     assert outcome.verdict == "PASSED"
+
+
+@pytest.mark.parametrize(("ahead_s", "compared"), [(1000, True), (-1000, True), (0, True), (1000, False)])
+def test_a_fleet_is_judged_on_its_own_clock(ahead_s: int, compared: bool, run: Run) -> None:
+    """It stood still before the first publish, and in the run, where that is marked if the clocks are known."""
+    with_clocks(run, ahead_s * S, MS // 2, compared=compared)
+    result = json.loads(run.fleet(2).read_text())
+    stalls = [[ahead_s * S + at_ms * MS, still_ms] for at_ms, still_ms in ((90, 500.0), (300, 287.0))]
+    run.fleet(2).write_text(json.dumps(result | {"stalls": stalls}))
+    outcome = read_run(run.folder)
+    assert outcome.validity.rig.stalls_ms == {"publisher": 0.0, "fleet.1": 0.0, "fleet.2": 287.0}
+    assert outcome.validity.word == "INVALID"
+    [(kind, begin_s, end_s, what)] = marks_of(outcome)
+    assert (kind, what) == ("rig stood still", "fleet.2, 287 ms")
+    assert not compared or (begin_s, end_s) == pytest.approx((-0.087, 0.2))
 
 
 @pytest.mark.parametrize("error_ms", [7, 8])

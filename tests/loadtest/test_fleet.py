@@ -103,6 +103,17 @@ def test_every_client_receives_every_event(steady_hub: HubProcess, client: Redis
     assert {abs(row.received_wall_us // 1_000_000 - time.time()) < 60 for row in rows} == {True}
 
 
+def test_what_a_fleet_measures_of_itself_is_by_its_own_clock() -> None:
+    """Its lag is that between its deliveries, whenever another host has published them; its stalls are all."""
+    fleet = Fleet("ws://127.0.0.1:1/ws", clients=1, ramp_per_s=1)
+    fleet.deliveries += [DeliveryRecord(0, f"e{at_s}", at_s, at_s * 10**9, 0) for at_s in (5, 9)]
+    for at_ms, late_ms in ((1000, 900), (7000, 300), (8000, 5), (20_000, 800)):
+        fleet.lag.note((at_ms - late_ms) * 10**6, at_ms * 10**6, 0)
+    result = fleet.result(1)
+    assert result.stalls == [(10**9, 900.0), (7 * 10**9, 300.0)]
+    assert (result.lag_p50_ms, result.lag_max_ms) == (300.0, 300.0)
+
+
 def test_leaving_leaves_nothing(steady_hub: HubProcess) -> None:
     """After `close` the hub has nobody connected and no task is left."""
 

@@ -24,7 +24,7 @@ MS = 1_000_000
 
 
 def test_lag_is_that_of_the_run() -> None:
-    """Timers within the run and the second before it count; a stall only if it overlaps the run itself."""
+    """Timers within the run and the second before it count; a stall also before that, and not after it."""
     meter = LagMeter()
     for at_ms, late_ms, busy_ms in (
         (100, 400, 0),  # before the second before
@@ -37,7 +37,12 @@ def test_lag_is_that_of_the_run() -> None:
     ):
         meter.note((at_ms - late_ms) * MS, at_ms * MS, busy_ms * MS)
     lag = meter.between(2000 * MS, 3000 * MS)
-    assert lag.stalls == [Stall(2100 * MS, 200.0), Stall(3050 * MS, 100.0)]
+    assert lag.stalls == [
+        Stall(100 * MS, 400.0),
+        Stall(1500 * MS, 60.0),
+        Stall(2100 * MS, 200.0),
+        Stall(3050 * MS, 100.0),
+    ]
     assert (lag.lag_p50_ms, lag.lag_usual_ms, lag.lag_max_ms) == (80.0, 2.0, 200.0)
     assert lag.busy_pct == pytest.approx(100 * 76 / (60 + 200 + 80 + 2 + 100 + 5 * 20), abs=0.1)
 

@@ -174,8 +174,12 @@ def outcome_of(
     written = sum(result["deliveries"] + result["losses"] for result in fleet.values())
     lost_rows = written - everything.rows - len(every_loss)
     publisher = shapes.read_publisher(run)
-    lags = {"publisher": _lag(publisher["lag"])}
-    lags |= {f"fleet.{number}": _lag(result) for number, result in fleet.items()}
+    first_ns = min((row.published_mono_ns for row in published), default=0)
+    lags = {"publisher": _lag(publisher["lag"], first_ns)}
+    for number, result in fleet.items():
+        clock = clocks.fleets[number]
+        since_ns = first_ns if clock.is_known else _first_delivery(logs[number])
+        lags[f"fleet.{number}"] = _lag(result, since_ns, clock.ahead_ns)
     lost = sum(disconnects(result) for result in fleet.values())
     return Outcome(
         name=run.name,
@@ -283,12 +287,19 @@ def _host(config: dict[str, Any], table: str) -> str:
         return ""
 
 
-def _lag(fields: dict[str, Any]) -> Lag:
+def _first_delivery(log: deliveries.Deliveries) -> int:
+    """When it came: all that is known of the first publish where clocks cannot be compared."""
+    return int(log.received_ns.min()) if len(log.received_ns) else 0
+
+
+def _lag(fields: dict[str, Any], since_ns: int, ahead_ns: int = 0) -> Lag:
+    """The lag of a process, and its stalls since an instant, on the clock that its own one is ahead of."""
+    stalls = [Stall(ended_ns - ahead_ns, still_ms) for ended_ns, still_ms in fields["stalls"]]
     return Lag(
         lag_p50_ms=fields["lag_p50_ms"],
         lag_p99_ms=fields["lag_p99_ms"],
         lag_max_ms=fields["lag_max_ms"],
         lag_usual_ms=fields["lag_usual_ms"],
         busy_pct=fields["busy_pct"],
-        stalls=[Stall(*stall) for stall in fields["stalls"]],
+        stalls=[stall for stall in stalls if stall.ended_mono_ns >= since_ns],
     )
