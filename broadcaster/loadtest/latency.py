@@ -159,6 +159,11 @@ def figures(published: Sequence[PublishedRecord], measured: Latencies, clients: 
     )
 
 
+def too_early(measured: Latencies, error_ns: int | None) -> int:
+    """Deliveries that came before their event was due by more than the error of their clocks (None: not known)."""
+    return 0 if error_ns is None else int((measured.ordered_ns < -error_ns).sum())
+
+
 def unknown(found: Figures) -> Figures:
     """The same counts without latencies: the clocks at their two ends cannot be compared."""
     nothing = {field.name: None for field in fields(Figures) if field.name.endswith("_ms")}

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import records
 from broadcaster.loadtest.records import ClockRecord, DeliveryRecord
 from broadcaster.loadtest.report.clocks import SAME, SAME_NS, UNKNOWN, Clocks, Offset, compare
@@ -33,6 +34,11 @@ def hub(
     ahead_ns: int = 0, error_ns: int = 40_000, *, wall_ns: int = WALL, its_wall_ns: int = WALL, instance: str = "a"
 ) -> ClockRecord:
     return ClockRecord("hub", instance, wall_ns, ahead_ns, error_ns, its_wall_ns, "")
+
+
+def second_hub(ahead_ns: int, *, wall_ns: int = WALL) -> ClockRecord:
+    """Of another host, which was started 90 s later."""
+    return hub(ahead_ns, wall_ns=wall_ns, its_wall_ns=WALL + 90 * S, instance="b")
 
 
 def silent(of: str = "hub", *, wall_ns: int = WALL) -> ClockRecord:
@@ -82,6 +88,27 @@ def test_two_hosts_whose_wall_clocks_are_ahead_by_the_same_are_found_by_the_exch
     """A chance of one in millions, or a fault of a virtual machine."""
     found = compared([hub(0)], [hub(5 * MS, wall_ns=WALL + SAME_NS // 2)])
     assert found.fleets[1] == Offset(-5 * MS, 80_000)
+
+
+def test_hubs_on_two_hosts_compare_nothing() -> None:
+    """Behind a balancer the publisher has asked one, and the fleet another one."""
+    found = compared([hub(), redis()], [second_hub(-90 * S)])
+    assert found.fleets[1] == SAME, "they are on one host"
+    found = compared([hub(), redis()], [second_hub(-1090 * S, wall_ns=WALL - 1000 * S)])
+    assert (found.fleets[1], found.error_ns) == (UNKNOWN, None)
+    assert "no hub to compare them by that both have asked: unknown." in found.notes[0]
+
+
+def test_hubs_on_one_host_are_one_clock() -> None:
+    """Several processes of a hub, or one that was restarted: any of them compares."""
+    theirs = hub(-1000 * S, wall_ns=WALL - 1000 * S, instance="b")
+    assert compared([hub(), redis()], [theirs]).fleets[1] == Offset(1000 * S, 80_000)
+
+
+def test_what_both_have_asked_compares_them() -> None:
+    """Before the run one hub answered both of them, and at its end another one on another host."""
+    fleet = [hub(-1000 * S, wall_ns=WALL - 1000 * S), second_hub(-1090 * S, wall_ns=WALL - 1000 * S)]
+    assert compared([hub(), second_hub(-90 * S), redis()], fleet).fleets[1] == Offset(1000 * S, 80_000)
 
 
 @pytest.mark.parametrize("publisher", [[], [silent()], [hub()]], ids=["nothing", "no hub", "hub"])
@@ -185,6 +212,28 @@ def test_less_than_the_error_is_not_claimed(run: Run, error_ms: int) -> None:
     with_clocks(run, 1000 * S, error_ms * MS)
     told = table_of(present(read_run(run.folder), run.folder))["max latency (ms)"][0]
     assert told == ("7.00 ± 7.00" if error_ms == 7 else "< 8.00")
+
+
+@pytest.mark.parametrize(("off_ms", "early"), [(7, 0), (8, 1)])
+def test_what_came_before_it_was_due_is_invalid(off_ms: int, early: int, run: Run) -> None:
+    """The fastest delivery of fleet.2 took 4 ms, and its clock is known to 3 ms: no more can have been wrong."""
+    with_clocks(run, 1000 * S, 3 * MS)
+    rows = records.read(run.deliveries(2), DeliveryRecord)
+    earlier = [replace(row, received_mono_ns=row.received_mono_ns - off_ms * MS) for row in rows]
+    records.write(run.deliveries(2), DeliveryRecord, earlier)
+    outcome = read_run(run.folder)
+    assert outcome.validity.rig.too_early == early
+    assert outcome.is_failure == bool(early)
+    assert not early or "1 deliveries came before their event was due, by more than" in outcome.validity.reasons[0]
+
+
+@pytest.mark.parametrize("part", ["publisher", "fleet.1", "fleet.2"])
+def test_clocks_of_some_parts_only_are_no_complete_run(part: str, run: Run) -> None:
+    """They may be on another host: that they are on one clock must not be taken for granted."""
+    with_clocks(run, 1000 * S, MS)
+    run.clocks(part).unlink()
+    with pytest.raises(RunDamaged, match=f"there is no clocks.{part}.csv"):
+        read_run(run.folder)
 
 
 def test_what_cannot_be_compared_is_no_latency(run: Run) -> None:

@@ -1,14 +1,16 @@
 """The clocks of a run: how far each is from that of the publisher, onto which all instants are brought.
 
 Two processes are on one clock if their wall clocks are equally far ahead of their CLOCK_MONOTONIC: those of two
-hosts, which were started at different times, are not. Else the difference is what exchanges with the hub say;
-it may be wrong by half of a round trip, and that much less is claimed.
+hosts, which were started at different times, are not. Else the difference is what exchanges with the hub say, if
+both have asked the same one, or two on one clock: behind a balancer each may have reached another host. It may be
+wrong by half of a round trip, and that much less is claimed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, NamedTuple
 
 from broadcaster.loadtest.records import ClockRecord
@@ -93,14 +95,13 @@ def compare(
         fleets: What each fleet process has.
         redis_is_here: Whether Redis is on the publisher's machine, by its address.
     """
-    ours, redis = _measured(publisher, "hub"), _redis(publisher, redis_is_here=redis_is_here)
+    redis = _redis(publisher, redis_is_here=redis_is_here)
     found: dict[int, Offset] = {}
     hubs: dict[int, Offset] = {}
     notes: list[str] = []
     for number, rows in fleets.items():
-        theirs = _measured(rows, "hub")
-        found[number] = fleet = _fleet(publisher, rows, ours, theirs)
-        hubs[number] = _hub(rows, fleet, theirs)
+        found[number] = fleet = _fleet(publisher, rows)
+        hubs[number] = _hub(rows, fleet, _measured(rows, "hub"))
         if fleet != SAME:
             notes.append(_told(f"fleet.{number}", fleet, publisher, rows))
         why = next((row.why for row in rows if row.of == "hub" and row.why), "")
@@ -121,7 +122,8 @@ def _told(part: str, offset: Offset, *rows: Sequence[ClockRecord]) -> str:
         differ = f" (wall minus monotonic differs by {apart_s:,.3f} s)"
     if offset.error_ns is None:
         return (
-            f"Clock of {part}: another one than the publisher's{differ}, and no hub to compare them by: unknown."
+            f"Clock of {part}: another one than the publisher's{differ}, and no hub to compare them by that both "
+            "have asked: unknown."
         )
     return (
         f"Clock of {part}: {offset.ahead_ns / 1e6:+,.3f} ms from the publisher's{differ}, corrected; "
@@ -130,9 +132,12 @@ def _told(part: str, offset: Offset, *rows: Sequence[ClockRecord]) -> str:
 
 
 def _measured(rows: Sequence[ClockRecord], of: str) -> Offset:
-    """The middle of what was measured, and how far the truth may be from it: clocks of two hosts drift apart."""
     read = [(row.ahead_ns, row.error_ns) for row in rows if row.of == of]
-    known = [(ahead, error) for ahead, error in read if ahead is not None and error is not None]
+    return _middle([(ahead, error) for ahead, error in read if ahead is not None and error is not None])
+
+
+def _middle(known: Sequence[tuple[int, int]]) -> Offset:
+    """The middle of what was measured, and how far the truth may be from it: clocks of two hosts drift apart."""
     if not known:
         return UNKNOWN
     low, high = max(ahead - error for ahead, error in known), min(ahead + error for ahead, error in known)
@@ -141,13 +146,21 @@ def _measured(rows: Sequence[ClockRecord], of: str) -> Offset:
     return Offset((low + high) // 2, (high - low + 1) // 2)
 
 
-def _fleet(publisher: Sequence[ClockRecord], rows: Sequence[ClockRecord], ours: Offset, theirs: Offset) -> Offset:
-    measured = UNKNOWN
-    if ours.error_ns is not None and theirs.error_ns is not None:
-        measured = Offset(ours.ahead_ns - theirs.ahead_ns, ours.error_ns + theirs.error_ns)
+def _fleet(publisher: Sequence[ClockRecord], rows: Sequence[ClockRecord]) -> Offset:
+    measured = _middle([apart for ours, theirs in product(publisher, rows) if (apart := _apart(ours, theirs))])
     same = bool(publisher and rows) and abs(publisher[0].wall_ahead_ns - rows[0].wall_ahead_ns) < SAME_NS
     is_contradicted = measured.error_ns is not None and abs(measured.ahead_ns) > measured.error_ns
     return SAME if same and not is_contradicted else measured
+
+
+def _apart(ours: ClockRecord, theirs: ClockRecord) -> tuple[int, int] | None:
+    """How far the clock of a fleet is ahead, and the error; None if the two have not asked one clock."""
+    if ours.ahead_ns is None or ours.error_ns is None or theirs.ahead_ns is None or theirs.error_ns is None:
+        return None
+    its_differ_ns = abs((ours.its_wall_ahead_ns or 0) - (theirs.its_wall_ahead_ns or 0))
+    if ours.of != theirs.of or (ours.instance != theirs.instance and its_differ_ns >= SAME_NS):
+        return None
+    return ours.ahead_ns - theirs.ahead_ns, ours.error_ns + theirs.error_ns
 
 
 def _hub(rows: Sequence[ClockRecord], fleet: Offset, theirs: Offset) -> Offset:

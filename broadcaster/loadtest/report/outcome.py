@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import deliveries, hops, records
 from broadcaster.loadtest.hops import Budget
-from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies, unknown
+from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies, too_early, unknown
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import ClockRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.report import shapes
@@ -151,6 +151,7 @@ def outcome_of(
     every_loss = [row for rows in losses.values() for row in rows]
     clients = range(config["fleet"]["clients"])
     measured = latencies(published, everything)
+    alone = {number: latencies(published, log) for number, log in logs.items()} if len(logs) > 1 else {1: measured}
     whole, ledger = figures(published, measured, len(clients)), balance(published, everything, every_loss, clients)
     per_process = {1: (whole, ledger)}
     first = 0
@@ -165,7 +166,7 @@ def outcome_of(
             parts.append(hops.Part(share.start, len(share), at, losses[number]))
         if len(processes) > 1:
             per_process[number] = (
-                figures(published, latencies(published, logs[number]), len(share)),
+                figures(published, alone[number], len(share)),
                 balance(published, logs[number], losses[number], share),
             )
     if clocks.error_ns is None:
@@ -198,6 +199,7 @@ def outcome_of(
             publisher["late_max_ms"],
             lags,
             lost_rows,
+            sum(too_early(alone[number], clocks.fleets[number].error_ns) for number in processes),
             _local(config),
             [f"fleet.{number}" for number, clock in clocks.fleets.items() if clock != SAME],
         ),
@@ -225,9 +227,13 @@ def _check_clients(run: Run, had: int, configured: int) -> None:
 
 
 def _clocks(run: Run, processes: Iterable[int], redis_host: str) -> Clocks:
-    """The clocks of a run; one of an earlier version has compared none."""
+    """The clocks of a run; one of an earlier version has compared none.
+
+    Raises:
+        RunDamaged: Some parts have compared theirs, and others not.
+    """
     paths = {number: run.clocks(f"fleet.{number}") for number in processes}
-    if not run.clocks("publisher").exists() or not all(path.exists() for path in paths.values()):
+    if not any(path.exists() for path in (run.clocks("publisher"), *paths.values())):
         return ONE_CLOCK
     return compare(
         records.read(run.clocks("publisher"), ClockRecord),
@@ -249,6 +255,7 @@ def _validity(
     late_ms: float,
     lags: dict[str, Lag],
     lost_rows: int,
+    early: int,
     local: Collection[str],
     elsewhere: Sequence[str],
 ) -> Validity:
@@ -264,6 +271,7 @@ def _validity(
         late_ms=late_ms,
         wall_step_ms=wall_step_ms(samples),
         lost_rows=lost_rows,
+        too_early=early,
     )
     validity = judge(rig, lags)
     if elsewhere:

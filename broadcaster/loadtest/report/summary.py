@@ -51,6 +51,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             "late_ms": rig.late_ms,
             "wall_step_ms": rig.wall_step_ms,
             "lost_rows": rig.lost_rows,
+            "too_early": rig.too_early,
         },
         "schedule": {
             "rate_hz": outcome.rate_hz,

@@ -44,6 +44,7 @@ class Rig:
         lags_ms: By process: its usual lag.
         late_ms: How late the publisher wrote an event through its own fault.
         wall_step_ms: The largest step of the wall clock against CLOCK_MONOTONIC.
+        too_early: Deliveries that came before their event was due, by more than the error of the clocks.
         lost_rows: Rows that the fleet has written and that are not in its logs; negative: there are more.
     """
 
@@ -56,6 +57,7 @@ class Rig:
     late_ms: float
     wall_step_ms: float
     lost_rows: int
+    too_early: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +136,8 @@ def still_pct(lag: Lag, lasted_ms: float) -> float:
     return round(100 * sum(stalls_ms) / max(lasted_ms, _SHORTEST_S * 1000), 1)
 
 
-def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
-    """Say what speaks against the figures, and what has to be known.
-
-    Args:
-        rig: What was measured.
-        lags: Of each process that measures.
-    """
+def _stalls(rig: Rig) -> list[str]:
+    """A sentence for each process that stood still for too long, or too often."""
     reasons = []
     for name, stall_ms in rig.stalls_ms.items():
         lag_ms = rig.lags_ms[name]
@@ -155,6 +152,17 @@ def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
                 f"once: it was stopped again and again, or was given too little of a core "
                 f"({STILL_PCT:.0f} % allowed)"
             )
+    return reasons
+
+
+def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
+    """Say what speaks against the figures, and what has to be known.
+
+    Args:
+        rig: What was measured.
+        lags: Of each process that measures.
+    """
+    reasons = _stalls(rig)
     if rig.late_ms > LATE_MS:
         reasons.append(
             f"the publisher wrote an event {rig.late_ms:.0f} ms late, and was not waiting for Redis "
@@ -174,6 +182,11 @@ def judge(rig: Rig, lags: Mapping[str, Lag]) -> Validity:
         reasons.append(
             f"the wall clock was set by {rig.wall_step_ms:.0f} ms against CLOCK_MONOTONIC while the run lasted "
             f"({WALL_STEP_MS:.0f} ms allowed)"
+        )
+    if rig.too_early:
+        reasons.append(
+            f"{rig.too_early:,} deliveries came before their event was due, by more than the error of the clocks: "
+            "what was compared is not how far they are apart"
         )
     if rig.lost_rows:
         which = "missing in" if rig.lost_rows > 0 else "too many in"

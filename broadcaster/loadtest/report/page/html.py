@@ -139,6 +139,7 @@ def _rig(outcome: Outcome) -> dict[str, Any]:
         "latest publish through its own fault (ms)": rig.late_ms,
         "largest step of the wall clock (ms)": rig.wall_step_ms,
         "rows that are missing": rig.lost_rows,
+        "deliveries before their event was due": rig.too_early,
     }
 
 
