@@ -170,6 +170,14 @@ def unknown(found: Figures) -> Figures:
     return replace(found, **nothing, negative=0, beyond_p99=0, beyond_p99_events=0)  # type: ignore[arg-type]
 
 
+def without(measured: Latencies) -> Latencies:
+    """The same counts without a delivery, likewise: there is nothing to show of when they came."""
+    nothing = measured.client[:0]
+    return replace(
+        measured, client=nothing, event=nothing, received_ns=nothing, latency_ns=nothing, ordered_ns=nothing
+    )
+
+
 def to_last_ns(measured: Latencies, events: int, clients: int) -> Integers:
     """Nanoseconds until the last subscriber had it, ascending, of each event that every client received."""
     largest = np.full(events, np.iinfo(np.int64).min)

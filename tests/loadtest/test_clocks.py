@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import records
-from broadcaster.loadtest.records import ClockRecord, DeliveryRecord
+from broadcaster.loadtest.records import ClockRecord, DeliveryRecord, TraceRecord
 from broadcaster.loadtest.report.clocks import SAME, SAME_NS, UNKNOWN, Clocks, Offset, compare
 from broadcaster.loadtest.report.outcome import read_run
 from broadcaster.loadtest.report.page.series import marks_of
@@ -21,9 +23,10 @@ from broadcaster.redis.commands import server_clock
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import RedisTable
 from broadcaster.subscribe.hub_status import midpoint
-from tests.loadtest.test_report import MS, run, table_of
+from tests.loadtest.test_report import MS, command, run, table_of, write_config
+from tests.support import CommandLine
 
-__all__ = ["run"]
+__all__ = ["command", "run"]
 
 S = 1000 * MS
 WALL = 1_790_000_000 * S
@@ -244,3 +247,20 @@ def test_what_cannot_be_compared_is_no_latency(run: Run) -> None:
     assert table_of(text)["max latency (ms)"] == ["-"] * 3
     assert outcome.verdict == "FAILED"
     assert "FAILED: latencies are not known: publisher and fleet are on clocks that nothing compares" in text
+
+
+def test_no_figure_stands_anywhere_that_does_not_exist(run: Run, command: CommandLine, tmp_path: Path) -> None:
+    """No histogram, no hops and no limit of a latency, as text, for programs and on the page; exit code 1."""
+    write_config(run, max_p50_ms=1.0)
+    records.write(run.trace(1), TraceRecord, [])
+    with_clocks(run, 1000 * S, 0, compared=False)
+    text = command("report", str(run.folder), "--html", str(tmp_path / "page.html"))
+    assert (text.code, text.stderr) == (1, "")
+    assert "FAILED: p50 is not known: the clocks cannot be compared, 1 ms allowed" in text.stdout
+    assert table_of(text.stdout)["Received deliveries"] == ["16", "12", "4"]
+    assert "█" not in text.stdout
+    assert "Beyond p99" not in text.stdout
+    assert re.findall(r"<h2[^>]*>([^<]+)", (tmp_path / "page.html").read_text())[:2] == ["Ledger", "Limits"]
+    told = json.loads(command("report", str(run.folder), "--json").stdout)
+    assert (told["hops"], told["histogram"]) == (None, [])
+    assert "Total count    =            0]" in command("report", str(run.folder), "--hgrm").stdout

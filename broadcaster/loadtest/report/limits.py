@@ -80,7 +80,8 @@ def limits(
             table.max_last_p99_ms,
         ),
     ]
-    found += [_latency(*each) for each in latencies if each[-1]]
+    why = "nothing was delivered" if clocks_known else "the clocks cannot be compared"
+    found += [_latency(*each, why) for each in latencies if each[-1]]
     silent = len(ledger.unexplained)  # regardless of what is allowed
     found.append(Limit("ledger", "silent losses", "", silent, 0, not silent, complaint(ledger) if silent else ""))
     if not clocks_known:
@@ -95,14 +96,16 @@ def _not_allowed(count: int, what: str, allowed: int) -> str:
     return f"{count} {what}, {allowed} allowed" if count > allowed else ""
 
 
-def _latency(name: str, what: str, value_ms: float | None, max_ms: float | None, allowed_ms: float) -> Limit:
+def _latency(
+    name: str, what: str, value_ms: float | None, max_ms: float | None, allowed_ms: float, why_unknown: str
+) -> Limit:
     """A limit of a percentile. One of too few samples holds if the largest of them does."""
     judged_ms = max_ms if value_ms is None else value_ms
     holds = judged_ms is not None and judged_ms <= allowed_ms
     if holds:
         broken = ""
     elif judged_ms is None:
-        broken = f"{what} is not known: nothing was delivered, {allowed_ms:g} ms allowed"
+        broken = f"{what} is not known: {why_unknown}, {allowed_ms:g} ms allowed"
     elif value_ms is None:
         broken = (
             f"{what} is not known of so few samples, and the largest is {judged_ms} ms, {allowed_ms:g} ms allowed"

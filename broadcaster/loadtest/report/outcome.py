@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from broadcaster.core.errors import RunDamaged
 from broadcaster.loadtest import deliveries, hops, records
 from broadcaster.loadtest.hops import Budget
-from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies, too_early, unknown
+from broadcaster.loadtest.latency import Figures, Latencies, figures, latencies, too_early, unknown, without
 from broadcaster.loadtest.ledger import Ledger, balance
 from broadcaster.loadtest.records import ClockRecord, LossRecord, PublishedRecord, TraceRecord
 from broadcaster.loadtest.report import shapes
@@ -27,7 +27,10 @@ from broadcaster.settings import is_loopback
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The contents of a report, read from the files of a run."""
+    """The contents of a report, read from the files of a run.
+
+    Where clocks cannot be compared `latencies` has no deliveries, and there is no `budget`.
+    """
 
     name: str
     rate_hz: float
@@ -170,7 +173,7 @@ def outcome_of(
                 balance(published, logs[number], losses[number], share),
             )
     if clocks.error_ns is None:
-        whole = unknown(whole)
+        whole, measured, parts = unknown(whole), without(measured), []
         per_process = {number: (unknown(part), account) for number, (part, account) in per_process.items()}
     written = sum(result["deliveries"] + result["losses"] for result in fleet.values())
     lost_rows = written - everything.rows - len(every_loss)

@@ -168,7 +168,7 @@ def _samples(outcome: Outcome) -> list[str]:
     """What the percentiles are made of, and what the rig has used."""
     whole, rig = outcome.whole, outcome.validity.rig
     notes = []
-    if whole.received:
+    if whole.max_ms is not None:
         of = f"of {whole.beyond_p99_events:,} event{'s' if whole.beyond_p99_events != 1 else ''}"
         few = "" if whole.p99_ms is not None else f"; fewer than {SAMPLES_BEYOND} are too few, and told as -"
         notes.append(f"Beyond p99: {whole.beyond_p99:,} deliveries, {of}{few}.")
