@@ -137,8 +137,8 @@ class Client:
             self._unclosed.clear()
         self._resume_state.on_event(event)  # a hole that was not announced is found by the ledger
 
-    def on_warmup(self, event: Event) -> None:
-        """An event that does not count: only the position moves."""
+    def on_other(self, event: Event) -> None:
+        """An event of another source, whose sequences mean nothing here: only the position moves."""
         self._brought_event = True
         self._resume_state.on_event(event)
 

@@ -83,9 +83,10 @@ class Fleet:
         url: The hub's ws:// address.
         deliveries: What has been parsed so far; empty if it is only counted.
         received: How many deliveries have been parsed.
+        decoded: How many different events they were, also those of other sources.
         reconnects: How often a client that had lost its connection has reconnected.
         inbox: What has arrived and is not parsed.
-        stored: By event_id of all events that have come: position, and when it was stored (us since 1970).
+        stored: By event_id of the events that count: position, and when it was stored (us since 1970).
         lag: Measures how late its event loop is.
         latencies: Of the deliveries so far, roughly: how many by `step_of` the time since they were written.
     """
@@ -99,7 +100,7 @@ class Fleet:
         ramp_per_s: float,
         subscriber: SubscriberTable | None = None,
         only_count: bool = False,
-        warmup_source: str = "",
+        source: str = "",
     ) -> None:
         """Prepare a fleet; nothing is connected yet.
 
@@ -110,20 +111,19 @@ class Fleet:
             ramp_per_s: Connections opened per second.
             subscriber: Token, TLS verification and longest wait of each before it reconnects; None: defaults.
             only_count: Keep no deliveries and no losses.
-            warmup_source: Events of this source only warm up: they are received, and not counted.
+            source: Events of other sources are received, and not counted; empty: all are counted.
 
         Raises:
             ConfigurationError: The address cannot be connected to, or has a `since` that is no position, or
                 `subscriber.tls_ca` cannot be read.
         """
         self._only_count = only_count
-        self._warmup_source = warmup_source
+        self._source = source
         subscriber = subscriber or SubscriberTable()
-        longest_s = subscriber.reconnect_max_s
         try:
             self.url = url = websocket_url(url)
             self._all = [
-                Client(number, url, only_count=only_count, reconnect_max_s=longest_s)
+                Client(number, url, only_count=only_count, reconnect_max_s=subscriber.reconnect_max_s)
                 for number in range(first, first + clients)
             ]
         except ValueError as error:
@@ -139,9 +139,8 @@ class Fleet:
         self._away: asyncio.Queue[Client] = asyncio.Queue()
         self._disconnects: Counter[int] = Counter()
         self._failures: Counter[str] = Counter()
-        self.reconnects = 0
+        self.reconnects = self.received = self.decoded = 0
         self.inbox = Inbox()
-        self.received = 0
         self.deliveries: list[DeliveryRecord] = []
         self.stored: dict[str, tuple[Position | None, int | None]] = {}
         self._foreign = 0
@@ -291,11 +290,12 @@ class Fleet:
                     self._foreign += 1
                     continue
                 self._known[message] = event
-                if not self._only_count and event.source != self._warmup_source:
+                self.decoded += 1
+                if not self._only_count and self._source in ("", event.source):
                     self.stored[event.event_id] = event.position, event.stored_at_us
             self.inbox.note_event(len(message))
-            if event.source == self._warmup_source:
-                client.on_warmup(event)
+            if self._source not in ("", event.source):
+                client.on_other(event)
                 continue
             self.received += 1
             client.on_event(event)

@@ -58,7 +58,7 @@ async def measure_run(settings: Settings) -> None:
         clients=clients,
         ramp_per_s=settings.fleet.ramp_per_s,
         subscriber=target.subscriber,
-        warmup_source=records.WARMUP_SOURCE,
+        source=run.source,
     )
     async with _background(
         fleet, *([_keep_telling(fleet, run.progress(number))] if settings.loadtest.progress else [])
@@ -87,7 +87,7 @@ async def _ask_at_the_end(trace: TraceLog, fleet: Fleet, target: Target) -> Cloc
     """Read the rest of the hub's trace, and its clock; a hub that has frozen must not hold the results up."""
     try:
         async with asyncio.timeout(_ASK_S):
-            await trace.fetch(len(fleet.stored))
+            await trace.fetch(fleet.decoded)
             return await target.hub_clock()
     except TimeoutError:
         return ClockRecord("hub", "", CLOCK.monotonic_ns(), None, None, None, "the hub did not answer in time")
@@ -97,8 +97,8 @@ async def _keep_fetching(trace: TraceLog, fleet: Fleet) -> None:
     """Read the hub's trace before it overflows, and else not before the end: it costs the hub time."""
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
-        if len(fleet.stored) - trace.fetched_for >= _FETCH_AFTER:
-            await trace.fetch(len(fleet.stored))
+        if fleet.decoded - trace.fetched_for >= _FETCH_AFTER:
+            await trace.fetch(fleet.decoded)
 
 
 async def watch(settings: Settings, stop: asyncio.Event) -> None:

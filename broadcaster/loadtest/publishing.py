@@ -72,7 +72,7 @@ async def publish_run(settings: Settings) -> None:
     async with Publisher(settings, channel=target.channel) as publisher:
         await _warm_up(publisher, settings)
         log.info("publishing %d events, %s", loadtest.events, rhythm)
-        rows, late_ns = await _publish_all(publisher, settings)
+        rows, late_ns = await _publish_all(publisher, run.source, settings)
         ended_ns = CLOCK.monotonic_ns()
         await asyncio.sleep(2 * _WARMUP_EVERY_S)  # a timer that was late is run, and measured
     measuring.cancel()
@@ -105,7 +105,7 @@ async def _announce_what_is_here(run: Run, hub_pid: int, settings: Settings) -> 
 
 async def _warm_up(publisher: Publisher, settings: Settings) -> None:
     """Publish events that do not count: scripts are loaded, caches warm, and the first measured event is none."""
-    data = padding(settings)
+    data = padding(settings, records.WARMUP_SOURCE)
     for _ in range(settings.loadtest.warmup_events):
         draft = publisher.draft(settings.publisher.event_type, records.WARMUP_SOURCE, data=data)
         [published] = await publisher.publish_all([draft])
@@ -136,12 +136,14 @@ def in_words(rows: Sequence[PublishedRecord], done: str, *, at_replicas: bool = 
     return f"{len(rows) - failed} of {len(rows)} {done}: {told}"
 
 
-async def _publish_all(publisher: Publisher, settings: Settings) -> tuple[list[PublishedRecord], list[int]]:
+async def _publish_all(
+    publisher: Publisher, source: str, settings: Settings
+) -> tuple[list[PublishedRecord], list[int]]:
     """Publish on schedule; return the rows, and for each write on a schedule by how many ns it was late itself."""
     rows: list[PublishedRecord] = []
     late_ns: list[int] = []
     free_ns = 0  # until then it waited for Redis
-    drafts = _drafts_ahead(publisher, settings)
+    drafts = _drafts_ahead(publisher, source, settings)
     ready = deque(islice(drafts, BATCH))
     # The publisher shares the machine with what is measured. Once an event is written, this process must not
     # take a core from Redis and the hub, not even to read the reply: it sleeps, event loop included.
@@ -174,8 +176,8 @@ async def _publish_all(publisher: Publisher, settings: Settings) -> tuple[list[P
     return rows, late_ns
 
 
-def _drafts_ahead(publisher: Publisher, settings: Settings) -> Iterator[Draft]:
+def _drafts_ahead(publisher: Publisher, source: str, settings: Settings) -> Iterator[Draft]:
     """The events of the run, made before they are due, so that making them delays none."""
-    data = padding(settings)
+    data = padding(settings, source)
     for _ in range(settings.loadtest.events):
-        yield publisher.draft(settings.publisher.event_type, settings.publisher.source, data=data)
+        yield publisher.draft(settings.publisher.event_type, source, data=data)

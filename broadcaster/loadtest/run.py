@@ -82,6 +82,11 @@ class Run:
         """The channel of its events: nobody else subscribes to it."""
         return f"events.loadtest.{self.name}"
 
+    @property
+    def source(self) -> str:
+        """The source of its events: on a channel of others it tells them from theirs."""
+        return f"loadtest-{self.name}"
+
     def has_started(self, pid: int) -> bool:
         """Whether a process is one of the run's own, all of which honcho has started."""
         try:

@@ -78,7 +78,7 @@ class TraceLog:
     """What the hub of a fleet process says of the events that have come.
 
     Attributes:
-        fetched_for: How many events had come when it was read last.
+        fetched_for: How many events had come when it was read last, also those of other sources.
     """
 
     def __init__(self, target: Target) -> None:

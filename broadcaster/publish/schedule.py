@@ -63,9 +63,9 @@ async def _sleep_until(due_ns: int, clock: Clock) -> None:
             clock.block(left_s - _FINE_S)  # blocks the loop, for 2 ms at most
 
 
-def padding(settings: Settings, **data: str) -> dict[str, str] | None:
-    """`data` that brings an event of the configured source and type to `publisher.payload_bytes`."""
+def padding(settings: Settings, source: str = "", /, **data: str) -> dict[str, str] | None:
+    """`data` that brings an event of a source, by default the configured one, to `publisher.payload_bytes`."""
     table = settings.publisher
-    bare = events.draft(table.event_type, table.source, 10**6, data={**data, "pad": ""})
+    bare = events.draft(table.event_type, source or table.source, 10**6, data={**data, "pad": ""})
     missing = table.payload_bytes - len(bare.unpublished.payload)
     return {**data, "pad": "x" * missing} if missing > 0 else data or None

@@ -248,6 +248,23 @@ def test_twins_and_late_events_do_not_end_a_window() -> None:
     run_async(story())
 
 
+def test_the_sequences_of_another_source_bound_no_loss() -> None:
+    """On a channel of others theirs come in between: only the position moves, and what was missed stays named."""
+    other = json.loads(stored(9)) | {"source": "server-z", "sequence": 5000}
+    talks = (say(json.dumps(other).encode(), code=0), say(stored(2), code=0), say(stored(3)))
+
+    async def story() -> None:
+        async with Script(*talks, speaks_v1=False) as hub, fleet_on(hub.url, 1, source="server-a") as fleet:
+            await received(fleet, 2, 3)
+            assert [facts(row) for row in fleet.losses()] == [
+                ("disconnected 1006", None, 2, ""),
+                ("disconnected 1006", 2, 3, ""),
+            ]
+            assert (fleet.awaiting(3), fleet.received, fleet.decoded, len(fleet.stored)) == (1, 2, 3, 2)
+
+    run_async(story())
+
+
 def test_it_does_not_give_up() -> None:
     """Refused for now, or hung up on: it tries again, and counts as back once it is in."""
     talks = (say(stored(1), code=0), 503, 429, 408, 500, say(code=0), say(stored(2)))
@@ -425,6 +442,9 @@ def test_an_address_with_a_wrong_position_is_told() -> None:
 
 # Against the real hub
 
+SOURCE = "loadtest-test"
+"""Of the events of the run `test`."""
+
 
 @contextlib.asynccontextmanager
 async def publisher_on(redis: RedisServer) -> AsyncIterator[Callable[[int], Awaitable[list[PublishedRecord]]]]:
@@ -433,7 +453,7 @@ async def publisher_on(redis: RedisServer) -> AsyncIterator[Callable[[int], Awai
     async with Publisher(loaded.settings) as publisher:
 
         async def publish(count: int) -> list[PublishedRecord]:
-            drafts = [publisher.draft("SERVER_DOWN", "server-a") for _ in range(count)]
+            drafts = [publisher.draft("SERVER_DOWN", SOURCE) for _ in range(count)]
             rows = await publisher.publish_all(drafts)
             assert all(row.position for row in rows)
             return [

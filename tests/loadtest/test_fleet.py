@@ -20,7 +20,7 @@ from broadcaster.core.errors import HubUnavailable
 from broadcaster.loadtest import measuring, records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.measuring import process_number, share
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord
+from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord, TraceRecord
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, SubscriberTable, load
 from tests.support import (
@@ -45,11 +45,16 @@ def collector() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def fleet_on(
-    url: str, clients: int = 5, *, first: int = 0, ramp_per_s: float = 5000.0
+    url: str, clients: int = 5, *, first: int = 0, ramp_per_s: float = 5000.0, source: str = ""
 ) -> AsyncIterator[Fleet]:
     """A connected fleet with its background tasks, closed when the block ends."""
     fleet = Fleet(
-        url, first=first, clients=clients, ramp_per_s=ramp_per_s, subscriber=SubscriberTable(reconnect_max_s=0.2)
+        url,
+        first=first,
+        clients=clients,
+        ramp_per_s=ramp_per_s,
+        subscriber=SubscriberTable(reconnect_max_s=0.2),
+        source=source,
     )
     work = (fleet.keep_parsing(), fleet.keep_coming_back(), fleet.lag.keep_measuring())
     tasks = [asyncio.create_task(part) for part in work]
@@ -352,7 +357,7 @@ def test_a_process_writes_its_log_and_its_result(
     """It waits for what was published, or until nothing comes any more, and then writes its files."""
     settings = settings_for(steady_hub, tmp_path, 4)
     folder = tmp_path / "test"
-    payloads = [event_payload(number) for number in range(1, 4 + lost)]
+    payloads = [event_payload(number, source="loadtest-test") for number in range(1, 4 + lost)]
     ids = [json.loads(payload)["event_id"] for payload in payloads]
 
     async def story() -> None:
@@ -372,6 +377,43 @@ def test_a_process_writes_its_log_and_its_result(
     assert Counter(row.event_id for row in deliveries) == dict.fromkeys(ids[:3], 4)
     result = json.loads((folder / "fleet.1.json").read_text())
     assert (result["clients"], result["connected"], result["disconnects"]) == (4, 4, {})
+    steady_hub.until_connected(0)
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["all_come", "one_never_comes"])
+def test_events_of_others_are_none_of_the_run(
+    lost: int, steady_hub: HubProcess, client: RedisClient, tmp_path: Path
+) -> None:
+    """On their channel they come before, between and after: they are in no log, and the part ends all the same."""
+    settings = settings_for(steady_hub, tmp_path, 4)
+    payloads = [event_payload(number, source="loadtest-test") for number in range(1, 4 + lost)]
+    ids = [json.loads(payload)["event_id"] for payload in payloads]
+
+    async def keep_publishing() -> None:
+        number = 5000
+        while True:
+            client.publish(event_payload(number := number + 1))
+            await asyncio.sleep(0.05)
+
+    async def story() -> None:
+        part = asyncio.create_task(measuring.measure_run(settings))
+        await connected(steady_hub, 4)
+        others = asyncio.create_task(keep_publishing())
+        await asyncio.sleep(0.2)
+        rows = [PublishedRecord(n, name, 0, 0, 0, 0, 1, "") for n, name in enumerate(ids, 1)]
+        records.write(tmp_path / "test" / "published.csv", PublishedRecord, rows)
+        await asyncio.sleep(0.1)
+        for payload in payloads[:3]:  # still on their way
+            client.publish(payload)
+        async with asyncio.timeout(10):
+            await part
+        others.cancel()
+
+    asyncio.run(story())
+    deliveries = records.read(tmp_path / "test" / "deliveries.1.csv", DeliveryRecord)
+    assert Counter(row.event_id for row in deliveries) == dict.fromkeys(ids[:3], 4)
+    traced = records.read(tmp_path / "test" / "trace.1.csv", TraceRecord)
+    assert [row.event_id for row in traced] == ids[:3]
     steady_hub.until_connected(0)
 
 
