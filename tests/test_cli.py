@@ -325,7 +325,10 @@ def test_without_redis_it_is_unavailable(command: tuple[str, ...], system: Syste
     variables = system.variables | {
         "BROADCASTER_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
         "BROADCASTER_FLEET__CLIENTS": "1",
+        "BROADCASTER_LOADTEST__RUN": "test",
     }
+    (tmp_path / "results" / "test").mkdir(parents=True)
+    (tmp_path / "results" / "test" / ".connected.1").touch()  # as a fleet does
     with system.subscribe():
         ended = finished(*command, cwd=tmp_path, within=20, **variables)
     assert ended.code == 69

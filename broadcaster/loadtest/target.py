@@ -114,17 +114,18 @@ class TraceLog:
 
 
 async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> Target:
-    """Wait for the hub of a run, and for so many subscribers of it.
+    """Wait for the hub of a run, and for so many subscribers of it, among which are all of the run's fleets.
 
     Raises:
-        HubUnavailable: It was not ready in time; or another hub has its port, which is said at once.
+        HubUnavailable: They were not there in time; or another hub has its port, which is said at once.
     """
-    url = settings.fleet_url
+    url, within_s = settings.fleet_url, settings.loadtest.start_timeout_s
+    deadline = CLOCK.loop_s() + within_s
     brings_a_hub = is_under_honcho() and not settings.fleet.url
     found = await hub_status.wait_until_ready(
         hub_status.base_url(url),
         subscribers=subscribers,
-        within_s=settings.loadtest.start_timeout_s,
+        within_s=within_s,
         tls_ca=settings.subscriber.tls_ca,
         token=(token := monitoring_token(settings, _lasts_s(settings))),
         # Parts that are started by hand, with a name, have any hub.
@@ -133,7 +134,8 @@ async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> 
     )
     if not found:
         log.warning("the hub does not show its counters to this token; give it one that may monitor")
-        await _wait_for_fleets(run, settings if subscribers else None)
+    if subscribers:  # the hub may have others, and then its counters do not say that these are there
+        await _wait_for_fleets(run, settings, deadline)
     pid = found.get("pid", 0)
     parts = urlsplit(url)
     query = parse_qsl(parts.query, keep_blank_values=True)
@@ -163,11 +165,11 @@ def _lasts_s(settings: Settings) -> float:
     return _MARGIN_S + (loadtest.events / loadtest.rate_hz if loadtest.rate_hz else 0.0)
 
 
-async def _wait_for_fleets(run: Run, settings: Settings | None) -> None:
-    """Where the hub does not count its subscribers for us, wait for the files of the fleet processes."""
-    deadline = CLOCK.loop_s() + (settings.loadtest.start_timeout_s if settings else 0.0)
-    wanted = [run.connected(number) for number in range(1, settings.fleet.processes + 1)] if settings else []
-    while not all(path.exists() for path in wanted):
+async def _wait_for_fleets(run: Run, settings: Settings, deadline: float) -> None:
+    """Wait for the marks of all fleet processes; those of other hosts may be copied here (docs/measuring.md)."""
+    wanted = range(1, settings.fleet.processes + 1)
+    while missing := [run.connected(number) for number in wanted if not run.connected(number).exists()]:
         if CLOCK.loop_s() > deadline:
-            raise HubUnavailable("not all subscribers have connected in time")
+            names = ", ".join(path.name for path in missing)
+            raise HubUnavailable(f"not all subscribers have connected in time: no {names} in {run.folder}")
         await asyncio.sleep(0.05)

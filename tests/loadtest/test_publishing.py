@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from broadcaster.core.errors import HubUnavailable
 from broadcaster.loadtest.publishing import in_words
 from broadcaster.loadtest.records import PublishedRecord
+from broadcaster.loadtest.run import Run
+from broadcaster.loadtest.target import find_target
+from broadcaster.settings import load
+from tests.loadtest.test_fleet import connected, fleet_on
+from tests.support import HubProcess
 
 GOOD = PublishedRecord(1, "id", 0, 0, 0, 0, 1, "", "a1", 1)
 FAILED, UNHEARD, UNKNOWN = (
@@ -42,3 +50,27 @@ def test_hubs_at_replicas_are_not_said_to_be_deaf() -> None:
     assert in_words([UNHEARD, UNHEARD, FAILED], "stored", at_replicas=True) == (
         "2 of 3 stored; hubs at replicas are not counted"
     )
+
+
+def test_the_subscribers_of_others_are_not_waited_for(steady_hub: HubProcess, tmp_path: Path) -> None:
+    """A hub that has more of them than the run: each fleet process has to have connected its own."""
+    settings = load(
+        overrides={
+            "hub": {"port": steady_hub.port},
+            "fleet": {"clients": 4, "processes": 2},
+            "loadtest": {"results": str(tmp_path), "run": "test", "start_timeout_s": 0.5},
+        }
+    ).settings
+    run = Run(tmp_path)
+
+    async def story() -> None:
+        async with fleet_on(steady_hub.url, 6):
+            await connected(steady_hub, 6)
+            run.connected(1).touch()
+            with pytest.raises(HubUnavailable, match=r"have connected in time: no \.connected\.2 in"):
+                await find_target(settings, run, subscribers=4)
+            await find_target(settings, run)  # as a fleet process does
+            run.connected(2).touch()
+            assert (await find_target(settings, run, subscribers=4)).channel == "events.critical"
+
+    asyncio.run(story())
