@@ -103,6 +103,12 @@ def hub(
 
     loaded = load()
     settings = of_this_run(loaded.settings)
+    if loadtest:
+        from broadcaster.loadtest import rig
+        from broadcaster.loadtest.run import Run
+
+        # Each of several hubs on one port: which of them answers the publisher is chance.
+        rig.announce(Run.current(settings.loadtest).folder, "hub", os.getpid(), os.getpid())
     sys.exit(process.run(main))
 
 

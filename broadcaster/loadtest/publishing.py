@@ -94,8 +94,8 @@ async def publish_run(settings: Settings) -> None:
 
 
 async def _announce_what_is_here(run: Run, hub_pid: int, settings: Settings) -> None:
-    """Say which processes hub and Redis are, if they are on this machine."""
-    if rig.is_program(hub_pid, "broadcaster"):
+    """Say which processes hub and Redis are, if they are on this machine; the run's own hubs have said it."""
+    if hub_pid not in rig.announced(run.folder, "hub") and rig.is_program(hub_pid, "broadcaster"):
         rig.announce(run.folder, "hub", hub_pid)
     with contextlib.suppress(Unavailable):  # then its CPU time is not known
         redis_pid = await commands.server_pid(settings.redis)

@@ -205,7 +205,7 @@ class MachineMeter:
         return _Total(cores, (user + nice + system) * _TICK_MS, steal * _TICK_MS)
 
     def _of_role(self, role: str) -> int | None:
-        times = [self._of_process(pid) for pid in _announced(self._folder, role)]
+        times = [self._of_process(pid) for pid in announced(self._folder, role)]
         known = [time for time in times if time is not None]
         return sum(known) if known else None
 
@@ -241,7 +241,8 @@ def is_program(pid: int, *names: str) -> bool:
     return any(name in command for name in names)
 
 
-def _announced(folder: Path, role: str) -> Iterable[int]:
+def announced(folder: Path, role: str) -> Iterable[int]:
+    """The process ids of a part, as far as they are said."""
     for path in folder.glob(f".{role}.*.pid"):
         if (text := path.read_text().strip()).isdigit():
             yield int(text)

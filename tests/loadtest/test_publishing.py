@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.loadtest import publishing, rig
 from broadcaster.loadtest.publishing import in_words
 from broadcaster.loadtest.records import PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.loadtest.target import find_target
+from broadcaster.redis.server import RedisServer
 from broadcaster.settings import load
 from tests.loadtest.test_fleet import connected, fleet_on
-from tests.support import HubProcess
+from tests.support import HubProcess, broadcaster, eventually, free_port
 
 GOOD = PublishedRecord(1, "id", 0, 0, 0, 0, 1, "", "a1", 1)
 FAILED, UNHEARD, UNKNOWN = (
@@ -74,3 +77,26 @@ def test_the_subscribers_of_others_are_not_waited_for(steady_hub: HubProcess, tm
             assert (await find_target(settings, run, subscribers=4)).channel == "events.critical"
 
     asyncio.run(story())
+
+
+def test_all_hubs_of_a_run_are_its_own(redis: RedisServer, tmp_path: Path) -> None:
+    """Each of several says which process it is, and is counted once; of a hub of others the publisher says it."""
+    run = Run(tmp_path / "results" / "test")
+    variables = {
+        "BROADCASTER_REDIS__URL": redis.url,
+        "BROADCASTER_HUB__PORT": str(free_port()),
+        "BROADCASTER_HUB__PROCESSES": "2",
+        "BROADCASTER_LOADTEST__RUN": "test",
+    }
+    settings = load(overrides={"redis": {"url": redis.url}}).settings
+    with contextlib.ExitStack() as stack:
+        hubs = [
+            stack.enter_context(broadcaster("hub", "--loadtest", "--number", number, cwd=tmp_path, **variables))
+            for number in ("1", "2")
+        ]
+        pids = [hub.process.pid for hub in hubs]
+        eventually(lambda: sorted(rig.announced(run.folder, "hub")) == sorted(pids), "they do not say it")
+        other = stack.enter_context(HubProcess(redis.url)).until_ready()
+        for pid, said in ((pids[1], pids), (other.process.pid, [*pids, other.process.pid])):
+            asyncio.run(publishing._announce_what_is_here(run, pid, settings))
+            assert sorted(rig.announced(run.folder, "hub")) == sorted(said)
