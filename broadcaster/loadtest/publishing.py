@@ -51,6 +51,34 @@ class PublisherResult:
     warmup_events: int
 
 
+class OwnLateness:
+    """How late each write was through the publisher's own fault: how late it would be had Redis answered at once.
+
+    What its own work takes longer than the schedule allows adds up from write to write, as the backlog does.
+
+    Attributes:
+        late_ns: Of each write.
+    """
+
+    def __init__(self) -> None:
+        self.late_ns: list[int] = []
+        self._waited_ns = 0  # for Redis, as far as the backlog is made of it
+        self._ready_ns = 0
+
+    def on_write(self, due_ns: int, written_ns: int) -> None:
+        """Events were written, the first of which was due then."""
+        late_ns = written_ns - due_ns
+        # If it was ready when this was due, nothing before has delayed it. And a wait that is longer than the
+        # backlog, because that was caught up on, must not excuse work of its own that comes later.
+        self._waited_ns = min(self._waited_ns, late_ns) if due_ns < self._ready_ns else 0
+        self.late_ns.append(late_ns - self._waited_ns)
+
+    def on_ready(self, waited_ns: int, ready_ns: int) -> None:
+        """It can write again: Redis was waited for so long, and since then the next events were made."""
+        self._waited_ns += waited_ns
+        self._ready_ns = ready_ns
+
+
 async def publish_run(settings: Settings) -> None:
     """Publish the events of this run; write `publisher.json`, and `published.csv`, which also marks the end.
 
@@ -141,8 +169,7 @@ async def _publish_all(
 ) -> tuple[list[PublishedRecord], list[int]]:
     """Publish on schedule; return the rows, and for each write on a schedule by how many ns it was late itself."""
     rows: list[PublishedRecord] = []
-    late_ns: list[int] = []
-    free_ns = 0  # until then it waited for Redis
+    late = OwnLateness()
     drafts = _drafts_ahead(publisher, source, settings)
     ready = deque(islice(drafts, BATCH))
     # The publisher shares the machine with what is measured. Once an event is written, this process must not
@@ -152,11 +179,13 @@ async def _publish_all(
     async for intended in on_schedule(settings.loadtest.events, settings.loadtest.rate_hz):
         batch = [ready.popleft() for _ in intended]
         published_ns = CLOCK.monotonic_ns()
+        late.on_write(intended[0], published_ns)
         sent = publisher.send(batch)
-        if settings.loadtest.rate_hz:
-            late_ns.append(published_ns - max(intended[0], free_ns))
+        sent_ns = CLOCK.monotonic_ns()
         CLOCK.block(aside_s)
-        for intended_ns, result in zip(intended, await publisher.settle(sent), strict=True):
+        results = await publisher.settle(sent)
+        waited_ns = CLOCK.monotonic_ns() - sent_ns
+        for intended_ns, result in zip(intended, results, strict=True):
             rows.append(
                 PublishedRecord(
                     sequence=result.event.sequence,
@@ -172,8 +201,8 @@ async def _publish_all(
                 )
             )
         ready.extend(islice(drafts, len(batch)))
-        free_ns = CLOCK.monotonic_ns()
-    return rows, late_ns
+        late.on_ready(waited_ns, CLOCK.monotonic_ns())
+    return rows, late.late_ns if settings.loadtest.rate_hz else []
 
 
 def _drafts_ahead(publisher: Publisher, source: str, settings: Settings) -> Iterator[Draft]:

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from broadcaster.core import event
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.event import Draft
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import publishing, rig
-from broadcaster.loadtest.publishing import in_words
+from broadcaster.loadtest.publishing import OwnLateness, in_words
 from broadcaster.loadtest.records import PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.loadtest.target import find_target
+from broadcaster.publish.publisher import Published
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import load
 from tests.loadtest.test_fleet import connected, fleet_on
@@ -100,3 +104,63 @@ def test_all_hubs_of_a_run_are_its_own(redis: RedisServer, tmp_path: Path) -> No
         for pid, said in ((pids[1], pids), (other.process.pid, [*pids, other.process.pid])):
             asyncio.run(publishing._announce_what_is_here(run, pid, settings))
             assert sorted(rig.announced(run.folder, "hub")) == sorted(said)
+
+
+# How late it is
+
+WRITES: dict[str, tuple[list[tuple[int, int, int, int]], list[int]]] = {
+    "in time": ([(0, 0, 5, 6), (100, 102, 107, 108), (200, 201, 206, 207)], [0, 2, 1]),
+    "Redis freezes": ([(0, 0, 300, 301), (10, 304, 310, 311), (312, 313, 314, 315)], [0, 0, 1]),
+    "Redis is slow": ([(n * 50, n * 64, n * 64 + 60, n * 64 + 64) for n in range(5)], [0] * 5),
+    "its own work is slow": ([(n * 50, n * 64, n * 64 + 4, n * 64 + 64) for n in range(5)], [0, 10, 20, 30, 40]),
+    "both are": ([(n * 50, n * 100, n * 100 + 45, n * 100 + 100) for n in range(4)], [0, 5, 10, 15]),
+    "both are nearly": ([(n * 50, n * 85, n * 85 + 45, n * 85 + 85) for n in range(4)], [0, 0, 0, 0]),
+    "it stands still after a freeze": ([(0, 0, 300, 305), (310, 500, 501, 502)], [0, 190]),
+    "it stands still when it should catch up": (
+        [(0, 0, 300, 400), (10, 400, 401, 402), (200, 402, 403, 404)],
+        [0, 90, 0],
+    ),
+    "it catches up slowly on what Redis has caused": (
+        [(0, 0, 300, 308), (10, 308, 309, 317), (61, 317, 318, 326), (112, 326, 327, 335)],
+        [0, 0, 0, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize(("writes", "late"), WRITES.values(), ids=WRITES.keys())
+def test_late_is_what_it_would_be_if_redis_answered_at_once(
+    writes: list[tuple[int, int, int, int]], late: list[int]
+) -> None:
+    """Instants: due, written, answered, ready. Waits do not count; own work adds up until it is caught up on."""
+    measured = OwnLateness()
+    for due_ns, written_ns, answered_ns, ready_ns in writes:
+        measured.on_write(due_ns, written_ns)
+        measured.on_ready(answered_ns - written_ns, ready_ns)
+    assert measured.late_ns == late
+
+
+class Made:
+    """Stands in for a publisher: Redis answers at once, and each event takes `work_s` to make."""
+
+    def __init__(self, work_s: float = 0.0) -> None:
+        self.work_s = work_s
+        self.made = 0
+
+    def draft(self, kind: str, source: str, *, data: dict[str, str] | None) -> Draft:
+        CLOCK.block(self.work_s)
+        self.made += 1
+        return event.draft(kind, source, self.made, data=data)
+
+    def send(self, drafts: list[Draft]) -> list[Draft]:
+        return drafts
+
+    async def settle(self, sent: list[Draft]) -> list[Published]:
+        return [Published(draft.unpublished, 1) for draft in sent]
+
+
+def test_a_publisher_that_cannot_keep_its_own_schedule_is_late() -> None:
+    """5,000 events a second, each of which takes it a millisecond to make: nobody else makes it late."""
+    settings = load(overrides={"loadtest": {"events": 612, "rate_hz": 5000}}).settings
+    rows, late_ns = asyncio.run(publishing._publish_all(Made(0.001), "s", settings))  # type: ignore[arg-type]
+    assert [row.sequence for row in rows] == list(range(1, 613))
+    assert max(late_ns) >= 50e6
