@@ -34,6 +34,14 @@ _SETTLE_S: Final = 0.3
 _WARMUP_EVERY_S: Final = 0.02
 
 
+def planned_s(settings: Settings) -> float:
+    """Seconds from the last connect to the last answer of Redis, at most, if it answers the warm-up at once."""
+    table = settings.loadtest
+    schedule_s = table.events / table.rate_hz if table.rate_hz else 0.0
+    warmup_s = table.warmup_events * _WARMUP_EVERY_S
+    return 2 * _SETTLE_S + warmup_s + schedule_s + settings.publisher.publish_deadline_s
+
+
 @dataclass(frozen=True, slots=True)
 class PublisherResult:
     """What the publisher has measured of itself.

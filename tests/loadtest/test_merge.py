@@ -190,6 +190,7 @@ def test_a_host_that_lacks_the_others_keeps_what_it_has_measured(hosts: tuple[Pa
         BROADCASTER_FLEET__DRAIN_S="0.2",
         BROADCASTER_FLEET__CLIENTS="4",
         BROADCASTER_FLEET__PROCESSES="2",
+        BROADCASTER_PUBLISHER__PUBLISH_DEADLINE_S="0.2",
         BROADCASTER_REPORT__TIMEOUT_S="0.2",
     )
     assert (ended.code, "fleet.2.json" in ended.complaint) == (69, True)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from broadcaster.core.errors import ConfigurationError
-from broadcaster.loadtest.report.collect import check_results
+from broadcaster.loadtest.report.collect import check_results, planned_s
 from broadcaster.loadtest.run import Run, locked
 from broadcaster.settings import LoadtestTable, load
 from tests.support import ROOT, Running, clean_environment, eventually, finished, free_port
@@ -149,6 +149,21 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str, tmp_path: Pat
     with pytest.raises(ConfigurationError, match=r"^loadtest\.run: should be a name for a folder") as refused:
         load(overrides={"loadtest": {"run": name}})
     assert not re.search(r"[{}^$]|pattern", str(refused.value))
+
+
+def test_all_that_a_run_may_take_is_planned() -> None:
+    """The report does not give up while a part does what it was asked for."""
+
+    def planned(*, events: int = 100, warmup: int = 0, rate_hz: float = 10, deadline_s: float = 1) -> float:
+        schedule = {"events": events, "rate_hz": rate_hz, "warmup_events": warmup, "start_timeout_s": 7}
+        fleet = {"clients": 500, "ramp_per_s": 100, "drain_s": 2}
+        publisher = {"publish_deadline_s": deadline_s}
+        return planned_s(load(overrides={"loadtest": schedule, "fleet": fleet, "publisher": publisher}).settings)
+
+    assert planned() >= 7 + 500 / 100 + 100 / 10 + 1 + 2
+    assert planned(warmup=5000) >= planned() + 5000 * 0.02
+    assert planned(deadline_s=20) >= planned() + 18.9
+    assert planned(rate_hz=0) < planned() - 9.9
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from broadcaster.auth.tokens import monitoring_token
 from broadcaster.core.errors import ConfigurationError, HubUnavailable, OutputError, RunIncomplete, Unavailable
 from broadcaster.core.runtime import CLOCK
-from broadcaster.loadtest import archive, machine, records, rig
+from broadcaster.loadtest import archive, machine, publishing, records, rig
 from broadcaster.loadtest.report.outcome import Outcome, outcome_of
 from broadcaster.loadtest.report.progress import so_far
 from broadcaster.loadtest.report.shapes import hub_numbers
@@ -136,12 +136,16 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
 
 
-async def _wait_for_files(run: Run, settings: Settings) -> None:
+def planned_s(settings: Settings) -> float:
+    """Seconds that a run takes by plan, at most, from its start to the results of its parts."""
     loadtest, fleet = settings.loadtest, settings.fleet
-    planned_s = loadtest.start_timeout_s + fleet.clients / fleet.ramp_per_s + fleet.drain_s
-    planned_s += loadtest.events / loadtest.rate_hz if loadtest.rate_hz else 0
-    within_s = planned_s + settings.report.timeout_s
-    wanted = [run.published, *(run.fleet(number) for number in range(1, fleet.processes + 1))]
+    starting_s = loadtest.start_timeout_s + fleet.clients / fleet.ramp_per_s
+    return starting_s + publishing.planned_s(settings) + fleet.drain_s
+
+
+async def _wait_for_files(run: Run, settings: Settings) -> None:
+    within_s = planned_s(settings) + settings.report.timeout_s
+    wanted = [run.published, *(run.fleet(number) for number in range(1, settings.fleet.processes + 1))]
     deadline = CLOCK.loop_s() + within_s
     said, said_s = "", CLOCK.loop_s()
     while missing := [path.name for path in wanted if not path.exists()]:
