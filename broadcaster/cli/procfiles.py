@@ -52,6 +52,7 @@ def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **optio
     """
     require("hub loadtest")
     from broadcaster.loadtest.report.collect import check_results
+    from broadcaster.loadtest.target import check_url
 
     context.obj["preset"] = preset or context.obj["preset"]
     keys = {"clients": "fleet.clients", "processes": "fleet.processes", "rate": "loadtest.rate_hz",
@@ -62,6 +63,7 @@ def loadtest(context: click.Context, /, preset: str | None, quiet: bool, **optio
         given.append("loadtest.progress=false")
     context.obj["assignments"] = (*context.obj["assignments"], *given)
     settings = load_settings(context).settings
+    check_url(settings)
     check_results(settings)
     _run("Procfile.loadtest", _variables(context), fleet=settings.fleet.processes, hub=settings.hub.processes)
 

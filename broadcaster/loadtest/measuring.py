@@ -39,7 +39,8 @@ async def measure_run(settings: Settings) -> None:
     """Connect this process' share of the clients, receive the run, write deliveries, losses and the result.
 
     Raises:
-        ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says.
+        ConfigurationError: More or fewer fleet processes were started than `fleet.processes` says; or see
+            `check_url`.
         HubUnavailable: The hub was not ready in time, is another run's, or has refused every client.
     """
     number = process_number()

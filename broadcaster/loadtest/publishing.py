@@ -91,6 +91,7 @@ async def publish_run(settings: Settings) -> None:
     """Publish the events of this run; write `publisher.json`, and `published.csv`, which also marks the end.
 
     Raises:
+        ConfigurationError: See `check_url`.
         HubUnavailable: The hub was not ready, or some subscribers not connected, in time.
         RedisUnavailable, RedisRefused: Redis was not available at the start. Later failures are recorded.
     """

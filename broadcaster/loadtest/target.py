@@ -25,6 +25,26 @@ _MARGIN_S: Final = 3600.0
 """So much longer than the run should last its token is valid: one that expires would end its connections."""
 
 
+_SELECTS: Final = ("type", "source", "severity", "since", "last")
+"""What a URL must not ask for in a load test."""
+
+
+def check_url(settings: Settings) -> None:
+    """Refuse a load test whose subscribers would not be sent every event, and none from before.
+
+    What they had not asked for could not be told from what was lost without a word.
+
+    Raises:
+        ConfigurationError: `fleet.url` has a filter, or begins elsewhere than now.
+    """
+    query = parse_qsl(urlsplit(settings.fleet_url).query, keep_blank_values=True)
+    if found := [name for name in _SELECTS if name in dict(query)]:
+        raise ConfigurationError(
+            f"fleet.url: has {', '.join(found)}, but in a load test all subscribers are to receive all events: "
+            "it takes channel only"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a load test publishes and subscribes.
@@ -117,8 +137,10 @@ async def find_target(settings: Settings, run: Run, *, subscribers: int = 0) -> 
     """Wait for the hub of a run, and for so many subscribers of it, among which are all of the run's fleets.
 
     Raises:
+        ConfigurationError: See `check_url`.
         HubUnavailable: They were not there in time; or another hub has its port, which is said at once.
     """
+    check_url(settings)
     url, within_s = settings.fleet_url, settings.loadtest.start_timeout_s
     deadline = CLOCK.loop_s() + within_s
     brings_a_hub = is_under_honcho() and not settings.fleet.url

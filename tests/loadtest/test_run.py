@@ -15,6 +15,7 @@ import pytest
 from broadcaster.core.errors import ConfigurationError
 from broadcaster.loadtest.report.collect import check_results, planned_s
 from broadcaster.loadtest.run import Run, locked
+from broadcaster.loadtest.target import check_url
 from broadcaster.settings import LoadtestTable, load
 from tests.support import ROOT, Running, clean_environment, eventually, finished, free_port
 
@@ -149,6 +150,34 @@ def test_a_name_that_is_no_folder_of_its_own_is_refused(name: str, tmp_path: Pat
     with pytest.raises(ConfigurationError, match=r"^loadtest\.run: should be a name for a folder") as refused:
         load(overrides={"loadtest": {"run": name}})
     assert not re.search(r"[{}^$]|pattern", str(refused.value))
+
+
+SELECTIONS = {
+    "type=A": "type",
+    "channel=events.critical&source=a": "source",
+    "severity=info&severity=warning&type=A": "type, severity",
+    "since=1h": "since",
+    "last=5": "last",
+}
+
+
+@pytest.mark.parametrize(("query", "names"), SELECTIONS.items(), ids=SELECTIONS)
+def test_an_address_that_does_not_ask_for_every_event_is_refused(query: str, names: str) -> None:
+    """What a subscriber had not asked for could not be told from what was lost."""
+    with pytest.raises(ConfigurationError, match=rf"^fleet\.url: has {names}, but in a load test "):
+        check_url(load(overrides={"fleet": {"url": f"ws://h/ws?{query}"}}).settings)
+    for allowed in ("", "?channel=events.a", "?_=1"):
+        check_url(load(overrides={"fleet": {"url": f"ws://h/ws{allowed}"}}).settings)
+
+
+@pytest.mark.parametrize("command", ["loadtest", "publisher --loadtest", "fleet --loadtest", "report --loadtest"])
+def test_such_an_address_is_told_by_every_part(command: str, tmp_path: Path) -> None:
+    """One line, exit code 78, and no row in the archive."""
+    url = f"ws://127.0.0.1:{free_port()}/ws?severity=info"
+    ended = finished(*command.split(), cwd=tmp_path, BROADCASTER_FLEET__URL=url)
+    assert (ended.code, ended.stdout) == (78, "")
+    assert ended.complaint.startswith("fleet.url: has severity, but")
+    assert not (tmp_path / "results" / "archive.csv").exists()
 
 
 def test_all_that_a_run_may_take_is_planned() -> None:

@@ -22,6 +22,7 @@ from broadcaster.loadtest.report.shapes import hub_numbers
 from broadcaster.loadtest.report.summary import summary, summary_rows
 from broadcaster.loadtest.rig import SAMPLE_EVERY_S, MachineMeter, MachineSample
 from broadcaster.loadtest.run import Run, results_folder
+from broadcaster.loadtest.target import check_url
 from broadcaster.redis import commands
 from broadcaster.settings import Settings, dump
 from broadcaster.subscribe import hub_status
@@ -65,13 +66,14 @@ async def report_run(settings: Settings) -> Filed:
     """Wait for this run, complete its folder, add it to the archive.
 
     Raises:
-        ConfigurationError: Its results could not be kept; this is looked at first.
+        ConfigurationError: Its results could not be kept, or `check_url` refuses it; this is looked at first.
         RunIncomplete: A part did not deliver its result in time.
         RunDamaged: A part has delivered something else.
     """
     run = Run.current(settings.loadtest)
     run.refuse_if_there(run.config)
     check_results(settings)
+    check_url(settings)
     _write(run.config, dump(settings))
     rig.announce(run.folder, "report", os.getpid())
     meter = MachineMeter(run.folder)
