@@ -156,10 +156,13 @@ def _header(path: Path) -> tuple[str, ...]:
         raise _spreadsheet("it is UTF-16")
     if line.startswith(codecs.BOM_UTF8):
         raise _spreadsheet("it begins with a byte order mark")
-    header = tuple(next(csv.reader([line.decode()]), []))
+    text, _, rest = line.partition(b"\r")
+    header = tuple(next(csv.reader([text.decode()]), []))
     for delimiter, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(header) == 1 and _is_ours(tuple(header[0].split(delimiter))):
             raise _spreadsheet(f"it has {name} between the columns")
+    if rest not in (b"", b"\n") and _is_ours(header):
+        raise _spreadsheet("its lines end with a carriage return only")
     if line and not _is_ours(header):
         raise _Foreign(f"has other columns; {_MOVE}")
     return header
