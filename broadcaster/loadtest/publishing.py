@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Final
 
-from broadcaster.core.errors import Unavailable
+from broadcaster.core.errors import RedisRefused, Unavailable
 from broadcaster.core.event import Draft
 from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import records, rig
@@ -21,7 +21,7 @@ from broadcaster.loadtest.records import ClockRecord, PublishedRecord
 from broadcaster.loadtest.rig import Lag, LagMeter
 from broadcaster.loadtest.run import Run
 from broadcaster.loadtest.target import find_target, redis_clock
-from broadcaster.publish.publisher import Publisher
+from broadcaster.publish.publisher import Published, Publisher, Sent
 from broadcaster.publish.schedule import BATCH, on_schedule, padding
 from broadcaster.redis import commands
 from broadcaster.settings import Settings
@@ -128,6 +128,8 @@ async def publish_run(settings: Settings) -> None:
     records.write(run.published, PublishedRecord, rows)
     done = "stored" if settings.history.enabled else "published"
     log.info("%s", in_words(rows, done, at_replicas=bool(settings.redis.subscribe_url)))
+    if why := next((row.error for row in rows if row.error), ""):
+        log.warning("the first that failed: %s", why)
 
 
 async def _announce_what_is_here(run: Run, hub_pid: int, settings: Settings) -> None:
@@ -192,7 +194,7 @@ async def _publish_all(
         sent = publisher.send(batch)
         sent_ns = CLOCK.monotonic_ns()
         CLOCK.block(aside_s)
-        results = await publisher.settle(sent)
+        results = await _settled(publisher, sent)
         waited_ns = CLOCK.monotonic_ns() - sent_ns
         for intended_ns, result in zip(intended, results, strict=True):
             rows.append(
@@ -212,6 +214,14 @@ async def _publish_all(
         ready.extend(islice(drafts, len(batch)))
         late.on_ready(waited_ns, CLOCK.monotonic_ns())
     return rows, late.late_ns if settings.loadtest.rate_hz else []
+
+
+async def _settled(publisher: Publisher, sent: Sent) -> list[Published]:
+    """The outcomes of events; a Redis that refuses them now is in each: what was measured before is kept."""
+    try:
+        return await publisher.settle(sent)
+    except RedisRefused as error:  # some of them may have been stored before it
+        return [Published(draft.unpublished, None, str(error)) for draft in sent.drafts]
 
 
 def _drafts_ahead(publisher: Publisher, source: str, settings: Settings) -> Iterator[Draft]:

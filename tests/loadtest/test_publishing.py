@@ -18,11 +18,11 @@ from broadcaster.loadtest.publishing import OwnLateness, in_words
 from broadcaster.loadtest.records import PublishedRecord
 from broadcaster.loadtest.run import Run
 from broadcaster.loadtest.target import find_target
-from broadcaster.publish.publisher import Published
+from broadcaster.publish.publisher import Published, Publisher, Sent
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import load
 from tests.loadtest.test_fleet import connected, fleet_on
-from tests.support import HubProcess, broadcaster, eventually, free_port
+from tests.support import HubProcess, RedisClient, broadcaster, eventually, free_port
 
 GOOD = PublishedRecord(1, "id", 0, 0, 0, 0, 1, "", "a1", 1)
 FAILED, UNHEARD, UNKNOWN = (
@@ -151,11 +151,11 @@ class Made:
         self.made += 1
         return event.draft(kind, source, self.made, data=data)
 
-    def send(self, drafts: list[Draft]) -> list[Draft]:
-        return drafts
+    def send(self, drafts: list[Draft]) -> Sent:
+        return Sent("c", drafts, [], 0, [])
 
-    async def settle(self, sent: list[Draft]) -> list[Published]:
-        return [Published(draft.unpublished, 1) for draft in sent]
+    async def settle(self, sent: Sent) -> list[Published]:
+        return [Published(draft.unpublished, 1) for draft in sent.drafts]
 
 
 def test_a_publisher_that_cannot_keep_its_own_schedule_is_late() -> None:
@@ -164,3 +164,31 @@ def test_a_publisher_that_cannot_keep_its_own_schedule_is_late() -> None:
     rows, late_ns = asyncio.run(publishing._publish_all(Made(0.001), "s", settings))  # type: ignore[arg-type]
     assert [row.sequence for row in rows] == list(range(1, 613))
     assert max(late_ns) >= 50e6
+
+
+REVOKED = {"its right": ("SETUSER", "w", "-@all"), "its login": ("DELUSER", "w")}
+
+
+@pytest.mark.parametrize("rule", REVOKED.values(), ids=REVOKED.keys())
+def test_a_right_that_is_revoked_is_a_failure_of_each_event(
+    rule: tuple[str, ...], redis: RedisServer, publish: RedisClient
+) -> None:
+    """What was published before it is kept, and the rest has failed by what Redis says."""
+    publish.command("ACL", "SETUSER", "w", "on", ">p", "~*", "&*", "+@all")
+    url = redis.url.replace("redis://", "redis://w:p@")
+    settings = load(overrides={"redis": {"url": url}, "loadtest": {"events": 40, "rate_hz": 100}}).settings
+
+    async def story() -> list[PublishedRecord]:
+        async with Publisher(settings) as publisher:
+            publishing_all = asyncio.create_task(publishing._publish_all(publisher, "s", settings))
+            await asyncio.sleep(0.15)
+            await asyncio.to_thread(publish.command, "ACL", *rule)
+            return (await publishing_all)[0]
+
+    rows = asyncio.run(story())
+    assert [row.sequence for row in rows] == list(range(1, 41))
+    assert not rows[0].error
+    failed = [row for row in rows if row.error]
+    assert rows[-len(failed) :] == failed
+    assert all("NOPERM" in row.error or "WRONGPASS" in row.error for row in failed)
+    assert all(row.event_id and row.heard is None and not row.position for row in failed)
