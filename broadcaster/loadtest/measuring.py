@@ -91,7 +91,7 @@ async def _ask_at_the_end(trace: TraceLog, fleet: Fleet, target: Target) -> Cloc
             await trace.fetch(fleet.decoded)
             return await target.hub_clock()
     except TimeoutError:
-        return ClockRecord("hub", "", CLOCK.monotonic_ns(), None, None, None, "the hub did not answer in time")
+        return ClockRecord("hub", "", CLOCK.wall_ahead_ns(), None, None, None, "the hub did not answer in time")
 
 
 async def _keep_fetching(trace: TraceLog, fleet: Fleet) -> None:

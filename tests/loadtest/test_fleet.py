@@ -17,10 +17,12 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.runtime import CLOCK
 from broadcaster.loadtest import measuring, records
 from broadcaster.loadtest.fleet import Fleet
 from broadcaster.loadtest.measuring import process_number, share
-from broadcaster.loadtest.records import DeliveryRecord, PublishedRecord, TraceRecord
+from broadcaster.loadtest.records import ClockRecord, DeliveryRecord, PublishedRecord, TraceRecord
+from broadcaster.loadtest.target import Target, TraceLog
 from broadcaster.redis.server import RedisServer
 from broadcaster.settings import Settings, SubscriberTable, load
 from tests.support import (
@@ -378,6 +380,25 @@ def test_a_process_writes_its_log_and_its_result(
     result = json.loads((folder / "fleet.1.json").read_text())
     assert (result["clients"], result["connected"], result["disconnects"]) == (4, 4, {})
     steady_hub.until_connected(0)
+
+
+def test_a_hub_that_is_silent_at_the_end_does_not_spoil_the_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for in vain; what the process knows of its own clocks is right all the same."""
+    monkeypatch.setattr(measuring, "_ASK_S", 0.05)
+
+    class Silent(TraceLog):
+        async def fetch(self, events: int) -> None:
+            await asyncio.sleep(60)
+
+    async def story() -> ClockRecord:
+        url = f"ws://127.0.0.1:{free_port()}/ws"
+        target = Target("c", url, SubscriberTable(), 0, "")
+        fleet = Fleet(url, clients=1, ramp_per_s=1.0)
+        return await measuring._ask_at_the_end(Silent(target), fleet, target)
+
+    record = asyncio.run(story())
+    assert (record.ahead_ns, record.why) == (None, "the hub did not answer in time")
+    assert abs(record.wall_ahead_ns - CLOCK.wall_ahead_ns()) < 60e9
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["all_come", "one_never_comes"])
