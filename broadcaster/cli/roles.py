@@ -73,17 +73,7 @@ def hub(
         again = load()
         if gone := [str(file) for file in loaded.files if file not in again.files]:
             raise ConfigurationError(f"there is no config file {gone[0]} any more")  # without it, all is default
-        return of_this_run(again.settings)
-
-    def of_this_run(settings: Settings) -> Settings:
-        if not loadtest:
-            return settings
-        from broadcaster.loadtest.run import Run
-
-        run = Run.current(settings.loadtest)
-        channels = settings.channels.model_copy(update={"allow": (*settings.channels.allow, run.channel)})
-        own = settings.hub.model_copy(update={"deployment": run.name})  # and nobody else's subscribers are counted
-        return settings.model_copy(update={"channels": channels, "hub": own})
+        return _of_its_run(again.settings) if loadtest else again.settings
 
     async def main(stop: asyncio.Event) -> int:
         asked = asyncio.Event()
@@ -102,14 +92,21 @@ def hub(
             raise PortTaken(error.host, error.port, hub_status.taken_by(url, other)) from None
 
     loaded = load()
-    settings = of_this_run(loaded.settings)
-    if loadtest:
-        from broadcaster.loadtest import rig
-        from broadcaster.loadtest.run import Run
-
-        # Each of several hubs on one port: which of them answers the publisher is chance.
-        rig.announce(Run.current(settings.loadtest).folder, "hub", os.getpid(), os.getpid())
+    settings = _of_its_run(loaded.settings) if loadtest else loaded.settings
     sys.exit(process.run(main))
+
+
+def _of_its_run(settings: Settings) -> Settings:
+    """The settings of a hub of a load test, which is told that this process is one."""
+    from broadcaster.loadtest import rig
+    from broadcaster.loadtest.run import Run
+
+    run = Run.current(settings.loadtest)
+    # Each of several hubs on one port: which of them answers the publisher is chance.
+    rig.announce(run.folder, "hub", os.getpid(), os.getpid())
+    channels = settings.channels.model_copy(update={"allow": (*settings.channels.allow, run.channel)})
+    own = settings.hub.model_copy(update={"deployment": run.name})  # and nobody else's subscribers are counted
+    return settings.model_copy(update={"channels": channels, "hub": own})
 
 
 @cli.command(epilog=examples("broadcaster publisher", "broadcaster --set publisher.rate_hz=5 publisher"))
