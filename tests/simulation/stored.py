@@ -264,8 +264,11 @@ class StoredRules:
         assert gap.position is not None
         since, channel = Place(gap.epoch, gap.first - 1), gap.channel
         view.go_back_to(gap.position)
-        # A `Subscriber` that connects again by itself comes with the place where it is.
-        known = (view.came_with, view.at) if book.kind == "Subscriber" else (view.came_with,)
+        known = {view.came_with}
+        if book.kind == "Subscriber":  # it connects again by itself, with the place where it is
+            known.add(view.at)
+            if view.at and since.epoch == view.at.epoch and self._journal.has_given(channel, *since):
+                known.add(max(since, view.at))  # a heartbeat has brought it there
         if gap.last is not None or since not in known:
             self._fail("position_unknown, but not its since", now, book.client, f"{view.came_with}: {gap}")
             return

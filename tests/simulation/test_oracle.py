@@ -53,6 +53,7 @@ class Case:
         stores: bool = True,
         at: float = NOW,
         time: str | None = None,
+        wanted: str | None = None,
     ) -> None:
         self.journal = Journal()
         self.troubles = Troubles()
@@ -85,7 +86,7 @@ class Case:
         rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
         self.oracle = Oracle(truth, rules, self.findings)
         came_with = {CHANNEL: place(since) if since else None}
-        self.book = Book("client", kind, came_with.copy())
+        self.book = Book("client", kind, came_with.copy(), wanted)
         self.book.listener = self.oracle.on_entry
         self.note(Connected("hub", came_with, time), at=at)
 
@@ -171,6 +172,17 @@ def test_a_position_of_a_memory_that_is_gone_may_be_unknown() -> None:
     case.journal.losses.append(Loss(10.0, {CHANNEL: (EPOCHS["a"], 3)}))
     case.note(welcome("a4", False), gap(UNKNOWN, "a5", None, "a3"))
     assert case.rules == []
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("Subscriber", []), ("v1", ["not its since"])])
+def test_a_subscriber_comes_again_with_the_place_to_which_a_heartbeat_has_brought_it(
+    kind: str, expected: list[str]
+) -> None:
+    """Of events that its filter leaves out it has seen nothing else."""
+    case = Case(kind=kind, since=None, wanted="other")
+    case.journal.losses.append(Loss(10.0, {CHANNEL: (EPOCHS["a"], 2)}))
+    case.note(welcome("a1", None), gap(UNKNOWN, "a5", None, "a2"))
+    assert case.rules == [f"position_unknown, but {rule}" for rule in expected]
 
 
 def test_an_unknown_position_is_no_reason_to_lose_what_lies_after_the_head() -> None:
