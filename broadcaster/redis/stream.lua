@@ -185,6 +185,7 @@ local turn_is_over = now and not (left_ms > 0 and left_ms <= turn_ms)
 if turn_is_over and failed(redis.pcall('HMGET', '{' .. channel .. '}:id:', 'epoch')) then
   redis.pcall('EXPIRE', ids, 3 * ARGV[8])
   redis.pcall('EXPIRE', ids_before, 3 * ARGV[8])
+  known[5] = known[5] or '1' .. epoch  -- of a channel that is new
 elseif turn_is_over then
   if turn_ends and left_ms <= 0 then  -- else nothing is known of the turn, or a clock was set back: all of it stays
     ids, ids_before = ids_before, ids

@@ -565,6 +565,20 @@ def test_ids_are_known_with_the_rights_of_an_earlier_version(
         assert store_there("a") == [0]
 
 
+def test_rights_on_no_more_than_the_keys_that_it_has_are_enough(
+    steady_redis: RedisServer, client: RedisClient
+) -> None:
+    """Whether a slot moves it looks for at a fifth one: a refusal of that one is no reason to store twice."""
+    keys = (f"~{key}" for key in (*IDS, META, LOG))
+    client.command("ACL", "SETUSER", "w", "reset", "on", ">p", *keys, "&*", "+@all")
+    with redis_client(steady_redis) as weak:
+        assert weak.command("AUTH", "w", "p") == b"OK"
+        places = positions(weak, "a b")
+        again = store(weak, "a b c")
+        assert [one.position for one in again[:2]] == places
+        assert [one.receivers for one in again] == [None, None, 0]
+
+
 # Beside publishers of an earlier version
 
 
