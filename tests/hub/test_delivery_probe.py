@@ -143,6 +143,23 @@ async def test_a_doubt_in_the_middle_of_a_round_outlives_it() -> None:
 
 
 @in_loop
+async def test_channels_that_open_all_the_time_keep_no_hub_red() -> None:
+    """Each asks for another round at once; that is no doubt of the one that goes on."""
+    house = await proving()
+    house.probe.mark_suspect("something has happened")
+    numbers = iter(range(10_000))
+
+    async def open_one() -> None:
+        name = f"events.{next(numbers)}"
+        house.connect(f"channel={name}").connection.connection_lost(None)
+        house.dispatcher.on_confirmed(name)
+
+    house.link.meanwhile = open_one
+    await until(lambda: house.probe.healthy, "never green")
+    assert next(numbers) > 0
+
+
+@in_loop
 async def test_a_probe_that_does_not_come_back_turns_it_red() -> None:
     """Also when an older one comes: only the last one counts."""
     house = await proving()

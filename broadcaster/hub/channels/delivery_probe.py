@@ -64,6 +64,7 @@ class DeliveryProbe:
         self._probe: asyncio.Future[None] | None = None
         self._expected = b""
         self._wake = asyncio.Event()
+        self._suspected = False  # since the round began
         self._logged_healthy: bool | None = None
         self._began_at = math.inf
         self._log = ThrottledLog(log, clock=runtime.clock)
@@ -102,6 +103,7 @@ class DeliveryProbe:
         """Something has happened: nothing is proven until the next round, which begins now."""
         self.proven = False
         self._problem = problem
+        self._suspected = True
         self._wake.set()
 
     def on_lost(self, channel: str) -> None:
@@ -124,6 +126,7 @@ class DeliveryProbe:
         self._began_at = self._clock.loop_s()
         while True:
             self._wake.clear()
+            self._suspected = False
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._round()
@@ -142,7 +145,7 @@ class DeliveryProbe:
             await asyncio.sleep(self._limits.probe_pause_s)  # however often it is marked suspect, there is a pause
 
     def _conclude(self, problem: str) -> None:
-        if problem or self.proven or not self._wake.is_set():  # else it was marked suspect meanwhile
+        if problem or not self._suspected:
             self.proven, self._problem = not problem, problem
         if self.healthy != self._logged_healthy and (self.healthy or self._is_worth_a_line(problem)):
             level, state = (
