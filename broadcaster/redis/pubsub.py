@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from asyncio import FIRST_COMPLETED
+from collections import Counter
 from typing import Any
 
 from broadcaster.core.backoff import SHORTEST_WAIT_S, backoff_s
@@ -46,6 +47,7 @@ class PubSubLink:
         self._ever_confirmed = False
         self._why = ""  # there is no connection, by the last attempt
         self._handlers: SubscriptionHandlers | None = None
+        self._leaving: Counter[str] = Counter()  # of which UNSUBSCRIBE is not answered yet
         self.channels: dict[str, None] = {}
         self.confirmed: set[str] = set()
         self.refused: set[str] = set()
@@ -68,6 +70,7 @@ class PubSubLink:
         self.confirmed.discard(channel)
         if self._link is not None:
             self._link.unsubscribe(channel)
+            self._leaving[channel] += 1
 
     async def verify(self) -> None:
         """Subscribe to every channel again, which changes nothing and must be confirmed, and ping.
@@ -145,6 +148,7 @@ class PubSubLink:
             raise RedisUnavailable("Redis did not confirm the subscription") from None
         finally:
             self._link = None
+            self._leaving.clear()
             link.abort()
             lost, self.confirmed = self.confirmed, set()
             for channel in lost:
@@ -170,7 +174,12 @@ class PubSubLink:
     def _on_subscribed(self, name: bytes, subscribed: bool) -> None:
         assert self._handlers is not None
         channel = name.decode()
-        if subscribed and channel in self.channels and channel not in self.confirmed:
+        if not subscribed and self._leaving[channel]:
+            self._leaving[channel] -= 1
+            self._leaving += Counter()  # without those that are zero
+        elif channel in self._leaving:
+            return  # what was asked for before: the answer to what was asked for since then will come
+        elif subscribed and channel in self.channels and channel not in self.confirmed:
             self.confirmed.add(channel)
             self._handlers.on_confirmed(channel)
         elif not subscribed and channel in self.confirmed:

@@ -223,6 +223,7 @@ class Visits:
 
 
 TAKEN_AWAY = b"*3\r\n$11\r\nunsubscribe\r\n$1\r\n%b\r\n:0\r\n"
+PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"
 CONFIRMED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\n%b\r\n:1\r\n"
 CONFIRMATION = b"*3\r\n$9\r\nsubscribe\r\n$15\r\nevents.critical\r\n:1\r\n"
 REVOLVING: dict[str, bytes] = {
@@ -417,6 +418,35 @@ async def test_a_proof_needs_a_link(redis: RedisServer) -> None:
         await watch.task
     with pytest.raises(RedisUnavailable):
         await watch.subscription.verify()
+
+
+@in_loop
+async def test_an_answer_from_before_it_was_released_confirms_nothing() -> None:
+    """Asked for, asked for again, released, and asked for anew: only the last answer is of the last request."""
+    steps = asyncio.Queue[bytes]()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\nb\r\n")
+        writer.write(CONFIRMED % b"a" + CONFIRMED % b"b")
+        while words := await steps.get():
+            writer.write(words)
+
+    async with (
+        stand_in(talk) as url,
+        watching(hasty(url, ping_interval_s=5, silence_timeout_s=9), "a", "b") as watch,
+    ):
+        await watch.hears("b CONFIRMED")
+        proof = asyncio.create_task(watch.subscription.verify())
+        await asyncio.sleep(0)
+        watch.subscription.unsubscribe("a")
+        watch.subscription.subscribe("a")
+        steps.put_nowait(PONG + CONFIRMED % b"a" + CONFIRMED % b"b" + PONG)
+        await proof
+        assert watch.subscription.confirmed == {"b"}
+        steps.put_nowait(TAKEN_AWAY % b"a" + CONFIRMED % b"a")
+        await watch.hears("a CONFIRMED", times=2)
+        assert watch.said == ["a CONFIRMED", "b CONFIRMED", "a CONFIRMED"]
+        steps.put_nowait(b"")
 
 
 @in_loop
