@@ -91,7 +91,7 @@ ROOMS = {
         "channel channels delivery_probe dispatch", "core settings wire hub.broker hub.catchup hub.fanout"
     ),
     "hub.connections": Room(
-        "admission closed connection drain event_stream handshake registry request timer",
+        "admission closed connection drain event_stream handshake membership registry request timer",
         "auth core settings wire hub.channels hub.fanout",
     ),
     "hub.web": Room("files", "wire"),

@@ -24,7 +24,7 @@ from broadcaster.settings import ChannelsTable
 from broadcaster.subscribe.resume_state import ResumeState
 from broadcaster.wire import CloseCode
 from tests.hub.house import CHANNEL, House, Peer, payload, splice, turns
-from tests.support import Clock, client_frame, in_loop, server_frames
+from tests.support import Clock, client_frame, in_loop, server_frames, until
 
 OTHER = "events.other"
 DROPS = ChannelsTable(drop_oldest=("events.*",))
@@ -678,6 +678,63 @@ async def test_who_reads_one_channel_slowly_is_not_taken_for_dead_in_the_other()
     others = [json.loads(event)["offset"] for event in slow.events() if OTHER.encode() in event[:60]]
     told = [gap for gap in slow.controls("gap") if gap["channel"] == OTHER]
     assert set(others) | {n for gap in told for n in range(gap["first"], gap["last"] + 1)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("priority", [(), (CHANNEL,)], ids=["in turn", "the other one first"])
+@in_loop
+async def test_who_reads_a_long_log_is_not_slow_in_a_channel_that_waits_for_it(priority: tuple[str, ...]) -> None:
+    """Of equal priority each has its turn; and one that has to wait for the other is not closed for that."""
+    house = await House.opened(behind_max_ms=200, channels=ChannelsTable(priority=priority))
+    house.channels.get(OTHER)
+    house.channels.on_confirmed(OTHER)
+    await house.settle()
+    house.publish(8000)
+    await house.settle()
+    peer = house.connect(f"channel={CHANNEL}&since=e1-0&channel={OTHER}", v1=True, reads_along=False)
+    await house.settle()
+    house.clock.stop()
+    [event] = house.publish(1, channel=OTHER)
+    await house.settle()
+    for _ in range(8):
+        house.clock.move(0.06)
+        peer.socket.read(130_000)
+        await turns(20)
+        house.timer.tick()
+    assert close_of(peer) == (0, "")
+    assert (event in peer.events()) == (not priority), "it has no turn"
+    peer.socket.read_all()
+    await house.until_live(peer)
+    assert len(peer.events()) == 8001
+
+
+@in_loop
+async def test_no_page_is_held_for_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another channel of the connection fills its socket in the moment in which a page has come for it."""
+    house = await House.opened(ring_bytes=1 << 18)
+    house.channels.get(OTHER)
+    house.channels.on_confirmed(OTHER)
+    await house.settle()
+    [*_, last] = house.publish(4000, channel=OTHER)
+    await house.settle()
+    epoch = json.loads(last)["epoch"]
+    replay, held = house.channel(OTHER).replay, list[int]()
+    on_page = replay._on_page
+
+    def on_page_and_burst(*what: Any) -> None:
+        on_page(*what)
+        if not held:
+            assert replay._fresh
+            house.publish(3, 60_000)
+            held.append(1)
+
+    monkeypatch.setattr(replay, "_on_page", on_page_and_burst)
+    peer = house.connect(f"channel={CHANNEL}&channel={OTHER}&since={epoch}-0", v1=True, reads_along=False)
+    await until(lambda: held, "no page has come")
+    assert peer.connection.blocked
+    assert not replay._fresh
+    peer.socket.read_all()
+    await house.until_live(peer)
+    assert len(peer.events()) == 4003
 
 
 def covered(peer: Peer) -> set[int]:

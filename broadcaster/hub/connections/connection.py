@@ -19,24 +19,14 @@ from broadcaster.core.ratelimit import leaked
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.channels.channel import Channel
 from broadcaster.hub.connections.closed import CLOSED
+from broadcaster.hub.connections.membership import Membership, after_feeding, by_priority
 from broadcaster.hub.connections.registry import ConnectionRegistry
 from broadcaster.hub.fanout.filters import Filter
 from broadcaster.hub.fanout.format import PLAIN, Format, Formats
 from broadcaster.hub.fanout.scheduler import Scheduler
-from broadcaster.hub.fanout.subscription import Subscription
 from broadcaster.settings import HubTable
 
 _NOTHING: Final = memoryview(b"")
-
-
-class Membership(Subscription):
-    """A subscription of a connection, and the channel that it is of."""
-
-    __slots__ = ("channel",)
-
-    def __init__(self, connection: Connection, channel: Channel, wanted: Filter, since: Beginning) -> None:
-        super().__init__(connection, wanted, since)
-        self.channel = channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +62,7 @@ class Connection(asyncio.Protocol):
         slot: When in the round of pings it is pinged.
         address: Where it comes from.
         grant: What its token allows, and for how long.
-        memberships: Its subscriptions; that of the channel with the highest priority first.
+        memberships: Its subscriptions, in the order in which they are fed.
         blocked: Whether its socket is full (backpressure).
         blocked_at: Loop time since which it is; as long as it is, the client reads nothing.
         blocked_before_s: Seconds for which it was so before, since a subscription of it was last behind.
@@ -135,7 +125,7 @@ class Connection(asyncio.Protocol):
         """
         self._context.registry.add(self)
         memberships = [Membership(self, channel, wanted, since) for channel, since in channels]
-        self.memberships = tuple(sorted(memberships, key=lambda each: each.channel.rank))
+        self.memberships = by_priority(memberships)
         for membership in self.memberships:
             membership.channel.subscribe(membership)
 
@@ -211,6 +201,8 @@ class Connection(asyncio.Protocol):
         """Between two writes: act on having become unwritable."""
         if self.blocked:
             self.transport.pause_reading()  # or a client that does not read could pile up pongs
+            for membership in self.memberships:
+                membership.channel.replay.forget(membership)  # or it could hold a page for as long
         if self.closing:
             self._unsubscribe()
         elif self.blocked:
@@ -236,6 +228,9 @@ class Connection(asyncio.Protocol):
             if not self.writable:
                 return False
             if membership.channel.feed(membership):
+                if len(self.memberships) > 1:
+                    now = self._context.runtime.clock.loop_s()
+                    self.memberships = after_feeding(membership, self.memberships, now)
                 return self.writable
         if self.writable and not any(membership.is_behind for membership in self.memberships):
             self._context.registry.behind.discard(self)
