@@ -31,6 +31,9 @@ _SERVER_ERRORS: Final = (
     *("CLUSTERDOWN", "TRYAGAIN"),
 )
 
+_SERVER_WORDS: Final = ("max number of clients", "Script killed by user")
+"""The same without a code of their own."""
+
 _LASTING: Final = ("WRONGTYPE",)
 
 _CODE: Final = re.compile(r"[A-Z]+\b")
@@ -104,6 +107,7 @@ class RedisErrorReply(RedisUnavailable):
     """Redis answers a command with an error: others may work, and a retry may help.
 
     `code` is the word with which Redis begins it, such as `WRONGTYPE`. `is_lasting`: waiting will not change it.
+    `is_of_server`: the state of the whole server is the reason, not the command or its keys.
     """
 
     def __init__(self, said: str, remedy: str = "") -> None:
@@ -111,11 +115,7 @@ class RedisErrorReply(RedisUnavailable):
         found = _CODE.match(said)
         self.code = found[0] if found else ""
         self.is_lasting = self.code in _LASTING or "unknown command" in said
-
-    @property
-    def is_of_server(self) -> bool:
-        """Whether the state of the whole server is the reason, not the command or its keys."""
-        return self.code in _SERVER_ERRORS
+        self.is_of_server = self.code in _SERVER_ERRORS or any(words in said for words in _SERVER_WORDS)
 
 
 class RedisRefused(Unavailable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 import pytest
@@ -225,6 +226,23 @@ async def test_one_channel_that_cannot_be_read_does_not_keep_others_waiting(erro
     cache.pages.want("events.broken", 1, None, told.append)
     await until(lambda: told, "it is not asked again")
     assert isinstance(told.pop(), CachedPage)
+
+
+@in_loop
+async def test_nor_do_channels_whose_node_does_not_serve_them_now() -> None:
+    """As long as it is tried again the others have their turn; and each is given up in its own time."""
+    cache = Cache(10, limits=Limits(page_give_up_s=0.5))
+    broken = [f"events.{number}" for number in range(4)]
+    told: list[object] = []
+    for name in broken:
+        cache.redis.errors[name] = {"XRANGE": RedisErrorReply("TRYAGAIN a slot moves")}
+        cache.pages.want(name, 1, None, told.append)
+    begun_at = time.monotonic()
+    cache.want(1)
+    await until(lambda: cache.served, "it waits for the others")
+    assert told == []
+    await until(lambda: len(told) == len(broken), "somebody is kept waiting")
+    assert time.monotonic() - begun_at < len(broken) * 0.5
 
 
 @in_loop

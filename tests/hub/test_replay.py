@@ -682,6 +682,41 @@ async def test_without_history_nobody_can_resume() -> None:
     assert plain.told == ["close 4009"]
 
 
+@in_loop
+async def test_without_history_nobody_can_go_back_so_many_events() -> None:
+    """As with a position: v1 is told and live; plain is closed 4009."""
+    house = await House.opened(history=False)
+    v1, plain = house.connect("last=5", v1=True), house.connect("last=5")
+    assert v1.told == ["welcome", "gap"]
+    assert welcome(v1) == (None, False)
+    assert plain.told == ["close 4009"]
+    assert v1.controls("gap")[0]["cause"] == "no_history"
+    assert [house.connect("last=0", v1=True).told, house.connect(v1=True).told] == [["welcome"]] * 2
+
+
+@in_loop
+async def test_who_is_ahead_of_a_hub_that_cannot_ask_waits_no_longer_than_others() -> None:
+    """It is closed with 4010 as who waits for a page; or begins as soon as the subscription has got so far."""
+    house = await House.opened(stored=10)
+    house.redis.failures = 1_000_000
+    house.clock.stop()
+    ahead, unknown = house.connect("since=e1-11", v1=True), house.connect("since=e1-99", v1=True)
+    await house.settle()
+    house.clock.move(LIMITS.page_give_up_s - 1)
+    house.timer.tick()
+    assert ahead.told == unknown.told == []
+    house.redis.failures = 0
+    stored = house.store(2)
+    house.redis.failures = 1_000_000
+    house.hear(stored)
+    await house.settle()
+    assert welcome(ahead) == ("e1-11", True)
+    assert ahead.events() == stored[1:]
+    house.clock.move(2)
+    house.timer.tick()
+    assert unknown.told == ["close 4010"]
+
+
 @pytest.mark.parametrize("history", [True, False], ids=["stored", "not stored"])
 @in_loop
 async def test_who_is_closed_in_one_channel_hears_nothing_of_the_others(history: bool) -> None:

@@ -143,6 +143,11 @@ SHOWN_BY: Final[dict[str, tuple[str, str]]] = {
     "reverts/51-ids-expire-while-a-slot-moves": ("tests/redis/test_stream.py", "while_it_moves_the_slot"),
     # The simulator has no more channels than may be open.
     "reverts/52-a-channel-makes-room-for-its-neighbour": ("tests/hub/test_channels.py", "to_make_room"),
+    "reverts/53-a-channel-that-opens-is-a-doubt": ("tests/hub/test_delivery_probe.py", "keep_no_hub_red"),
+    "reverts/54-who-waits-for-another-channel-is-slow": ("tests/hub/test_slow.py", "reads_a_long_log"),
+    "reverts/55-a-channel-that-cannot-be-read-comes-first": ("tests/hub/test_page_cache.py", "nor_do_channels"),
+    "reverts/56-an-earlier-answer-confirms": ("tests/redis/test_pubsub.py", "before_it_was_released"),
+    "reverts/57-who-is-ahead-waits-for-ever": ("tests/hub/test_replay.py", "is_ahead_of_a_hub"),
     # As the ones of doubts above.
     "reverts/45-behind-a-gap-no-event-was-the-last-one": (
         "tests/hub/test_sequencer.py",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from broadcaster.core.errors import InvalidEvent, RedisErrorReply, RedisRefused, RedisUnavailable
 from broadcaster.core.position import Head, Position, read_place, read_stamp
-from broadcaster.core.runtime import RUNTIME, Clock, Limits, Runtime
+from broadcaster.core.runtime import RUNTIME, Limits, Runtime
 from broadcaster.hub.broker.broker import Broker, StoredEvents
 from broadcaster.hub.fanout.message import Message, read_message
 
@@ -167,15 +166,9 @@ def is_of_channel(error: Exception) -> bool:
     return isinstance(error, RedisRefused) or (isinstance(error, RedisErrorReply) and not error.is_of_server)
 
 
-def giving_up(clock: Clock, limits: Limits) -> Callable[[Unreadable], None]:
-    """For `keep_trying` to read a log: raises what is of the channel, and all else after `limits.page_give_up_s`.
+def is_given_up(error: Unreadable, waited_s: float, limits: Limits) -> bool:
+    """Whether who has waited for so long for a log is told that it cannot be read: nobody waits for ever.
 
-    Other channels do not wait for one that Redis cannot serve, and no subscription waits for ever.
+    What is of the channel will not pass so soon; all else is tried again for a while.
     """
-    give_up_at = clock.loop_s() + limits.page_give_up_s
-
-    def raise_in_the_end(error: Unreadable) -> None:
-        if is_of_channel(error) or clock.loop_s() > give_up_at:
-            raise error
-
-    return raise_in_the_end
+    return is_of_channel(error) or waited_s > limits.page_give_up_s

@@ -12,16 +12,16 @@ import itertools
 import logging
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from broadcaster.core.backoff import keep_trying
+from broadcaster.core.backoff import LONGEST_WAIT_S, SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import RUNTIME, Runtime
-from broadcaster.hub.catchup.event_log import EventLog, Page, Unreadable, giving_up
+from broadcaster.hub.catchup.event_log import EventLog, Page, Unreadable, is_given_up
 from broadcaster.hub.catchup.times import Times
 from broadcaster.hub.fanout.message import Message
 
@@ -79,8 +79,9 @@ class CachedPage:
 
 
 class _Want(NamedTuple):
-    """Who waits for the page in which to look for an offset."""
+    """Who waits for the page in which to look for an offset, since which loop time."""
 
+    since_s: float
     channel: str
     first: int
     floor: Position | None
@@ -125,46 +126,57 @@ class PageCache:
 
         The floor is the newest position of the channel that this hub has seen.
         """
-        self._wanted.append(_Want(channel, first, floor, serve))
+        self._wanted.append(_Want(self._clock.loop_s(), channel, first, floor, serve))
         self._wake.set()
 
     async def run(self) -> None:
         """Read what is wanted, one page at a time, until cancelled."""
+        waits_s = self._backoff()
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._wanted:
                 want = self._wanted[0]
-                page = await self._read(want)
-                served, self._wanted = self._divide(want, page)
-                for each in served:
-                    each.serve(page)
+                try:
+                    page = await self._read(want)
+                except (RedisUnavailable, RedisRefused) as error:
+                    if self._put_back(want.channel, error):
+                        await asyncio.sleep(next(waits_s))
+                else:
+                    waits_s = self._backoff()
+                    self._serve(want, page)
 
-    def _divide(self, want: _Want, page: CachedPage | Unreadable) -> tuple[list[_Want], deque[_Want]]:
-        """Whom a page serves that was read for one of them, and who waits on; an error is one of the channel."""
+    def _backoff(self) -> Iterator[float]:
+        return backoff_s(SHORTEST_WAIT_S, LONGEST_WAIT_S, self._chance)
+
+    def _serve(self, want: _Want, page: CachedPage) -> None:
+        """Serve all that are helped by a page that was read for one of them."""
         served, waiting = list[_Want](), deque[_Want]()
         for each in self._wanted:
-            same = each.channel == want.channel
-            helps = each.first == want.first or not isinstance(page, CachedPage) or page.reaches(each.first)
-            (served if same and helps else waiting).append(each)
-        return served, waiting
+            helps = each.first == want.first or page.reaches(each.first)
+            (served if helps and each.channel == want.channel else waiting).append(each)
+        self._wanted = waiting
+        for each in served:
+            each.serve(page)
 
-    async def _read(self, want: _Want) -> CachedPage | Unreadable:
-        channel = want.channel
-        try:
-            page = await keep_trying(
-                lambda: self.log.page(channel, want.first, want.floor),
-                lambda said: self._complain(channel, f"{said}; trying again"),
-                self._chance,
-                giving_up(self._clock, self._limits),
-            )
-        except (RedisUnavailable, RedisRefused) as error:
-            self._complain(channel, str(error))
-            return error
+    def _put_back(self, channel: str, error: Unreadable) -> bool:
+        """The log of a channel cannot be read: the others come first now; whether some of it wait on."""
+        self._complain(channel, str(error))
+        now = self._clock.loop_s()
+        others, waiting, told = list[_Want](), list[_Want](), list[_Want]()
+        for each in self._wanted:
+            gives_up = is_given_up(error, now - each.since_s, self._limits)
+            (others if each.channel != channel else told if gives_up else waiting).append(each)
+        self._wanted = deque([*others, *waiting])
+        for each in told:
+            each.serve(error)
+        return bool(waiting)
+
+    async def _read(self, want: _Want) -> CachedPage:
+        page = CachedPage.of(await self.log.page(want.channel, want.first, want.floor))
         self.read += 1
-        found = CachedPage.of(page)
-        self._keep((channel, want.first), found)
-        return found
+        self._keep((want.channel, want.first), page)
+        return page
 
     def _complain(self, channel: str, said: str) -> None:
         self._throttled.log(

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from broadcaster.core.backoff import keep_trying
+from broadcaster.core.backoff import LONGEST_WAIT_S, SHORTEST_WAIT_S, backoff_s
 from broadcaster.core.errors import RedisRefused, RedisUnavailable
 from broadcaster.core.logs import ThrottledLog
 from broadcaster.core.position import Gap, Instant, Position
 from broadcaster.core.runtime import RUNTIME, Runtime
 from broadcaster.hub.catchup.epochs import EpochOrder
-from broadcaster.hub.catchup.event_log import EventLog, StampedPage, Unreadable, giving_up
+from broadcaster.hub.catchup.event_log import EventLog, StampedPage, Unreadable, is_given_up
 
 log = logging.getLogger("broadcaster.hub")
 
@@ -70,6 +70,7 @@ class Times:
 
     async def run(self) -> None:
         """Find what is wanted until cancelled: all that is asked of one channel meanwhile with the same reads."""
+        waits_s = self._backoff()
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -78,24 +79,34 @@ class Times:
                 wants = [want for want in self._wanted if want.channel == channel]
                 self._wanted = [want for want in self._wanted if want.channel != channel]
                 try:
-                    results: Sequence[Found | Unreadable] = await self._keep_finding(channel, wants)
+                    found = await self.find(channel, [want.asked for want in wants])
+                    if found is None:
+                        raise RedisUnavailable("Redis knows nothing of the channel")  # its epoch is about to begin
                 except (RedisUnavailable, RedisRefused) as error:
-                    results = [error] * len(wants)
-                for want, result in zip(wants, results, strict=True):
-                    want.serve(result)
+                    if self._put_back(wants, error):
+                        await asyncio.sleep(next(waits_s))
+                else:
+                    waits_s = self._backoff()
+                    for want, result in zip(wants, found, strict=True):
+                        want.serve(result)
 
-    async def _keep_finding(self, channel: str, wants: list[_Want]) -> list[Found]:
-        async def attempt() -> list[Found]:
-            found = await self.find(channel, [want.asked for want in wants])
-            if found is None:
-                raise RedisUnavailable("Redis knows nothing of the channel")  # its epoch is about to begin
-            return found
+    def _backoff(self) -> Iterator[float]:
+        return backoff_s(SHORTEST_WAIT_S, LONGEST_WAIT_S, self._chance)
 
-        def complain(said: str) -> None:
-            text = "%s: cannot look for a time in the log: %s; trying again"
-            self._throttled.log(logging.WARNING, channel + said, text, channel, said)
-
-        return await keep_trying(attempt, complain, self._chance, giving_up(self._clock, self._limits))
+    def _put_back(self, wants: list[_Want], error: Unreadable) -> bool:
+        """The log of their channel cannot be read: the others come first now; whether some of them wait on."""
+        channel, said = wants[0].channel, str(error)
+        text = "%s: cannot look for a time in the log: %s"
+        self._throttled.log(logging.WARNING, channel + said, text, channel, said)
+        now = self._clock.loop_s()
+        waiting, told = list[_Want](), list[_Want]()
+        for want in wants:
+            gives_up = is_given_up(error, now - want.asked.at_s, self._limits)
+            (told if gives_up else waiting).append(want)
+        self._wanted += waiting
+        for want in told:
+            want.serve(error)
+        return bool(waiting)
 
     async def find(self, channel: str, asked: Sequence[Asked]) -> list[Found] | None:
         """Where each of these instants is; None if Redis knows nothing of the channel.

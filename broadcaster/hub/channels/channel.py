@@ -83,7 +83,7 @@ class Channel:
         self._clock = runtime.clock
         self._log = ThrottledLog(log, clock=runtime.clock)
         self._scheduler = scheduler
-        self._unavailable_s = runtime.limits.unavailable_s
+        self._limits = runtime.limits
         self._waiting: dict[Subscription, int] = {}  # and how many sync rounds had begun when it came
         self._times = pages.times
         self._looking: set[Subscription] = set()  # that have asked for an instant, whose position is looked for
@@ -100,6 +100,8 @@ class Channel:
         """Take in valid events from the subscription to Redis, in its order."""
         self.received += len(messages)
         self.sequencer.take(messages)
+        if self._waiting:
+            self._on_caught_up()  # they may have brought what one of them has seen
 
     def totals(self) -> dict[str, int]:
         """What was counted since it was opened; gaps by cause, as `gap <cause>`."""
@@ -161,12 +163,21 @@ class Channel:
         self.trouble = self.trouble or trouble
 
     def end_unavailable(self) -> None:
-        """Close those who listen, if Redis has refused this channel for some time."""
-        if self.refusal is None or self._clock.loop_s() - self._refused_at < self._unavailable_s:
+        """Close those who listen, if Redis has refused this channel for some time, or their place is not found."""
+        if self._waiting and self.sequencer.caught_up:
+            self._end_unknown(self._clock.loop_s() - self._limits.page_give_up_s)
+        if self.refusal is None or self._clock.loop_s() - self._refused_at < self._limits.unavailable_s:
             return
         for subscription in [*self._waiting, *self._looking, *self.fanout.subscriptions()]:
             self.unsubscribe(subscription)
             self.fanout.end_unavailable(subscription, "Redis refuses it to the hub")
+
+    def _end_unknown(self, before_s: float) -> None:
+        """Close who has waited since before then to be told whether the log knows its `since`."""
+        for subscription in [each for each in self._waiting if each.behind_since < before_s]:
+            if subscription.since is not None and not self.sequencer.knows(subscription.since):
+                self.unsubscribe(subscription)
+                self.fanout.end_unavailable(subscription, "its log cannot be read")
 
     # Subscriptions begin and end
 
@@ -226,7 +237,7 @@ class Channel:
             self._look_for(subscription, subscription.instant)
             return
         self._go_back(subscription)
-        if subscription.since is None and subscription.instant is None:
+        if not (subscription.since or subscription.instant or subscription.back):
             if subscription.sink.wants_control:
                 position = self.fanout.position
                 subscription.sink.tell(wire.welcome_frame(self.name, position, self._terms, None))
@@ -251,6 +262,7 @@ class Channel:
                 return
             subscription.instant = None
             subscription.since, subscription.before = found
+            subscription.behind_since = self._clock.loop_s()
             self._waiting[subscription] = self.sequencer.sync_round
             if self.sequencer.caught_up:
                 self._scheduler.add(self._start_one)
