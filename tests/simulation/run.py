@@ -208,6 +208,9 @@ class Simulation:
         now, seen = self.loop.now, dict[str, set[tuple[str, Place]]]()
         for actor in self.clients.values():
             book = actor.book
+            ends = self.network.websockets[book.client]
+            if ends and all(end.closed for end in ends):
+                continue  # it sleeps, and does not know: its hub may have closed its channels since then
             for channel, place in book.at.items():
                 if place is not None and actor.is_connected:
                     seen.setdefault(channel, set()).add((book.hub, place))
