@@ -46,7 +46,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "aiohappyeyeballs": ("broadcaster.core.dialing",),
     "msgspec": ("broadcaster.core.event",),
     "jwt": ("broadcaster.auth",),
-    "honcho": ("broadcaster.cli.procfiles", "broadcaster.cli.progress"),
+    "honcho": ("broadcaster.cli.procfiles", "broadcaster.cli.progress", "broadcaster.cli.supervisor"),
     "rich": ("broadcaster.cli.progress",),
 }
 """Third-party packages and the only modules (with what is inside of them) that may import them."""
@@ -110,7 +110,8 @@ ROOMS = {
     ),
     "loadtest.report.page": Room("drawing html pictures series", "core loadtest loadtest.report"),
     "cli": Room(
-        "common events extras output people procfiles progress reports resume_file roles status streams tail",
+        "common events extras output people procfiles progress reports resume_file roles status streams "
+        "supervisor tail",
         "auth core hub loadtest loadtest.report loadtest.report.page publish redis settings subscribe",
     ),
 }

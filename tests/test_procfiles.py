@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from broadcaster.redis.server import RedisServer
-from tests.support import ROOT, WHOLE_RUN_S, HubProcess, RedisClient, finished
+from tests.support import ROOT, WHOLE_RUN_S, HubProcess, RedisClient, eventually, finished
 from tests.test_honcho import Honcho, rows_of, table_of
 
 FILES = {
@@ -41,6 +45,74 @@ def test_the_demo_runs_in_an_empty_folder(tmp_path: Path) -> None:
         assert not system.leftovers()
     assert "Traceback" not in system.output
     assert not files_in(tmp_path)
+
+
+class Shell(Whole):
+    """The same, typed into a shell: `"$@"` in the line is the command."""
+
+    def __init__(self, line: str, folder: Path, *arguments: str) -> None:
+        self.program = ("bash", "-c", line, "bash", *Whole.program)
+        super().__init__(folder, *arguments)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for pid in self.parts():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def parts(self) -> list[int]:
+        """All its processes, whether it has named them or not: those with its port in their environment."""
+        mine, found = f"BROADCASTER_HUB__PORT={self.ports[1]}".encode(), []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mine in entry.read_bytes().split(b"\0"):
+                    found.append(int(entry.parent.name))
+        return found
+
+
+@pytest.mark.parametrize("command", [("demo",), ("loadtest", "--preset", "smoke")], ids=["demo", "loadtest"])
+def test_who_reads_some_lines_only_ends_it(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Behind `| head` all parts end, and then the command, with 0."""
+    with Shell('"$@" | head -4; echo "ended with ${PIPESTATUS[0]}"', tmp_path, *command) as system:
+        assert system.wait(within=20) == 0
+        assert not system.parts()
+    assert system.lines[-1] == "ended with 0"
+    assert "Traceback" not in system.output
+
+
+def test_a_reader_that_reads_nothing_stops_no_signal(tmp_path: Path) -> None:
+    """Where the output is blocked, SIGTERM ends all parts nevertheless."""
+    # The reader takes the first line, which is that all is under way, and then sleeps, with the pipe open.
+    line = 'exec 3> >(read line; echo "$line"; exec sleep 60); exec "$@" >&3'
+    with Shell(line, tmp_path, "--set", "publisher.rate_hz=2000", "demo") as system:
+        system.said("started")
+
+        def is_blocked() -> bool:
+            call = Path(f"/proc/{system.process.pid}/syscall").read_text().split()
+            return call[:2] == ["1", "0x1"]  # write to standard output
+
+        seen = 0
+        while seen < 5:  # again and again: it writes all the time
+            eventually(is_blocked, f"it goes on:\n{system.output}", within=WHOLE_RUN_S)
+            seen = seen + 1 if is_blocked() else 0
+            time.sleep(0.05)
+        system.signal(signal.SIGTERM)
+        assert system.wait(within=10) == 143
+        assert not [pid for pid in system.parts() if "broadcaster" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("milliseconds", [0, 2, 5, 10, 15])
+def test_ctrl_c_in_the_first_moment_ends_all(milliseconds: int, tmp_path: Path) -> None:
+    """While the parts are being started, and none has said its pid."""
+    with Shell('exec "$@"', tmp_path, "demo") as system:
+        pid = system.process.pid
+        eventually(Path(f"/proc/{pid}/task/{pid}/children").read_text, "no part was started")
+        time.sleep(milliseconds / 1000)
+        os.killpg(pid, signal.SIGINT)
+        assert system.wait(within=10) == 130
+        assert not system.parts()
+    assert "bug" not in system.output
+    assert "Traceback" not in system.output
 
 
 def test_a_load_test_runs_in_an_empty_folder(tmp_path: Path) -> None:

@@ -118,22 +118,22 @@ def _run(procfile: str, variables: dict[str, str], **concurrency: int) -> NoRetu
     folder where it runs are not imported (-P).
     """
     from honcho.environ import expand_processes, parse_procfile
-    from honcho.manager import Manager
 
     from broadcaster.cli.progress import printer
+    from broadcaster.cli.supervisor import Supervisor
 
     # A secret is given once: an option takes the place of the variable, and of the one that names a file with it.
     over = {f"{name}_FILE" for name in variables} | {name.removesuffix("_FILE") for name in variables}
     given = {name: value for name, value in os.environ.items() if name.upper() not in over}
     shown = printer()
-    manager = Manager(shown)
+    supervisor = Supervisor(shown)
     lines = parse_procfile((STARTER / procfile).read_text(encoding="utf-8")).processes
     for process in expand_processes(lines, concurrency=concurrency):
         command = process.cmd.replace(_ROLE, f"exec {shlex.quote(sys.executable)} -P -m broadcaster ", 1)
-        manager.add_process(process.name, command, env={**given, **variables, **process.env})
+        supervisor.add_process(process.name, command, env={**given, **variables, **process.env})
     try:
-        manager.loop()
+        supervisor.loop()
     finally:
         if shown is not None:
             shown.hide()
-    sys.exit(manager.returncode)
+    sys.exit(supervisor.returncode)
