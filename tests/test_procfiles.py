@@ -115,6 +115,27 @@ def test_ctrl_c_in_the_first_moment_ends_all(milliseconds: int, tmp_path: Path) 
     assert "Traceback" not in system.output
 
 
+def test_a_closed_terminal_ends_all(tmp_path: Path) -> None:
+    """SIGHUP goes to all that the terminal has, and ends everything as SIGTERM does."""
+    with Shell('exec "$@"', tmp_path, "demo") as system:
+        system.said("#2", within=WHOLE_RUN_S)
+        os.killpg(system.process.pid, signal.SIGHUP)
+        assert system.wait(within=6) == 129
+        assert not system.parts()
+    stopped = dict(re.findall(r"(\S+) stopped \(rc=(-?\d+)\)", system.output))
+    assert stopped == {"redis.1": "0", "hub.1": "0", "publisher.1": "0", "subscriber.1": "0"}
+
+
+def test_under_nohup_it_outlives_the_terminal(tmp_path: Path) -> None:
+    with Shell('trap "" HUP; exec "$@"', tmp_path, "demo") as system:
+        system.said("#2", within=WHOLE_RUN_S)
+        os.killpg(system.process.pid, signal.SIGHUP)
+        before = len(system.lines)
+        eventually(lambda: len(system.lines) > before + 1, "it has ended")
+        system.signal(signal.SIGTERM)
+        assert system.wait(within=6) == 143
+
+
 def test_a_load_test_runs_in_an_empty_folder(tmp_path: Path) -> None:
     """With a preset of the package and options above it; it leaves its results there, and imports nothing."""
     (tmp_path / "redis.py").write_text("raise AssertionError('imported')")

@@ -61,6 +61,8 @@ class Supervisor(Manager):  # type: ignore[misc]
         # Noted and nothing else: one may come within a print, or to a wrapper that does not ignore it yet.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signal.SIGHUP, self._note)
         signal.signal(signal.SIGALRM, self._interrupt_write)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
