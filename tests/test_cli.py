@@ -280,6 +280,50 @@ def test_publish_can_be_interrupted(system: System) -> None:
     assert "Traceback" not in running.output
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_publish_that_is_stopped_names_what_is_not_known(number: signal.Signals, code: int) -> None:
+    """The event that Redis has not answered, and how many were published."""
+    with RedisServer.start() as redis:
+        variables = {"BROADCASTER_REDIS__URL": redis.url}
+        with broadcaster(*PUBLISH, "--count", "100", "--rate", "20", **variables) as running:
+            running.said("#2 ")
+            redis.freeze()
+            time.sleep(0.5)  # the next one is due meanwhile, and written
+            running.signal(number)
+            assert running.wait() == code
+    *_, unknown, summary = running.lines
+    found = re.fullmatch(
+        r"SERVER_DOWN server-a #(\d+) [0-9a-f-]{36}: may not have been published: "
+        r"stopped before Redis answered",
+        unknown,
+    )
+    assert found, running.output
+    published = sum("stored as" in line for line in running.lines)
+    assert int(found[1]) == published + 1
+    assert summary == f"error: stopped: {published} of 100 events were published, and of 1 it is not known"
+
+
+STOPPED = {
+    "publish": (PUBLISH, "BROADCASTER_REDIS__URL", "redis://127.0.0.1:{}/0"),
+    "events": (("events",), "BROADCASTER_REDIS__URL", "redis://127.0.0.1:{}/0"),
+    "restart": (("restart", "true"), "BROADCASTER_SUBSCRIBER__URL", "ws://127.0.0.1:{}/ws"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "variable", "url"), STOPPED.values(), ids=STOPPED.keys())
+def test_what_is_stopped_before_it_is_done_is_no_success(
+    arguments: tuple[str, ...], variable: str, url: str
+) -> None:
+    """On SIGTERM while what it has asked is silent: 143, also without a Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = url.format(silent.getsockname()[1])
+        with broadcaster(*arguments, **{variable: where}) as running, silent.accept()[0]:
+            running.signal(signal.SIGTERM)
+            assert running.wait() == 143
+    assert "Traceback" not in running.output
+    assert arguments[0] != "publish" or "stopped: 0 of 1 events were published" in running.output
+
+
 DEEP = '{"a":' * 20_000 + "1" + "}" * 20_000
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "data_no_json": (("--data", "{host"), "data is not JSON"),

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -60,7 +61,7 @@ class Honcho(Running):
             **(CALM | variables),
         )
 
-    def __enter__(self) -> Honcho:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

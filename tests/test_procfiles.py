@@ -28,7 +28,11 @@ FILES = {
 class Whole(Honcho):
     """`broadcaster ...` for a whole system on free ports, where PATH has no command of this product."""
 
-    program = ("/usr/bin/env", "PATH=/usr/bin:/bin", str(Path(sys.executable).parent / "broadcaster"))
+    program: tuple[str, ...] = (
+        "/usr/bin/env",
+        "PATH=/usr/bin:/bin",
+        str(Path(sys.executable).parent / "broadcaster"),
+    )
 
 
 def files_in(folder: Path) -> set[str]:

@@ -86,7 +86,7 @@ def events(
         return 0
 
     async def main(stop: asyncio.Event) -> int:
-        return await process.unless_stopped(stop, work()) or 0
+        return await process.code_of(stop, work())
 
     sys.exit(process.run(main))
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from broadcaster.cli.common import BEGINNINGS, Number, cli, examples, filters, load_settings, say
+from broadcaster.cli.common import BEGINNINGS, Number, cli, examples, fail, filters, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import ConfigurationError, Unavailable
 from broadcaster.core.files import whole_file
 from broadcaster.settings import CONFIG_FILE, Settings, dump
 
 if TYPE_CHECKING:
+    from broadcaster.core.event import Draft, Event
     from broadcaster.publish.publisher import Published
 
 _NAMED: Final = 3
@@ -67,22 +69,34 @@ def publish(
     draft(event_type, source, 1, severity=severity, data=fields, max_bytes=settings.event.max_bytes)
     to = check_channel(settings.event.channel if channel is None else channel)
 
+    published = 0
+    unanswered: list[Draft] = []
+
     async def work() -> int:
+        nonlocal published, unanswered
         failed, unheard = 0, ""
         async with Publisher(settings, channel=channel) as publisher:
             async for due in on_schedule(count, rate):
-                batch = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
-                for result in await publisher.publish_all(batch):
-                    failed += result.error is not None
-                    if result.heard == 0 and not unheard:
+                unanswered = [publisher.draft(event_type, source, severity=severity, data=fields) for _ in due]
+                results = await publisher.publish_all(unanswered)
+                unanswered = []
+                failed += sum(result.error is not None for result in results)
+                published += sum(result.error is None for result in results)
+                try:
+                    if not unheard and any(result.heard == 0 for result in results):
                         unheard = await _why_unheard(settings, to)
-                    say(_what_became_of(result, unheard))
+                finally:  # also if it is stopped meanwhile: they are stored
+                    for result in results:
+                        say(_what_became_of(result, unheard))
         return 69 if failed else 0
 
     async def main(stop: asyncio.Event) -> int:
-        return await process.unless_stopped(stop, work()) or 0
+        return await process.code_of(stop, work())
 
-    sys.exit(process.run(main))
+    code = process.run(main)
+    if code in (process.INTERRUPTED, process.TERMINATED):
+        _end_stopped(code, published, count, [each.unpublished for each in unanswered])
+    sys.exit(code)
 
 
 @cli.command(
@@ -255,14 +269,25 @@ async def _why_unheard(settings: Settings, channel: str) -> str:
     )
 
 
+def _end_stopped(code: int, published: int, count: int, unanswered: Sequence[Event]) -> NoReturn:
+    """Name the events of which it is not known whether they were published, and end."""
+    for event in unanswered:
+        say(f"{_name(event)}: may not have been published: stopped before Redis answered")
+    unknown = f", and of {len(unanswered)} it is not known" if unanswered else ""
+    fail(f"stopped: {published} of {count} events were published{unknown}", code)
+
+
+def _name(event: Event) -> str:
+    return f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
+
+
 def _what_became_of(result: Published, unheard: str) -> str:
-    event, receivers = result.event, result.heard
-    name = f"{event.event_type} {event.source} #{event.sequence} {event.event_id}"
+    name, receivers = _name(result.event), result.heard
     if result.error is not None:
         return f"{name}: may not have been published: {result.error}"
     stored = "" if result.position is None else f"stored as {result.position}; "
     if receivers is None:
         return f"{name}: {stored}who heard it is not known, it took more than one attempt"
     if receivers == 0:
-        return f"{name}: {stored}{unheard}"
+        return f"{name}: {stored}{unheard or 'heard by nobody'}"
     return f"{name}: {stored}heard by {receivers} Redis subscription{'s' if receivers != 1 else ''}"

@@ -106,7 +106,7 @@ def _collect(context: click.Context) -> Filed:
 
     code = process.run(main)
     if filed is None:
-        fail("stopped before the run was complete", code or 143)
+        fail("stopped before the run was complete", code or process.TERMINATED)
     return filed
 
 

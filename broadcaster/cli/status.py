@@ -100,7 +100,7 @@ def restart(context: click.Context, url: str | None, within: float, command: tup
         return 0
 
     async def main(stop: asyncio.Event) -> int:
-        return await process.unless_stopped(stop, work()) or 0
+        return await process.code_of(stop, work())
 
     sys.exit(process.run(main))
 

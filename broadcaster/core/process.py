@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import uvloop
 
 T = TypeVar("T")
 Main = Callable[[asyncio.Event], Awaitable[int]]
+
+INTERRUPTED: Final = 128 + signal.SIGINT
+TERMINATED: Final = 128 + signal.SIGTERM
+"""Exit codes of what was stopped before it was done, and of everything that SIGINT has ended."""
 
 
 def run(main: Main) -> int:
@@ -40,7 +44,7 @@ def run(main: Main) -> int:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(story())
-    return 130 if interrupted else code
+    return INTERRUPTED if interrupted else code
 
 
 async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -53,3 +57,9 @@ async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T
         stopped.cancel()
         task.cancel()
         await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def code_of(stop: asyncio.Event, work: Coroutine[Any, Any, int]) -> int:
+    """The exit code of `work`, or `TERMINATED` if it was stopped before it was done."""
+    code = await unless_stopped(stop, work)
+    return TERMINATED if code is None else code
