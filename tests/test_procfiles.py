@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -184,6 +185,14 @@ def test_a_load_test_leaves_the_hub_of_others_alone(redis: RedisServer, tmp_path
         who = f"(pid {stats['pid']}, version {stats['version']})"
         assert f"{hub.port} is taken by another hub {who}; --port takes another one" in run.output
         assert (hub.stats()["opened"], hub.stats()["events_received"]) == (0, 0)
+    assert "Traceback" not in run.output
+
+
+def test_a_load_test_without_a_port_for_its_redis_is_told_what_to_do(tmp_path: Path) -> None:
+    """Something that is no Redis has it: that is no limit that is broken, but 69."""
+    with Whole(tmp_path, *SMOKE) as run, socket.create_server(("127.0.0.1", run.ports[0])):
+        assert run.wait(within=WHOLE_RUN_S) == 69, run.output
+    assert f"127.0.0.1:{run.ports[0]} is in use by something that does not answer as a Redis" in run.output
     assert "Traceback" not in run.output
 
 

