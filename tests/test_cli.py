@@ -925,6 +925,7 @@ DAMAGED: dict[str, bytes] = {
     "nested": b'{"events.critical": {"position": "a-1"}}',
     "nested without end": b"[" * 100_000,
     "no text": b"\xff\xfe\0",
+    "too large": b" " * (2**20 + 1),
 }
 
 
@@ -947,6 +948,29 @@ def test_an_empty_resume_file_is_a_beginning(content: bytes, tmp_path: Path) -> 
     kept = tmp_path / "place.json"
     kept.write_bytes(content)
     assert ResumeFile(kept).load() == {}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_resume_file_that_never_ends_is_refused(kind: str, system: System, tmp_path: Path) -> None:
+    """Before anything waits for it."""
+    path = tmp_path / "place.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    ended = system.run("subscribe", "--resume-file", str(path))
+    assert (ended.code, ended.stdout) == (78, "")
+    assert ended.complaint == f"{path} is no ordinary file; --resume-file needs one"
+
+
+def test_no_place_is_kept_in_dev_null(system: System) -> None:
+    """It begins now, and is told nothing."""
+    with system.subscribe("--resume-file", os.devnull) as subscriber:
+        assert system.run(*PUBLISH).code == 0
+        subscriber.said("SERVER_DOWN server-a #1")
+        subscriber.signal(signal.SIGTERM)
+        assert subscriber.wait() == 0
+    assert not os.path.isfile(os.devnull)
 
 
 def test_a_log_that_is_a_pipe_is_refused_before_anything_waits_for_it(

@@ -16,6 +16,9 @@ from broadcaster.core.text import reason
 SAVE_EVERY_S: Final = 0.2
 """Seconds between the end of a save and the next one: each waits for the disk, see `whole_file`."""
 
+_MOST_BYTES: Final = 2**20
+"""More than any file of positions has: 1024 channels take a tenth of it."""
+
 
 class ResumeFile:
     """Positions per channel, kept in a file from one run to the next.
@@ -37,7 +40,7 @@ class ResumeFile:
             ConfigurationError: The file cannot be read, or is no resume file.
         """
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = self._read()
             fields = json.loads(text) if text.strip() else {}  # empty: made beforehand, so begin now
             if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
                 raise ValueError("it should have a JSON object with a position for each channel")
@@ -58,6 +61,23 @@ class ResumeFile:
             raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
         self.printed = dict(self._saved)
         return dict(self._saved)
+
+    def _read(self) -> str:
+        """What is in the file.
+
+        Raises:
+            OSError: It cannot be read.
+            ValueError: It is too large, or no UTF-8.
+            ConfigurationError: It is something to read from which never ends, such as a pipe; /dev/null does.
+        """
+        is_special = self._path.exists() and not self._path.is_file()
+        if is_special and self._path.resolve() != Path(os.devnull):
+            raise ConfigurationError(f"{self._path} is no ordinary file; --resume-file needs one")
+        with self._path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+        return content.decode()
 
     def save(self, *, now: bool = False, log_file: IO[str] | None = None) -> None:
         """Save if a position has changed, and not too often; the file is complete at any time.
