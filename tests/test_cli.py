@@ -1008,6 +1008,16 @@ def test_a_resume_file_that_cannot_be_written_is_told(system: System) -> None:
     assert "error: cannot write nowhere/place.json" in ended.stderr
 
 
+def test_a_resume_file_in_a_folder_that_takes_no_file_is_told_before_it_connects(tmp_path: Path) -> None:
+    """Whatever the rights say, which root has: /proc takes no file, and a file that is there is not replaced."""
+    name = "p" * 255  # that of a draft would be too long
+    (tmp_path / name).write_text("{}")
+    for path in ("/proc/place.json", str(tmp_path / name)):
+        ended = finished("subscribe", "--resume-file", path, BROADCASTER_HUB__PORT=str(free_port()))
+        assert (ended.code, ended.stdout) == (78, "")
+        assert ended.complaint.startswith(f"cannot write {path}: no file can be made in its folder (")
+
+
 NOWHERE: dict[str, tuple[str, ...]] = {
     "hub.tls_cert": ("--set", "hub.tls_cert=/nowhere/a", "--set", "hub.tls_key=/nowhere/b", "hub"),
     "/nowhere/ca": ("--set", "subscriber.tls_ca=/nowhere/ca", "subscribe", "--url", "wss://127.0.0.1:1/ws"),

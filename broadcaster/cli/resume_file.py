@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import IO, Final
 
 from broadcaster.core.errors import ConfigurationError, OutputError
-from broadcaster.core.files import flush_to_disk, whole_file
+from broadcaster.core.files import check_replaceable, flush_to_disk, whole_file
 from broadcaster.core.position import Position
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.text import reason
 
 SAVE_EVERY_S: Final = 0.2
 """Seconds between the end of a save and the next one: each waits for the disk, see `whole_file`."""
+
+_NULL: Final = Path(os.devnull)
 
 _MOST_BYTES: Final = 2**20
 """More than any file of positions has: 1024 channels take a tenth of it."""
@@ -37,7 +39,7 @@ class ResumeFile:
         """The saved positions; none if there is no file yet.
 
         Raises:
-            ConfigurationError: The file cannot be read, or is no resume file.
+            ConfigurationError: The file cannot be read or written, or is no resume file.
         """
         try:
             text = self._read()
@@ -46,11 +48,7 @@ class ResumeFile:
                 raise ValueError("it should have a JSON object with a position for each channel")
             self._saved = {channel: Position.parse(position) for channel, position in fields.items()}
         except FileNotFoundError:
-            if not os.access(self._path.parent, os.W_OK):  # said now, and not when the first events have come
-                raise ConfigurationError(
-                    f"cannot write {self._path}: its folder is not there, or read-only"
-                ) from None
-            return {}
+            self._saved = {}
         except OSError as error:
             raise ConfigurationError(f"{self._path} cannot be read: {reason(error)}") from None
         except UnicodeDecodeError:
@@ -59,6 +57,8 @@ class ResumeFile:
             raise ConfigurationError(f"{self._path} is no file of positions: it is nested too deeply") from None
         except ValueError as error:
             raise ConfigurationError(f"{self._path} is no file of positions: {error}") from None
+        if self._path.resolve() != _NULL:
+            self._check_writable()
         self.printed = dict(self._saved)
         return dict(self._saved)
 
@@ -71,13 +71,26 @@ class ResumeFile:
             ConfigurationError: It is something to read from which never ends, such as a pipe; /dev/null does.
         """
         is_special = self._path.exists() and not self._path.is_file()
-        if is_special and self._path.resolve() != Path(os.devnull):
+        if is_special and self._path.resolve() != _NULL:
             raise ConfigurationError(f"{self._path} is no ordinary file; --resume-file needs one")
         with self._path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise ValueError(f"it has more than {_MOST_BYTES} bytes")
         return content.decode()
+
+    def _check_writable(self) -> None:
+        """Find out now, and not when the first events have come.
+
+        Raises:
+            ConfigurationError: The file cannot be written.
+        """
+        try:
+            check_replaceable(self._path)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot write {self._path}: no file can be made in its folder ({reason(error)})"
+            ) from None
 
     def save(self, *, now: bool = False, log_file: IO[str] | None = None) -> None:
         """Save if a position has changed, and not too often; the file is complete at any time.

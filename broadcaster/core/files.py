@@ -33,7 +33,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
         with path.open("w", newline="", encoding="utf-8") as file:
             yield file
         return
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = _draft_of(path)
     try:
         with draft.open("w", newline="", encoding="utf-8") as file:
             if path.exists():
@@ -47,6 +47,23 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[TextIO]:
         raise
     if durable:
         _flush_folder(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """Try what `whole_file` needs to replace a file, and leave the file as it is.
+
+    Rights say less: root has all of them, also in /proc.
+
+    Raises:
+        OSError: No file can be made beside it.
+    """
+    draft = _draft_of(path.resolve())
+    draft.touch()
+    draft.unlink()
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _replace(path: Path, draft: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broadcaster.core.files import flush_to_disk, whole_file
+from broadcaster.core.files import check_replaceable, flush_to_disk, whole_file
 
 
 class Disk:
@@ -171,3 +171,13 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         os.close(reader)
     assert path.is_fifo()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_look_whether_a_file_can_be_replaced_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("old")
+    for name in ("there", "new"):
+        check_replaceable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert (tmp_path / "there").read_text() == "old"
+    with pytest.raises(FileNotFoundError):
+        check_replaceable(tmp_path / "nowhere" / "new")
