@@ -1036,6 +1036,17 @@ def test_a_file_that_is_not_there_is_said_in_words(named: str, arguments: tuple[
     assert "Errno" not in ended.complaint
 
 
+@pytest.mark.parametrize("command", [("status",), ("restart", "true")], ids=["status", "restart"])
+def test_where_no_hub_answers_is_said_with_what_to_do(command: tuple[str, ...], run: CommandLine) -> None:
+    """The address without its password, the reason, and the way out."""
+    port = free_port()
+    ended = run(*command[:1], "--url", f"ws://wall:secret-7@127.0.0.1:{port}/ws", *command[1:])
+    assert (ended.code, ended.stdout) == (69, "")
+    assert ended.complaint == (
+        f"http://wall:***@127.0.0.1:{port}: no answer (connection refused); start a hub there, or give --url"
+    )
+
+
 def test_a_port_that_is_taken_is_said_once(system: System) -> None:
     """Address and reason, each once."""
     ended = system.run("hub")

@@ -13,6 +13,7 @@ import click
 from broadcaster.cli.common import Number, cli, examples, fail, load_settings, say
 from broadcaster.core import process
 from broadcaster.core.errors import HubUnavailable
+from broadcaster.core.redaction import redact
 from broadcaster.core.runtime import CLOCK
 from broadcaster.core.text import reason
 from broadcaster.settings import Settings
@@ -125,11 +126,22 @@ async def _until_back(settings: Settings, name: str, begun_s: float, within_s: f
 
 
 async def _ask(settings: Settings) -> dict[str, Any]:
+    """The counters of the hub at the configured address.
+
+    Raises:
+        ConfigurationError: See `statistics`.
+        HubUnavailable: The message says where it was looked for, and what to do.
+    """
     from broadcaster.subscribe import hub_status
 
     url = hub_status.base_url(settings.subscriber_url)
     token = settings.subscriber.token.get_secret_value()
-    return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token)
+    try:
+        return await hub_status.statistics(url, tls_ca=settings.subscriber.tls_ca, token=token)
+    except hub_status.MonitoringRefused as error:
+        raise HubUnavailable(f"{redact(url)}: {error}: give it as subscriber.token") from None
+    except HubUnavailable as error:
+        raise HubUnavailable(f"{redact(url)}: {error}; start a hub there, or give --url") from None
 
 
 def screen(numbers: dict[str, Any]) -> str:
