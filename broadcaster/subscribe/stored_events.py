@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -23,6 +26,13 @@ from broadcaster.wire.retry_after import retry_after_s
 _MOST_EVENTS: Final = 1000
 _ATTEMPTS: Final = 5
 _TIMEOUT_S: Final = 10.0
+"""Without a byte that comes."""
+
+_WHOLE_S: Final = 60.0
+"""Until an answer is complete: it may come over a slow link, but not for ever."""
+
+Answer = tuple[int, float, bytes]
+"""Status, `Retry-After` in seconds, and body."""
 
 
 class StoredPage(NamedTuple):
@@ -73,7 +83,7 @@ async def stored_pages(
 async def _ask(url: str, where: str, context: ssl.SSLContext | None, token: str) -> bytes:
     """The answer; where the hub is too busy it is asked again, when it says so."""
     for attempt in range(1, _ATTEMPTS + 1):
-        status, wait_s, body = await asyncio.to_thread(_exchange, url, where, context, token)
+        status, wait_s, body = await _exchange(url, where, context, token)
         if status == 200:
             return body
         why = f"{where}: {status} {scrub(_reason(body))[:200]}"
@@ -84,11 +94,43 @@ async def _ask(url: str, where: str, context: ssl.SSLContext | None, token: str)
     raise HubUnavailable(why)
 
 
-def _exchange(url: str, where: str, context: ssl.SSLContext | None, token: str) -> tuple[int, float, bytes]:
-    """Status, `Retry-After` in seconds, and body of an answer."""
+async def _exchange(url: str, where: str, context: ssl.SSLContext | None, token: str) -> Answer:
+    """What the hub answers.
+
+    Raises:
+        HubUnavailable: There is no answer, or it does not get complete.
+    """
+    # A thread asks, which is left behind when this is cancelled: for one of `asyncio.to_thread` the end of the
+    # event loop would wait until it has given up by itself.
+    asked, opened = Future[Answer](), list[socket.socket]()
+
+    def ask() -> None:
+        asked.set_running_or_notify_cancel()
+        try:
+            asked.set_result(_request(url, where, context, token, opened))
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        async with asyncio.timeout(_WHOLE_S):
+            return await asyncio.wrap_future(asked)
+    except TimeoutError:
+        raise HubUnavailable(f"{where}: no answer (it was not complete after {_WHOLE_S:g} s)") from None
+    finally:
+        for connection in opened:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _request(
+    url: str, where: str, context: ssl.SSLContext | None, token: str, opened: list[socket.socket]
+) -> Answer:
+    """The same in this thread; its socket is put into `opened`."""
     try:
         connection, target, headers = connect_to(url, _TIMEOUT_S, context, token)
         with contextlib.closing(connection):
+            opened.append(connection.sock)
             connection.request("GET", target, headers=headers)
             response = connection.getresponse()
             return response.status, retry_after_s(response.headers.get("Retry-After", "")), response.read()
