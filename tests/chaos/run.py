@@ -95,6 +95,7 @@ class Chaos:
             idle_expire_s=self.settings.history.idle_expire_s,
             dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
+            behind_max_events=hub.behind_max_events,
             clock_us=lambda: time.time_ns() // 1000,
         )
         self._findings = Findings()

@@ -47,6 +47,9 @@ _LONGEST_WAIT_S: Final = 30.0
 _DRAIN_S: Final = 1.0
 """So much longer a hub that drains may ask a client to stay away."""
 
+_BURST: Final = 100
+"""So many events may have waited."""
+
 _SLOW_WAYS: Final = ("throttle", "delay", "black_hole", "one_way", "half_open", "client_sleep", "hub_freeze")
 """Kinds of trouble between a hub and a client that make the client slow."""
 
@@ -88,6 +91,7 @@ class Truth:
         idle_expire_s: Seconds of silence after which a channel's events expire.
         dedupe_s: Seconds within which an event that is sent again is stored only once.
         max_bytes: The largest event that the hubs deliver.
+        behind_max_events: So many events the hubs keep for a client that does not take them.
         clock_us: The clock of the Redis that is in charge, in microseconds since 1970.
         connections: When the connections of a client began and ended, of those that have, as far as that is seen.
     """
@@ -104,6 +108,7 @@ class Truth:
     idle_expire_s: int
     dedupe_s: int
     max_bytes: int
+    behind_max_events: int
     clock_us: Callable[[], int]
     connections: Callable[[str], list[tuple[float, float]]] = lambda client: []
 
@@ -204,7 +209,12 @@ class Oracle:
         self._rules.on_told(book, now, entry)
 
     def _is_slow(self, book: Book, now: float) -> bool:
-        """Whether something keeps a client from reading all at once."""
+        """Whether something keeps a client from reading all at once, or more comes than a hub keeps for it.
+
+        So much is what has waited for Redis.
+        """
+        if self._truth.behind_max_events < _BURST and self._troubles.any([REDIS], now, 12.0):
+            return True
         return self._troubles.any(way(book.client, book.hub), now, 12.0, _SLOW_WAYS)
 
     def _on_beaten(self, book: Book, now: float, entry: Beaten) -> None:

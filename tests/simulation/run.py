@@ -111,6 +111,7 @@ class Simulation:
             idle_expire_s=self.settings.history.idle_expire_s,
             dedupe_s=self.settings.history.dedupe_s,
             max_bytes=world.hub_max_bytes,
+            behind_max_events=world.tables["hub"]["behind_max_events"],
             clock_us=self._clock_us,
         )
         findings = Findings()

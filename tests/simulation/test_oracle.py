@@ -54,6 +54,7 @@ class Case:
         at: float = NOW,
         time: str | None = None,
         wanted: str | None = None,
+        behind_max_events: int = 50_000,
     ) -> None:
         self.journal = Journal()
         self.troubles = Troubles()
@@ -81,6 +82,7 @@ class Case:
             idle_expire_s=60,
             dedupe_s=60,
             max_bytes=1000,
+            behind_max_events=behind_max_events,
             clock_us=lambda: 30_000_030,
         )
         rules = StoredRules(truth, self.findings) if stores else LiveRules(truth, self.findings)
@@ -159,6 +161,18 @@ def test_a_broken_promise_is_found(entries: list[Entry], expected: list[str]) ->
     case = Case()
     case.note(*entries)
     assert case.rules == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "is_back", "excused"), [(10, True, True), (10, False, False), (999, True, False)]
+)
+def test_what_has_waited_for_redis_may_be_more_than_a_hub_keeps(most: int, is_back: bool, excused: bool) -> None:
+    """All of it comes at once; nothing else is more."""
+    case = Case(behind_max_events=most)
+    if is_back:
+        case.troubles.note("redis_kill", ["redis"], NOW - 5, NOW - 1)
+    case.note(gap("shed", "a2", 3, "a3"))
+    assert ("shed for one that is not slow" in case.rules) == (not excused)
 
 
 def test_a_position_beyond_the_head_is_unknown() -> None:
