@@ -7,6 +7,7 @@ import hashlib
 import logging
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -206,7 +207,7 @@ class Simulation:
 
     def expect_notice(self) -> None:
         """Redis' memory went back without a restart: a hub that has seen more notices in a round of its probe."""
-        now, seen = self.loop.now, dict[str, set[tuple[str, Place]]]()
+        now, seen = self.loop.now, dict[str, dict[tuple[str, Place], list[str]]]()
         for actor in self.clients.values():
             book = actor.book
             ends = self.network.websockets[book.client]
@@ -214,20 +215,32 @@ class Simulation:
                 continue  # it sleeps, and does not know: its hub may have closed its channels since then
             for channel, place in book.at.items():
                 if place is not None and actor.is_connected:
-                    seen.setdefault(channel, set()).add((book.hub, place))
+                    seen.setdefault(channel, {}).setdefault((book.hub, place), []).append(book.client)
         heads = self.journal.losses[-1].heads
         for channel, places in seen.items():
             epoch, offset = heads.get(channel, ("", 0))
-            for hub, place in sorted(places):
+            for (hub, place), names in sorted(places.items()):
                 if place.epoch == epoch and place.offset > offset:
-                    self.loop.call_outside(now + self._notice_s, self._judge_notice, channel, hub, place, now)
+                    what = channel, hub, place, now, names
+                    self.loop.call_outside(now + self._notice_s, self._judge_notice, *what)
 
     @property
     def _notice_s(self) -> float:
         """Seconds within which a hub notices that memory went back: a round of its probe, and what it takes."""
         return self.settings.hub.prove_interval_s + 20 * self.world.delays_s[1] + 0.5
 
-    def _judge_notice(self, channel: str, hub: str, place: Place, went_back_at: float) -> None:
+    def _may_have_closed(self, channel: str, names: Sequence[str], went_back_at: float) -> bool:
+        """Whether a hub may have closed a channel before it could notice: no client has stayed so long."""
+        table, until = self.settings.channels, went_back_at + self._notice_s
+        ends = [end for name in names for end in self.network.websockets[name]]
+        stayed = any(end.upgraded_at <= went_back_at and end.lost_at >= until for end in ends)
+        return channel != self.settings.event.channel and table.linger_s < self._notice_s and not stayed
+
+    def _judge_notice(
+        self, channel: str, hub: str, place: Place, went_back_at: float, names: Sequence[str]
+    ) -> None:
+        if self._may_have_closed(channel, names, went_back_at):
+            return
         spans = self.journal.epochs[channel].values()
         within_s = self.loop.now - went_back_at - 1e-6
         since = [loss.heads.get(channel) for loss in self.journal.losses if loss.at > went_back_at]
@@ -243,7 +256,7 @@ class Simulation:
             return  # it got as far again, and no hub had handed on an event there that could be another one
         if self.watcher.ready.get(self.hubs[hub].port) == 503:  # it has noticed
             look_again_at = self.loop.now + self._notice_s
-            self.loop.call_outside(look_again_at, self._judge_notice, channel, hub, place, went_back_at)
+            self.loop.call_outside(look_again_at, self._judge_notice, channel, hub, place, went_back_at, names)
             return
         what = f"{channel}: it had given {place}"
         self.oracle.fail("memory went back, unnoticed", self.loop.now, hub, what)
