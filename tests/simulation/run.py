@@ -227,7 +227,11 @@ class Simulation:
     @property
     def _notice_s(self) -> float:
         """Seconds within which a hub notices that memory went back: a round of its probe, and what it takes."""
-        return self.settings.hub.prove_interval_s + 20 * self.world.delays_s[1] + 0.5
+        notice_s = self.settings.hub.prove_interval_s + 20 * self.world.delays_s[1] + 0.5
+        if self.world.replica_lag_s is None:
+            return notice_s
+        # What was under way to a replica is lost with its memory: the round that waits for it is in vain.
+        return notice_s + self.settings.redis.silence_timeout_s
 
     def _may_have_closed(self, channel: str, names: Sequence[str], went_back_at: float) -> bool:
         """Whether a hub may have closed a channel before it could notice: no client has stayed so long."""
