@@ -122,7 +122,7 @@ def test_ctrl_c_in_the_first_moment_ends_all(milliseconds: int, tmp_path: Path) 
 
 def test_a_closed_terminal_ends_all(tmp_path: Path) -> None:
     """SIGHUP goes to all that the terminal has, and ends everything as SIGTERM does."""
-    with Shell('exec "$@"', tmp_path, "demo") as system:
+    with Shell('exec env --default-signal=HUP "$@"', tmp_path, "demo") as system:  # whatever these tests ignore
         system.said("#2", within=WHOLE_RUN_S)
         os.killpg(system.process.pid, signal.SIGHUP)
         assert system.wait(within=6) == 129

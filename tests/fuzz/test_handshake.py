@@ -100,7 +100,7 @@ def hub() -> Iterator[Hub]:
         unblocked(),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        patch.setattr(handshake, "_SanicProtocol", Page)
+        patch.setattr(handshake, "SanicProtocol", Page)
 
         async def build() -> House:
             asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(str(what)))
