@@ -420,9 +420,9 @@ async def test_a_proof_needs_a_link(redis: RedisServer) -> None:
         await watch.subscription.verify()
 
 
-@in_loop
-async def test_an_answer_from_before_it_was_released_confirms_nothing() -> None:
-    """Asked for, asked for again, released, and asked for anew: only the last answer is of the last request."""
+@contextlib.asynccontextmanager
+async def told_by_hand() -> AsyncIterator[tuple[Watch, asyncio.Queue[bytes]]]:
+    """A subscription to a and b, both confirmed, and what its Redis says next."""
     steps = asyncio.Queue[bytes]()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -436,6 +436,14 @@ async def test_an_answer_from_before_it_was_released_confirms_nothing() -> None:
         watching(hasty(url, ping_interval_s=5, silence_timeout_s=9), "a", "b") as watch,
     ):
         await watch.hears("b CONFIRMED")
+        yield watch, steps
+        steps.put_nowait(b"")
+
+
+@in_loop
+async def test_an_answer_from_before_it_was_released_confirms_nothing() -> None:
+    """Asked for, asked for again, released, and asked for anew: only the last answer is of the last request."""
+    async with told_by_hand() as (watch, steps):
         proof = asyncio.create_task(watch.subscription.verify())
         await asyncio.sleep(0)
         watch.subscription.unsubscribe("a")
@@ -446,25 +454,12 @@ async def test_an_answer_from_before_it_was_released_confirms_nothing() -> None:
         steps.put_nowait(TAKEN_AWAY % b"a" + CONFIRMED % b"a")
         await watch.hears("a CONFIRMED", times=2)
         assert watch.said == ["a CONFIRMED", "b CONFIRMED", "a CONFIRMED"]
-        steps.put_nowait(b"")
 
 
 @in_loop
 async def test_a_channel_that_is_taken_away_is_told() -> None:
     """A channel whose end Redis reports by itself is lost, once; the others are not, and it can come back."""
-    steps = asyncio.Queue[bytes]()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\nb\r\n")
-        writer.write(CONFIRMED % b"a" + CONFIRMED % b"b")
-        while words := await steps.get():
-            writer.write(words)
-
-    async with (
-        stand_in(talk) as url,
-        watching(hasty(url, ping_interval_s=5, silence_timeout_s=9), "a", "b") as watch,
-    ):
-        await watch.hears("b CONFIRMED")
+    async with told_by_hand() as (watch, steps):
         steps.put_nowait(TAKEN_AWAY % b"a" + TAKEN_AWAY % b"a" + TAKEN_AWAY % b"x")
         await watch.hears("a LOST")
         assert watch.subscription.confirmed == {"b"}
@@ -472,7 +467,6 @@ async def test_a_channel_that_is_taken_away_is_told() -> None:
         await watch.hears("a CONFIRMED", times=2)
         assert watch.subscription.confirmed == {"a", "b"}
         assert watch.said == ["a CONFIRMED", "b CONFIRMED", "a LOST", "a CONFIRMED"]
-        steps.put_nowait(b"")
 
 
 @in_loop
